@@ -1,0 +1,276 @@
+// Attention of one head of one sample with the column sums of its probabilities, forward and backward.
+// Keys and values are packed into panels once; queries pass over them in blocks, each with its whole score rows, so the
+// softmax is the plain two-pass one and any length works. Everything is computed in float32.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "gemm.h"
+#include "kernels.h"
+
+namespace mp::MP_ISA {
+
+constexpr int64_t kQueryBlock = 4 * kTileRows;
+
+// Hands out consecutive pieces of one scratch buffer. The sizing functions below run it without a buffer.
+class Arena {
+ public:
+  explicit Arena(float* base) : base_(base) {}
+  float* take(int64_t floats) {
+    float* piece = base_ + used_;
+    used_ += round_up(floats, 64 / sizeof(float));
+    return piece;
+  }
+  size_t used() const { return static_cast<size_t>(used_); }
+
+ private:
+  float* base_;
+  int64_t used_ = 0;
+};
+
+template <typename T>
+inline T* at(const Heads& x, int64_t token, int64_t head) {
+  return static_cast<T*>(x.data) + token * x.token_stride + head * x.head_stride;
+}
+
+// out [width] = factor * row, zero from width to padded_width
+template <typename T>
+inline void read_row(const T* row, int64_t width, int64_t padded_width, float factor, float* out) {
+  for (int64_t i = 0; i < width; ++i) out[i] = factor * to_float(row[i]);
+  std::fill(out + width, out + padded_width, 0.0f);
+}
+
+template <typename T>
+inline void write_row(const float* row, int64_t width, float factor, T* out) {
+  for (int64_t i = 0; i < width; ++i) out[i] = from_float<T>(factor * row[i]);
+}
+
+template <typename T>
+inline float dot(const float* a, const T* b, int64_t width) {
+  Vec sum[2] = {};
+  int64_t i = 0;
+  if constexpr (sizeof(T) == sizeof(float)) {
+    for (; i + kPanel <= width; i += kPanel) {
+      sum[0] += load(a + i) * load(b + i);
+      sum[1] += load(a + i + kWidth) * load(b + i + kWidth);
+    }
+  }
+  float tail = 0;
+  for (; i < width; ++i) tail += a[i] * to_float(b[i]);
+  return horizontal_sum(sum[0] + sum[1]) + tail;
+}
+
+// x [tokens, head_dim] as the transposed right factor: [tokens / kPanel][head_dim][kPanel], missing tokens zero.
+// stage: kPanel * round_up(head_dim, kWidth) floats
+template <typename T>
+inline void pack_tokens_transposed(const T* x, int64_t token_stride, int64_t tokens, int64_t head_dim, float* stage,
+                                   float* panels) {
+  const int64_t padded = round_up(head_dim, kWidth);
+  for (int64_t first = 0; first < tokens; first += kPanel, panels += head_dim * kPanel) {
+    const T* block = x + first * token_stride;
+    const int64_t rows = std::min<int64_t>(kPanel, tokens - first);
+    if constexpr (sizeof(T) == sizeof(float)) {
+      if (rows == kPanel && padded == head_dim) {
+        pack_transposed(block, token_stride, kPanel, padded, head_dim, panels);
+        continue;
+      }
+    }
+    for (int64_t r = 0; r < rows; ++r) read_row(block + r * token_stride, head_dim, padded, 1.0f, stage + r * padded);
+    std::fill(stage + rows * padded, stage + kPanel * padded, 0.0f);
+    pack_transposed(stage, padded, kPanel, padded, head_dim, panels);
+  }
+}
+
+// x [tokens, head_dim] as the right factor: [head_dim / kPanel][tokens][kPanel]. stage: round_up(head_dim, kPanel)
+// floats
+template <typename T>
+inline void pack_tokens(const T* x, int64_t token_stride, int64_t tokens, int64_t head_dim, float* stage,
+                        float* panels) {
+  const int64_t padded = round_up(head_dim, kPanel);
+  if constexpr (sizeof(T) == sizeof(float)) {
+    if (padded == head_dim) return pack_panels(x, token_stride, tokens, padded, panels);
+  }
+  for (int64_t token = 0; token < tokens; ++token) {
+    read_row(x + token * token_stride, head_dim, padded, 1.0f, stage);
+    for (int64_t column = 0; column < padded; column += kWidth)
+      store(panels + (column / kPanel * tokens + token) * kPanel + column % kPanel, load(stage + column));
+  }
+}
+
+// row [padded], of which `keys` are scores: replaces them by exp(score - max); returns the sum, sets max.
+inline float exponentiate(float* row, int64_t keys, int64_t padded, float& max_score) {
+  std::fill(row + keys, row + padded, -std::numeric_limits<float>::infinity());
+  Vec best = load(row);
+  for (int64_t j = kWidth; j < padded; j += kWidth) best = max(best, load(row + j));
+  max_score = horizontal_max(best);
+  Vec sum = {};
+  for (int64_t j = 0; j < padded; j += kWidth) {
+    const Vec e = exp(load(row + j) - max_score);
+    store(row + j, e);
+    sum += e;
+  }
+  return horizontal_sum(sum);
+}
+
+struct ForwardScratch {
+  float *queries, *keys, *values, *scores, *out, *column_sums, *stage;
+  size_t used;
+  ForwardScratch(float* base, int64_t keys_padded, int64_t head_dim) {
+    Arena arena(base);
+    const int64_t padded_dim = round_up(head_dim, kPanel);
+    queries = arena.take(kQueryBlock * head_dim);
+    keys = arena.take(keys_padded * head_dim);
+    values = arena.take(keys_padded * padded_dim);
+    scores = arena.take(kQueryBlock * keys_padded);
+    out = arena.take(kQueryBlock * padded_dim);
+    column_sums = arena.take(keys_padded);
+    stage = arena.take(kPanel * padded_dim);
+    used = arena.used();
+  }
+};
+
+// One query: packing the keys would cost more than the products, so they are read where they lie.
+template <typename T>
+inline void attend_one_query(const AttentionForward& f, int64_t query, int64_t key_begin, int64_t keys, int64_t head,
+                             const ForwardScratch& s) {
+  const int64_t dim = f.shape.head_dim, padded = round_up(keys, kPanel);
+  read_row(at<T>(f.q, query, head), dim, dim, f.shape.scale, s.queries);
+  for (int64_t j = 0; j < keys; ++j) s.scores[j] = dot(s.queries, at<T>(f.k, key_begin + j, head), dim);
+  float max_score;
+  const float sum = exponentiate(s.scores, keys, padded, max_score), inverse = 1.0f / sum;
+  std::fill(s.out, s.out + dim, 0.0f);
+  for (int64_t j = 0; j < keys; ++j) {
+    const T* value = at<T>(f.v, key_begin + j, head);
+    const float weight = s.scores[j];
+    for (int64_t d = 0; d < dim; ++d) s.out[d] += weight * to_float(value[d]);
+  }
+  write_row(s.out, dim, inverse, at<T>(f.out, query, head));
+  f.logsumexp[head * f.shape.total_q + query] = max_score + std::log(sum);
+  if (f.column_sums) write_row(s.scores, keys, inverse, f.column_sums + head * f.shape.total_k + key_begin);
+}
+
+template <typename T>
+inline void attend(const AttentionForward& f, int64_t sample, int64_t head, float* scratch) {
+  const AttentionShape& shape = f.shape;
+  const int64_t q_begin = shape.cu_seqlens_q[sample], queries = shape.cu_seqlens_q[sample + 1] - q_begin;
+  const int64_t k_begin = shape.cu_seqlens_k[sample], keys = shape.cu_seqlens_k[sample + 1] - k_begin;
+  const int64_t dim = shape.head_dim, padded_dim = round_up(dim, kPanel), padded_keys = round_up(keys, kPanel);
+  const ForwardScratch s(scratch, padded_keys, dim);
+  if (queries == 1) return attend_one_query<T>(f, q_begin, k_begin, keys, head, s);
+
+  pack_tokens_transposed(at<T>(f.k, k_begin, head), f.k.token_stride, keys, dim, s.stage, s.keys);
+  pack_tokens(at<T>(f.v, k_begin, head), f.v.token_stride, keys, dim, s.stage, s.values);
+  std::fill(s.column_sums, s.column_sums + padded_keys, 0.0f);
+  for (int64_t first = 0; first < queries; first += kQueryBlock) {
+    const int64_t rows = std::min(kQueryBlock, queries - first);
+    for (int64_t r = 0; r < rows; ++r)
+      read_row(at<T>(f.q, q_begin + first + r, head), dim, dim, shape.scale, s.queries + r * dim);
+    multiply(rows, padded_keys, dim, {s.queries, dim, 1}, s.keys, dim, s.scores, padded_keys, false);
+    float inverse[kQueryBlock];
+    for (int64_t r = 0; r < rows; ++r) {
+      float max_score;
+      const float sum = exponentiate(s.scores + r * padded_keys, keys, padded_keys, max_score);
+      inverse[r] = 1.0f / sum;
+      f.logsumexp[head * shape.total_q + q_begin + first + r] = max_score + std::log(sum);
+    }
+    if (f.column_sums)
+      for (int64_t j = 0; j < padded_keys; j += kWidth) {
+        Vec sum = load(s.column_sums + j);
+        for (int64_t r = 0; r < rows; ++r) sum += load(s.scores + r * padded_keys + j) * inverse[r];
+        store(s.column_sums + j, sum);
+      }
+    multiply(rows, padded_dim, keys, {s.scores, padded_keys, 1}, s.values, keys, s.out, padded_dim, false);
+    for (int64_t r = 0; r < rows; ++r)
+      write_row(s.out + r * padded_dim, dim, inverse[r], at<T>(f.out, q_begin + first + r, head));
+  }
+  if (f.column_sums) std::copy_n(s.column_sums, keys, f.column_sums + head * shape.total_k + k_begin);
+}
+
+struct BackwardScratch {
+  float *queries, *query_panels, *out_grads, *out_grad_panels, *keys, *keys_transposed, *values_transposed;
+  float *probabilities, *score_grads, *q_grad, *k_grad, *v_grad, *column_grad, *stage;
+  size_t used;
+  BackwardScratch(float* base, int64_t keys_padded, int64_t head_dim) {
+    Arena arena(base);
+    const int64_t padded_dim = round_up(head_dim, kPanel);
+    queries = arena.take(kQueryBlock * padded_dim);
+    query_panels = arena.take(kQueryBlock * padded_dim);
+    out_grads = arena.take(kQueryBlock * padded_dim);
+    out_grad_panels = arena.take(kQueryBlock * padded_dim);
+    keys = arena.take(keys_padded * padded_dim);
+    keys_transposed = arena.take(keys_padded * head_dim);
+    values_transposed = arena.take(keys_padded * head_dim);
+    probabilities = arena.take(kQueryBlock * keys_padded);
+    score_grads = arena.take(kQueryBlock * keys_padded);
+    q_grad = arena.take(kQueryBlock * padded_dim);
+    k_grad = arena.take(keys_padded * padded_dim);
+    v_grad = arena.take(keys_padded * padded_dim);
+    column_grad = arena.take(keys_padded);
+    stage = arena.take(kPanel * padded_dim);
+    used = arena.used();
+  }
+};
+
+// dS = P o (dP - D) with dP_ij = dO_i . V_j + G_j and D_i = sum_j P_ij dP_ij; dQ = scale dS K, dK = scale dS^T Q,
+// dV = P^T dO.
+template <typename T>
+inline void attend_backward(const AttentionBackward& b, int64_t sample, int64_t head, float* scratch) {
+  const AttentionShape& shape = b.shape;
+  const int64_t q_begin = shape.cu_seqlens_q[sample], queries = shape.cu_seqlens_q[sample + 1] - q_begin;
+  const int64_t k_begin = shape.cu_seqlens_k[sample], keys = shape.cu_seqlens_k[sample + 1] - k_begin;
+  const int64_t dim = shape.head_dim, padded_dim = round_up(dim, kPanel), padded_keys = round_up(keys, kPanel);
+  const BackwardScratch s(scratch, padded_keys, dim);
+
+  pack_tokens_transposed(at<T>(b.k, k_begin, head), b.k.token_stride, keys, dim, s.stage, s.keys_transposed);
+  pack_tokens_transposed(at<T>(b.v, k_begin, head), b.v.token_stride, keys, dim, s.stage, s.values_transposed);
+  pack_tokens(at<T>(b.k, k_begin, head), b.k.token_stride, keys, dim, s.stage, s.keys);
+  std::fill(s.k_grad, s.k_grad + keys * padded_dim, 0.0f);
+  std::fill(s.v_grad, s.v_grad + keys * padded_dim, 0.0f);
+  std::fill(s.column_grad, s.column_grad + padded_keys, 0.0f);
+  if (b.importance_grad)
+    write_row(b.importance_grad + k_begin, keys, 1.0f / static_cast<float>(shape.heads * std::max<int64_t>(queries, 1)),
+              s.column_grad);
+
+  for (int64_t first = 0; first < queries; first += kQueryBlock) {
+    const int64_t rows = std::min(kQueryBlock, queries - first), token = q_begin + first;
+    for (int64_t r = 0; r < rows; ++r) {
+      read_row(at<T>(b.q, token + r, head), dim, padded_dim, shape.scale, s.queries + r * padded_dim);
+      read_row(at<T>(b.out_grad, token + r, head), dim, padded_dim, 1.0f, s.out_grads + r * padded_dim);
+    }
+    pack_panels(s.queries, padded_dim, rows, padded_dim, s.query_panels);
+    pack_panels(s.out_grads, padded_dim, rows, padded_dim, s.out_grad_panels);
+    multiply(rows, padded_keys, dim, {s.queries, padded_dim, 1}, s.keys_transposed, dim, s.probabilities, padded_keys,
+             false);
+    multiply(rows, padded_keys, dim, {s.out_grads, padded_dim, 1}, s.values_transposed, dim, s.score_grads, padded_keys,
+             false);
+    for (int64_t r = 0; r < rows; ++r) {
+      float *p = s.probabilities + r * padded_keys, *grad = s.score_grads + r * padded_keys;
+      const float logsumexp = b.logsumexp[head * shape.total_q + token + r];
+      std::fill(p + keys, p + padded_keys, -std::numeric_limits<float>::infinity());
+      Vec sum = {};
+      for (int64_t j = 0; j < padded_keys; j += kWidth) {
+        const Vec probability = exp(load(p + j) - logsumexp), dp = load(grad + j) + load(s.column_grad + j);
+        store(p + j, probability);
+        store(grad + j, dp);
+        sum += probability * dp;
+      }
+      const float mean = horizontal_sum(sum);
+      for (int64_t j = 0; j < padded_keys; j += kWidth) store(grad + j, load(p + j) * (load(grad + j) - mean));
+    }
+    multiply(rows, padded_dim, keys, {s.score_grads, padded_keys, 1}, s.keys, keys, s.q_grad, padded_dim, false);
+    for (int64_t r = 0; r < rows; ++r)
+      write_row(s.q_grad + r * padded_dim, dim, shape.scale, at<T>(b.q_grad, token + r, head));
+    // The scale of dK is already in s.queries.
+    multiply(keys, padded_dim, rows, {s.score_grads, 1, padded_keys}, s.query_panels, rows, s.k_grad, padded_dim, true);
+    multiply(keys, padded_dim, rows, {s.probabilities, 1, padded_keys}, s.out_grad_panels, rows, s.v_grad, padded_dim,
+             true);
+  }
+  for (int64_t j = 0; j < keys; ++j) {
+    write_row(s.k_grad + j * padded_dim, dim, 1.0f, at<T>(b.k_grad, k_begin + j, head));
+    write_row(s.v_grad + j * padded_dim, dim, 1.0f, at<T>(b.v_grad, k_begin + j, head));
+  }
+}
+
+}  // namespace mp::MP_ISA

@@ -1,0 +1,52 @@
+// Element types of tensors and their conversion to and from float, the type all arithmetic is done in.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+namespace mp {
+
+enum class Dtype { kFloat32, kFloat16, kBFloat16 };
+
+struct BFloat16 {
+  uint16_t bits;
+};
+using Float16 = _Float16;
+
+inline float to_float(float x) {
+  return x;
+}
+inline float to_float(Float16 x) {
+  return static_cast<float>(x);
+}
+inline float to_float(BFloat16 x) {
+  const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+template <typename T>
+inline T from_float(float x) {
+  return static_cast<T>(x);
+}
+template <>
+inline BFloat16 from_float<BFloat16>(float x) {  // to nearest, ties to even; NaN stays NaN
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  if (x != x) return {static_cast<uint16_t>((bits >> 16) | 0x40u)};
+  bits += 0x7FFFu + ((bits >> 16) & 1u);
+  return {static_cast<uint16_t>(bits >> 16)};
+}
+
+// Calls f with a value of the C++ type that dtype names.
+template <typename F>
+inline void with_type(Dtype dtype, const F& f) {
+  switch (dtype) {
+    case Dtype::kFloat32: return f(float{});
+    case Dtype::kFloat16: return f(Float16{});
+    case Dtype::kBFloat16: return f(BFloat16{});
+  }
+}
+
+}  // namespace mp

@@ -1,0 +1,28 @@
+// Normalised entropy of a row of logits: u = -sum p log p / log N.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+
+#include "dtype.h"
+
+namespace mp {
+
+// With z = logit - max, Z = sum e^z and E = sum e^z z: -sum p log p = log Z - E / Z. A probability of 0 contributes 0.
+// The result is held to [0, 1] against rounding; NaN stays NaN.
+template <typename T>
+inline float normalized_entropy(const T* logits, int64_t classes) {
+  float max_logit = to_float(logits[0]);
+  for (int64_t i = 1; i < classes; ++i) max_logit = std::max(max_logit, to_float(logits[i]));
+  float partition = 0, weighted = 0;
+  for (int64_t i = 0; i < classes; ++i) {
+    const float z = to_float(logits[i]) - max_logit, e = std::exp(z);
+    partition += e;
+    if (e != 0) weighted += e * z;
+  }
+  const float entropy = (std::log(partition) - weighted / partition) / std::log(static_cast<float>(classes));
+  return entropy < 0 ? 0.0f : entropy > 1 ? 1.0f : entropy;
+}
+
+}  // namespace mp

@@ -1,0 +1,67 @@
+// One instruction set's build of the kernels. The build compiles this file once per instruction set, with MP_ISA its
+// name and MP_VECTOR_BYTES its vector width.
+#include "attention.h"
+#include "rows.h"
+
+#define MP_STRINGIZE_(x) #x
+#define MP_STRINGIZE(x) MP_STRINGIZE_(x)
+
+namespace mp::MP_ISA {
+namespace {
+
+void attention_forward(const AttentionForward& f, int64_t sample, int64_t head, float* scratch) {
+  with_type(f.shape.dtype, [&](auto t) { attend<decltype(t)>(f, sample, head, scratch); });
+}
+
+void attention_backward(const AttentionBackward& b, int64_t sample, int64_t head, float* scratch) {
+  with_type(b.shape.dtype, [&](auto t) { attend_backward<decltype(t)>(b, sample, head, scratch); });
+}
+
+size_t attention_forward_scratch(int64_t keys, int64_t head_dim) {
+  return ForwardScratch(nullptr, round_up(keys, kPanel), head_dim).used;
+}
+
+size_t attention_backward_scratch(int64_t keys, int64_t head_dim) {
+  return BackwardScratch(nullptr, round_up(keys, kPanel), head_dim).used;
+}
+
+void add_heads(const float* column_sums, int64_t heads, int64_t total, int64_t begin, int64_t end, float factor,
+               float* importance) {
+  std::copy(column_sums + begin, column_sums + end, importance + begin);
+  for (int64_t h = 1; h < heads; ++h)
+    for (int64_t t = begin; t < end; ++t) importance[t] += column_sums[h * total + t];
+  for (int64_t t = begin; t < end; ++t) importance[t] *= factor;
+}
+
+void add_layer_norm(const LayerNorm& n, int64_t begin, int64_t end) {
+  with_type(n.dtype, [&](auto t) { add_layer_norm_rows<decltype(t)>(n, begin, end); });
+}
+
+void bias_gelu(Dtype dtype, const void* x, const void* bias, void* out, int64_t width, int64_t begin, int64_t end) {
+  with_type(dtype, [&](auto t) {
+    using T = decltype(t);
+    bias_gelu_rows(static_cast<const T*>(x), static_cast<const T*>(bias), static_cast<T*>(out), width, begin, end);
+  });
+}
+
+void mean_rows(Dtype dtype, const void* x, void* out, int64_t width, int64_t begin, int64_t end) {
+  with_type(dtype, [&](auto t) {
+    using T = decltype(t);
+    mean_of_rows(static_cast<const T*>(x), static_cast<T*>(out), width, begin, end);
+  });
+}
+
+}  // namespace
+
+extern const Kernels kKernels;
+const Kernels kKernels = {MP_STRINGIZE(MP_ISA),
+                          attention_forward,
+                          attention_backward,
+                          attention_forward_scratch,
+                          attention_backward_scratch,
+                          add_heads,
+                          add_layer_norm,
+                          bias_gelu,
+                          mean_rows};
+
+}  // namespace mp::MP_ISA

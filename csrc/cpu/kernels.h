@@ -1,0 +1,77 @@
+// The CPU kernels as plain functions on pointers: arguments, and the table of one instruction set's build of them.
+// Every function does one independent piece of work; ops.cpp spreads the pieces over threads.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "dtype.h"
+
+namespace mp {
+
+// A [total, heads, head_dim] tensor whose last dimension is contiguous. Strides count elements.
+struct Heads {
+  void* data;
+  int64_t token_stride;
+  int64_t head_stride;
+};
+
+struct AttentionShape {
+  Dtype dtype;
+  const int32_t* cu_seqlens_q;  // [batch + 1]
+  const int32_t* cu_seqlens_k;  // [batch + 1]
+  int64_t heads, head_dim;
+  int64_t total_q, total_k;
+  float scale;
+};
+
+struct AttentionForward {
+  AttentionShape shape;
+  Heads q, k, v, out;
+  float* column_sums;  // [heads, total_k], or null where no importance is wanted
+  float* logsumexp;    // [heads, total_q]
+};
+
+// With G_j = importance_grad[j] / (heads * queries of the sample): dL/dP[h,i,j] = dO_i . V_j + G_j.
+struct AttentionBackward {
+  AttentionShape shape;
+  Heads q, k, v, out_grad;
+  const float* importance_grad;  // [total_k], or null
+  const float* logsumexp;        // [heads, total_q]
+  Heads q_grad, k_grad, v_grad;
+};
+
+struct LayerNorm {
+  Dtype dtype;
+  const void* x;         // [rows, width]
+  const void* residual;  // [any, width]
+  const int64_t* index;  // [rows]: row of residual that belongs to each row of x; null: the same row
+  const void *weight, *bias;
+  void* out;  // [rows, width], may be x
+  int64_t width;
+  float eps;
+};
+
+struct Kernels {
+  const char* name;
+  // Attention of one head of one sample. scratch: attention_*_scratch(...) floats.
+  void (*attention_forward)(const AttentionForward&, int64_t sample, int64_t head, float* scratch);
+  void (*attention_backward)(const AttentionBackward&, int64_t sample, int64_t head, float* scratch);
+  size_t (*attention_forward_scratch)(int64_t keys, int64_t head_dim);
+  size_t (*attention_backward_scratch)(int64_t keys, int64_t head_dim);
+  // importance[t] = factor of t's sample * sum over heads of column_sums[:, t], for the tokens of one sample.
+  void (*add_heads)(const float* column_sums, int64_t heads, int64_t total, int64_t begin, int64_t end, float factor,
+                    float* importance);
+  void (*add_layer_norm)(const LayerNorm&, int64_t begin, int64_t end);
+  // out = gelu(x + bias) on rows begin..end of [rows, width]; out may be x; bias may be null.
+  void (*bias_gelu)(Dtype, const void* x, const void* bias, void* out, int64_t width, int64_t begin, int64_t end);
+  // out[sample] = mean of rows begin..end of x [total, width].
+  void (*mean_rows)(Dtype, const void* x, void* out, int64_t width, int64_t begin, int64_t end);
+};
+
+// The builds that this library contains and this processor can run, best first; null-terminated.
+const Kernels* const* runnable_kernels();
+// The build in use: the best one, or the one that the environment variable MP_KERNELS_ISA names.
+const Kernels& kernels();
+
+}  // namespace mp

@@ -1,0 +1,109 @@
+// Token-wise steps between the matrix products, each in one pass over memory: add + LayerNorm, bias + GELU, means.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+
+#include "kernels.h"
+#include "vec.h"
+
+namespace mp::MP_ISA {
+
+template <typename T>
+inline Vec load_as_float(const T* p) {
+  if constexpr (sizeof(T) == sizeof(float)) {
+    return load(p);
+  } else {
+    Vec v;
+    for (int i = 0; i < kWidth; ++i) v[i] = to_float(p[i]);
+    return v;
+  }
+}
+template <typename T>
+inline void store_from_float(T* p, Vec v) {
+  if constexpr (sizeof(T) == sizeof(float)) {
+    store(p, v);
+  } else {
+    for (int i = 0; i < kWidth; ++i) p[i] = from_float<T>(v[i]);
+  }
+}
+
+// Calls f(offset, lanes) over a row in whole vectors, then f on a padded copy of what is left: `lanes` says how many of
+// the vector's elements exist.
+template <typename T>
+inline Vec load_some(const T* p, int64_t lanes) {
+  if (lanes >= kWidth) return load_as_float(p);
+  Vec v = {};
+  for (int64_t i = 0; i < lanes; ++i) v[i] = to_float(p[i]);
+  return v;
+}
+template <typename T>
+inline void store_some(T* p, Vec v, int64_t lanes) {
+  if (lanes >= kWidth) return store_from_float(p, v);
+  for (int64_t i = 0; i < lanes; ++i) p[i] = from_float<T>(v[i]);
+}
+
+template <typename T>
+inline void add_layer_norm_rows(const LayerNorm& n, int64_t begin, int64_t end) {
+  const T *weight = static_cast<const T*>(n.weight), *bias = static_cast<const T*>(n.bias);
+  const int64_t width = n.width;
+  constexpr int64_t kBuffer = 4096;  // the sum of a row this wide is kept instead of read and added a second time
+  alignas(64) float kept[kBuffer];
+  for (int64_t row = begin; row < end; ++row) {
+    const T* x = static_cast<const T*>(n.x) + row * width;
+    const T* residual = static_cast<const T*>(n.residual) + (n.index ? n.index[row] : row) * width;
+    T* out = static_cast<T*>(n.out) + row * width;
+    const auto added = [&](int64_t i) { return load_some(x + i, width - i) + load_some(residual + i, width - i); };
+    const bool keep = width + kWidth <= kBuffer;
+    Vec sum = {};
+    for (int64_t i = 0; i < width; i += kWidth) {
+      const Vec v = added(i);
+      if (keep) store(kept + i, v);
+      sum += v;
+    }
+    const float mean = horizontal_sum(sum) / static_cast<float>(width);
+    Vec squares = {};
+    int64_t i = 0;
+    for (; i + kWidth <= width; i += kWidth) {
+      const Vec centred = (keep ? load(kept + i) : added(i)) - mean;
+      squares += centred * centred;
+    }
+    float square_sum = horizontal_sum(squares);
+    if (i < width) {
+      const Vec v = keep ? load(kept + i) : added(i);
+      for (int64_t lane = 0; lane < width - i; ++lane) square_sum += (v[lane] - mean) * (v[lane] - mean);
+    }
+    const float inverse = 1.0f / std::sqrt(square_sum / static_cast<float>(width) + n.eps);
+    for (i = 0; i < width; i += kWidth) {
+      const Vec normal = ((keep ? load(kept + i) : added(i)) - mean) * inverse;
+      const Vec y = normal * load_some(weight + i, width - i) + load_some(bias + i, width - i);
+      store_some(out + i, y, width - i);
+    }
+  }
+}
+
+inline Vec gelu(Vec x) {
+  return 0.5f * x * (1.0f + erf(x * 0.70710678118654752f));
+}
+
+template <typename T>
+inline void bias_gelu_rows(const T* x, const T* bias, T* out, int64_t width, int64_t begin, int64_t end) {
+  for (int64_t row = begin; row < end; ++row)
+    for (int64_t i = 0; i < width; i += kWidth) {
+      Vec v = load_some(x + row * width + i, width - i);
+      if (bias) v += load_some(bias + i, width - i);
+      store_some(out + row * width + i, gelu(v), width - i);
+    }
+}
+
+template <typename T>
+inline void mean_of_rows(const T* x, T* out, int64_t width, int64_t begin, int64_t end) {
+  const float factor = 1.0f / static_cast<float>(std::max<int64_t>(end - begin, 1));
+  for (int64_t i = 0; i < width; i += kWidth) {
+    Vec sum = {};
+    for (int64_t row = begin; row < end; ++row) sum += load_some(x + row * width + i, width - i);
+    store_some(out + i, sum * factor, width - i);
+  }
+}
+
+}  // namespace mp::MP_ISA

@@ -1,0 +1,113 @@
+// One vector register of floats, written once for every instruction set: the compiler's vector extension with
+// MP_VECTOR_BYTES set by the build (16: SSE2 or NEON, 32: AVX2, 64: AVX-512).
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <utility>
+
+#ifndef MP_ISA
+#error "MP_ISA names the namespace of the instruction set this file is compiled for"
+#endif
+
+namespace mp::MP_ISA {
+
+constexpr int kWidth = MP_VECTOR_BYTES / sizeof(float);
+typedef float Vec __attribute__((vector_size(MP_VECTOR_BYTES)));
+typedef int32_t IntVec __attribute__((vector_size(MP_VECTOR_BYTES)));
+
+inline Vec load(const float* p) {
+  Vec v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+inline void store(float* p, Vec v) {
+  std::memcpy(p, &v, sizeof v);
+}
+inline Vec broadcast(float x) {
+  return x - Vec{};
+}
+inline Vec max(Vec a, Vec b) {
+  return a > b ? a : b;
+}
+inline Vec min(Vec a, Vec b) {
+  return a < b ? a : b;
+}
+
+// e^x to 2 units in the last place. Below -87.3 (the smallest normal float) the result is exactly 0; NaN stays NaN.
+inline Vec exp(Vec x) {
+  constexpr float kLog2e = 1.44269504088896341f, kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
+  constexpr float kRoundingShift = 12582912.0f;  // 1.5 * 2^23: adding it leaves the rounded integer in the low bits
+  constexpr float kLowest = -87.33654f, kHighest = 88.37626f;
+  const Vec clamped = min(max(x, broadcast(kLowest)), broadcast(kHighest));
+  const Vec shifted = clamped * kLog2e + kRoundingShift;
+  const Vec n = shifted - kRoundingShift;
+  const Vec r = (clamped - n * kLn2High) - n * kLn2Low;
+  Vec p = broadcast(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + r + 1.0f;
+  IntVec bits;
+  std::memcpy(&bits, &shifted, sizeof bits);
+  const IntVec exponent = (bits - 0x4B400000 + 127) << 23;  // 0x4B400000: the bits of kRoundingShift
+  Vec scale;
+  std::memcpy(&scale, &exponent, sizeof scale);
+  const Vec result = x < broadcast(kLowest) ? Vec{} : p * scale;
+  return x == x ? result : x;
+}
+
+// erf(x) within 1.5e-7 (Abramowitz and Stegun 7.1.26).
+inline Vec erf(Vec x) {
+  const Vec magnitude = x < Vec{} ? -x : x;
+  const Vec t = 1.0f / (1.0f + 0.3275911f * magnitude);
+  Vec p = broadcast(1.061405429f);
+  p = p * t - 1.453152027f;
+  p = p * t + 1.421413741f;
+  p = p * t - 0.284496736f;
+  p = p * t + 0.254829592f;
+  const Vec y = 1.0f - p * t * exp(-magnitude * magnitude);
+  return x < Vec{} ? -y : y;
+}
+
+namespace detail {
+template <int kStage, int... kLane>
+inline Vec swap_lanes(Vec v, std::integer_sequence<int, kLane...>) {
+  return __builtin_shufflevector(v, v, (kLane ^ kStage)...);
+}
+template <int kStage, int... kLane>
+inline void exchange(Vec& a, Vec& b, std::integer_sequence<int, kLane...>) {
+  const Vec low = __builtin_shufflevector(a, b, ((kLane & kStage) ? kWidth + kLane - kStage : kLane)...);
+  b = __builtin_shufflevector(a, b, ((kLane & kStage) ? kWidth + kLane : kLane + kStage)...);
+  a = low;
+}
+}  // namespace detail
+
+template <int kStage = kWidth / 2>
+inline float horizontal_sum(Vec v) {
+  if constexpr (kStage == 0)
+    return v[0];
+  else
+    return horizontal_sum<kStage / 2>(v + detail::swap_lanes<kStage>(v, std::make_integer_sequence<int, kWidth>{}));
+}
+template <int kStage = kWidth / 2>
+inline float horizontal_max(Vec v) {
+  if constexpr (kStage == 0)
+    return v[0];
+  else
+    return horizontal_max<kStage / 2>(max(v, detail::swap_lanes<kStage>(v, std::make_integer_sequence<int, kWidth>{})));
+}
+
+// rows[i][j] <-> rows[j][i], by log2(kWidth) exchanges of blocks.
+template <int kStage = 1>
+inline void transpose(Vec (&rows)[kWidth]) {
+  if constexpr (kStage < kWidth) {
+    for (int i = 0; i < kWidth; ++i)
+      if (!(i & kStage)) detail::exchange<kStage>(rows[i], rows[i | kStage], std::make_integer_sequence<int, kWidth>{});
+    transpose<kStage * 2>(rows);
+  }
+}
+
+}  // namespace mp::MP_ISA

@@ -1,0 +1,478 @@
+// The face of the CPU kernels to torch, through its stable ABI: the only file that sees tensors. Schemas stand in
+// mp_kernels/schemas.py, which is also what runs where this library was not built.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <numeric>
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <tuple>
+#include <vector>
+
+#include "cpu/compaction.h"
+#include "cpu/entropy.h"
+#include "cpu/kernels.h"
+
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// ---- checks: what memory safety needs, whoever calls ----
+
+template <typename... Parts>
+void require(bool holds, const Parts&... parts) {
+  if (holds) return;
+  std::ostringstream message;
+  message << "mp_kernels.";
+  ((message << parts), ...);
+  throw std::runtime_error(message.str());
+}
+
+std::string shape_of(const Tensor& x) {
+  std::ostringstream text;
+  text << '[';
+  for (int64_t i = 0; i < x.dim(); ++i) text << (i ? ", " : "") << x.size(i);
+  text << ']';
+  return text.str();
+}
+
+void require_dtype(const char* op, const char* name, const Tensor& x, ScalarType wanted, const char* wanted_name) {
+  require(x.scalar_type() == wanted, op, ": ", name, " must be ", wanted_name, "; got dtype number ",
+          static_cast<int>(x.scalar_type()));
+}
+
+mp::Dtype floating_dtype(const char* op, const char* name, const Tensor& x) {
+  switch (x.scalar_type()) {
+    case ScalarType::Float: return mp::Dtype::kFloat32;
+    case ScalarType::Half: return mp::Dtype::kFloat16;
+    case ScalarType::BFloat16: return mp::Dtype::kBFloat16;
+    default: break;
+  }
+  require(false, op, ": ", name, " must be float32, float16 or bfloat16; got dtype number ",
+          static_cast<int>(x.scalar_type()));
+  return {};
+}
+
+// cu_seqlens, checked: int32 [batch + 1], starts at 0, never decreases, ends at total.
+class SequenceStarts {
+ public:
+  SequenceStarts(const char* op, const char* name, const Tensor& x, int64_t total) {
+    require(x.dim() == 1 && x.size(0) >= 1, op, ": ", name, " must have shape [batch + 1]; got ", shape_of(x));
+    require_dtype(op, name, x, ScalarType::Int, "int32");
+    tensor_ = torch::stable::contiguous(x);
+    data_ = tensor_.const_data_ptr<int32_t>();
+    batch_ = x.size(0) - 1;
+    require(data_[0] == 0, op, ": ", name, " must start with 0; got ", data_[0]);
+    for (int64_t b = 0; b < batch_; ++b) {
+      const int64_t length = static_cast<int64_t>(data_[b + 1]) - data_[b];
+      require(length >= 0, op, ": ", name, " must not decrease; got ", data_[b + 1], " after ", data_[b],
+              " at position ", b + 1);
+      longest_ = std::max(longest_, length);
+    }
+    require(data_[batch_] == total, op, ": the last entry of ", name, " must be the number of rows, ", total, "; got ",
+            data_[batch_]);
+  }
+  const int32_t* data() const { return data_; }
+  int64_t batch() const { return batch_; }
+  int64_t length(int64_t b) const { return data_[b + 1] - data_[b]; }
+  int64_t longest() const { return longest_; }
+
+ private:
+  Tensor tensor_;
+  const int32_t* data_;
+  int64_t batch_, longest_ = 0;
+};
+
+Tensor with_contiguous_last_dimension(const Tensor& x) {
+  return x.size(x.dim() - 1) <= 1 || x.stride(x.dim() - 1) == 1 ? x : torch::stable::contiguous(x);
+}
+
+mp::Heads heads_of(const Tensor& x) {
+  return {x.data_ptr(), x.stride(0), x.stride(1)};
+}
+
+// ---- threads ----
+
+// Calls work(task, thread-local scratch) for every task in the given order; a free thread takes the next one, so an
+// order from long to short balances them. Which thread runs a task changes nothing in its result.
+template <typename Work>
+void run_in_order(int64_t tasks, size_t scratch_floats, const Work& work) {
+  std::atomic<int64_t> next{0};
+  const int64_t threads = std::min<int64_t>(tasks, torch::stable::get_num_threads());
+  torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
+    // Kept between calls: fresh pages for every call cost more than a small batch's attention.
+    thread_local std::vector<float> memory;
+    constexpr size_t kAlignment = 64;
+    memory.resize(std::max(memory.size(), scratch_floats + kAlignment / sizeof(float)));
+    const size_t misaligned = reinterpret_cast<uintptr_t>(memory.data()) % kAlignment;
+    float* scratch = memory.data() + (misaligned ? (kAlignment - misaligned) / sizeof(float) : 0);
+    for (; begin < end; ++begin)
+      for (int64_t task; (task = next.fetch_add(1)) < tasks;) work(task, scratch);
+  });
+}
+
+// (sample, head) pairs, the samples by falling cost.
+std::vector<int32_t> by_falling_cost(const SequenceStarts& queries, const SequenceStarts& keys) {
+  std::vector<int32_t> order(static_cast<size_t>(keys.batch()));
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
+    return queries.length(a) * keys.length(a) > queries.length(b) * keys.length(b);
+  });
+  return order;
+}
+
+int64_t rows_per_thread(int64_t row_bytes) {
+  constexpr int64_t kWorthAThread = 32 * 1024;
+  return std::max<int64_t>(1, kWorthAThread / std::max<int64_t>(1, row_bytes));
+}
+
+// ---- attention ----
+
+struct AttentionInputs {
+  Tensor q, k, v;
+  mp::AttentionShape shape;
+  SequenceStarts queries, keys;
+
+  AttentionInputs(const char* op, const Tensor& q_in, const Tensor& k_in, const Tensor& v_in,
+                  const Tensor& cu_seqlens_q, const Tensor& cu_seqlens_k, int64_t max_seqlen, double scale)
+      : q(with_contiguous_last_dimension(q_in)),
+        k(with_contiguous_last_dimension(k_in)),
+        v(with_contiguous_last_dimension(v_in)),
+        queries(op, "cu_seqlens_q", cu_seqlens_q, q.size(0)),
+        keys(op, "cu_seqlens", cu_seqlens_k, k.size(0)) {
+    require(q.dim() == 3 && k.dim() == 3 && v.dim() == 3, op, ": q, k and v must be [total, heads, head_dim]; got ",
+            shape_of(q), ", ", shape_of(k), " and ", shape_of(v));
+    require(shape_of(k) == shape_of(v) && q.size(1) == k.size(1) && q.size(2) == k.size(2), op,
+            ": q, k and v must agree in shape; got ", shape_of(q), ", ", shape_of(k), " and ", shape_of(v));
+    require(q.scalar_type() == k.scalar_type() && q.scalar_type() == v.scalar_type(), op,
+            ": q, k and v must have the same dtype");
+    require(queries.batch() == keys.batch(), op, ": cu_seqlens_q and cu_seqlens must describe the same batch; got ",
+            queries.batch(), " and ", keys.batch(), " samples");
+    require(max_seqlen >= keys.longest(), op, ": max_seqlen must be at least the longest sample, ", keys.longest(),
+            "; got ", max_seqlen);
+    shape = {floating_dtype(op, "q", q), queries.data(), keys.data(), q.size(1), q.size(2), q.size(0), k.size(0),
+             static_cast<float>(scale)};
+    for (int64_t b = 0; b < keys.batch(); ++b)
+      require(keys.length(b) > 0 || queries.length(b) == 0, op, ": sample ", b, " has queries but no keys");
+  }
+};
+
+std::tuple<Tensor, Tensor, Tensor> ragged_attention(const Tensor& q, const Tensor& k, const Tensor& v,
+                                                    const Tensor& cu_seqlens_q, const Tensor& cu_seqlens,
+                                                    int64_t max_seqlen, double scale, bool need_importance) {
+  const AttentionInputs in("ragged_attention", q, k, v, cu_seqlens_q, cu_seqlens, max_seqlen, scale);
+  const int64_t heads = in.shape.heads, total = in.shape.total_k;
+  Tensor out = torch::stable::new_empty(in.q, {in.q.size(0), heads, in.shape.head_dim});
+  Tensor logsumexp = torch::stable::new_empty(in.q, {heads, in.shape.total_q}, ScalarType::Float);
+  Tensor importance = torch::stable::new_empty(in.q, {need_importance ? total : 0}, ScalarType::Float);
+  Tensor column_sums = torch::stable::new_empty(in.q, {need_importance ? heads : 0, total}, ScalarType::Float);
+
+  const mp::Kernels& kernels = mp::kernels();
+  const mp::AttentionForward forward{in.shape,
+                                     heads_of(in.q),
+                                     heads_of(in.k),
+                                     heads_of(in.v),
+                                     heads_of(out),
+                                     need_importance ? column_sums.mutable_data_ptr<float>() : nullptr,
+                                     logsumexp.mutable_data_ptr<float>()};
+  const std::vector<int32_t> order = by_falling_cost(in.queries, in.keys);
+  run_in_order(in.keys.batch() * heads, kernels.attention_forward_scratch(in.keys.longest(), in.shape.head_dim),
+               [&](int64_t task, float* scratch) {
+                 const int64_t sample = order[static_cast<size_t>(task / heads)];
+                 if (in.keys.length(sample)) kernels.attention_forward(forward, sample, task % heads, scratch);
+               });
+  if (need_importance)
+    torch::stable::parallel_for(0, in.keys.batch(), 64, [&](int64_t begin, int64_t end) {
+      for (int64_t b = begin; b < end; ++b) {
+        const int64_t queries = std::max<int64_t>(in.queries.length(b), 1);
+        kernels.add_heads(forward.column_sums, heads, total, in.keys.data()[b], in.keys.data()[b + 1],
+                          1.0f / static_cast<float>(heads * queries), importance.mutable_data_ptr<float>());
+      }
+    });
+  return {out, importance, logsumexp};
+}
+
+std::tuple<Tensor, Tensor, Tensor> ragged_attention_backward(const Tensor& out_grad,
+                                                             std::optional<Tensor> importance_grad, const Tensor& q,
+                                                             const Tensor& k, const Tensor& v, const Tensor& logsumexp,
+                                                             const Tensor& cu_seqlens_q, const Tensor& cu_seqlens,
+                                                             int64_t max_seqlen, double scale) {
+  const char* op = "ragged_attention_backward";
+  const AttentionInputs in(op, q, k, v, cu_seqlens_q, cu_seqlens, max_seqlen, scale);
+  const int64_t heads = in.shape.heads;
+  require(shape_of(out_grad) == shape_of(q) && out_grad.scalar_type() == q.scalar_type(), op,
+          ": out_grad must be like q, ", shape_of(q), "; got ", shape_of(out_grad));
+  require_dtype(op, "logsumexp", logsumexp, ScalarType::Float, "float32");
+  require(logsumexp.is_contiguous() && logsumexp.numel() == heads * in.shape.total_q, op,
+          ": logsumexp must be contiguous [heads, total]; got ", shape_of(logsumexp));
+  Tensor importance_grads;
+  if (importance_grad) {
+    require_dtype(op, "importance_grad", *importance_grad, ScalarType::Float, "float32");
+    require(importance_grad->numel() == in.shape.total_k, op, ": importance_grad must be [total]; got ",
+            shape_of(*importance_grad));
+    importance_grads = torch::stable::contiguous(*importance_grad);
+  }
+  const Tensor out_grads = with_contiguous_last_dimension(out_grad);
+  Tensor q_grad = torch::stable::new_empty(in.q, {in.q.size(0), heads, in.shape.head_dim});
+  Tensor k_grad = torch::stable::new_empty(in.q, {in.k.size(0), heads, in.shape.head_dim});
+  Tensor v_grad = torch::stable::new_empty(in.q, {in.k.size(0), heads, in.shape.head_dim});
+
+  const mp::Kernels& kernels = mp::kernels();
+  const mp::AttentionBackward backward{in.shape,
+                                       heads_of(in.q),
+                                       heads_of(in.k),
+                                       heads_of(in.v),
+                                       heads_of(out_grads),
+                                       importance_grad ? importance_grads.const_data_ptr<float>() : nullptr,
+                                       logsumexp.const_data_ptr<float>(),
+                                       heads_of(q_grad),
+                                       heads_of(k_grad),
+                                       heads_of(v_grad)};
+  const std::vector<int32_t> order = by_falling_cost(in.queries, in.keys);
+  run_in_order(in.keys.batch() * heads, kernels.attention_backward_scratch(in.keys.longest(), in.shape.head_dim),
+               [&](int64_t task, float* scratch) {
+                 const int64_t sample = order[static_cast<size_t>(task / heads)];
+                 if (in.keys.length(sample)) kernels.attention_backward(backward, sample, task % heads, scratch);
+               });
+  return {q_grad, k_grad, v_grad};
+}
+
+// ---- compaction ----
+
+struct CompactionResult {
+  Tensor index, cu_seqlens, extents;
+  CompactionResult(const Tensor& like, int64_t total, int64_t batch)
+      : index(torch::stable::new_empty(like, {total}, ScalarType::Long)),
+        cu_seqlens(torch::stable::new_empty(like, {batch + 1}, ScalarType::Int)),
+        extents(torch::stable::new_empty(like, {4}, ScalarType::Long)) {}
+  mp::Compaction pointers() {
+    return {index.mutable_data_ptr<int64_t>(), cu_seqlens.mutable_data_ptr<int32_t>(),
+            extents.mutable_data_ptr<int64_t>()};
+  }
+  // What lies beyond the kept rows and samples is defined too: the last start repeated, and row 0.
+  std::tuple<Tensor, Tensor, Tensor> finish() {
+    const mp::Compaction out = pointers();
+    std::fill(out.index + out.extents[0], out.index + index.size(0), int64_t{0});
+    std::fill(out.cu_seqlens + out.extents[1] + 1, out.cu_seqlens + cu_seqlens.size(0),
+              static_cast<int32_t>(out.extents[0]));
+    return {index, cu_seqlens, extents};
+  }
+};
+
+std::tuple<Tensor, Tensor, Tensor> prune_tokens(const Tensor& importance, const Tensor& cu_seqlens, double threshold) {
+  const char* op = "prune_tokens";
+  require(importance.dim() == 1, op, ": importance must be [total]; got ", shape_of(importance));
+  require_dtype(op, "importance", importance, ScalarType::Float, "float32");
+  const SequenceStarts starts(op, "cu_seqlens", cu_seqlens, importance.numel());
+  const Tensor scores = torch::stable::contiguous(importance);
+  CompactionResult result(cu_seqlens, importance.numel(), starts.batch());
+  mp::prune_tokens(scores.const_data_ptr<float>(), starts.data(), starts.batch(), static_cast<float>(threshold),
+                   result.pointers());
+  return result.finish();
+}
+
+std::tuple<Tensor, Tensor, Tensor> top_k_tokens(const Tensor& importance, const Tensor& cu_seqlens, const Tensor& k) {
+  const char* op = "top_k_tokens";
+  require(importance.dim() == 1, op, ": importance must be [total]; got ", shape_of(importance));
+  require_dtype(op, "importance", importance, ScalarType::Float, "float32");
+  require_dtype(op, "k", k, ScalarType::Long, "int64");
+  const SequenceStarts starts(op, "cu_seqlens", cu_seqlens, importance.numel());
+  require(k.dim() == 1 && k.size(0) == starts.batch(), op, ": k must be [batch], ", starts.batch(), "; got ",
+          shape_of(k));
+  const Tensor scores = torch::stable::contiguous(importance), counts = torch::stable::contiguous(k);
+  for (int64_t b = 0; b < starts.batch(); ++b)
+    require(counts.const_data_ptr<int64_t>()[b] >= 1, op, ": k must be at least 1 (the first token always stays); got ",
+            counts.const_data_ptr<int64_t>()[b], " for sample ", b);
+  CompactionResult result(cu_seqlens, importance.numel(), starts.batch());
+  mp::top_k_tokens(scores.const_data_ptr<float>(), starts.data(), starts.batch(), counts.const_data_ptr<int64_t>(),
+                   result.pointers());
+  return result.finish();
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> select_samples(const Tensor& cu_seqlens, const Tensor& stays,
+                                                          int64_t total) {
+  const char* op = "select_samples";
+  const SequenceStarts starts(op, "cu_seqlens", cu_seqlens, total);
+  require_dtype(op, "stays", stays, ScalarType::Bool, "bool");
+  require(stays.dim() == 1 && stays.size(0) == starts.batch(), op, ": stays must be [batch], ", starts.batch(),
+          "; got ", shape_of(stays));
+  const Tensor flags = torch::stable::contiguous(stays);
+  Tensor samples = torch::stable::new_empty(cu_seqlens, {starts.batch()}, ScalarType::Long);
+  int64_t* sample = samples.mutable_data_ptr<int64_t>();
+  std::fill_n(sample, starts.batch(), int64_t{0});
+  for (int64_t b = 0; b < starts.batch(); ++b)
+    if (flags.const_data_ptr<bool>()[b]) *sample++ = b;
+  CompactionResult result(cu_seqlens, total, starts.batch());
+  mp::select_samples(starts.data(), starts.batch(), flags.const_data_ptr<bool>(), result.pointers());
+  const auto [index, new_cu_seqlens, extents] = result.finish();
+  return {index, new_cu_seqlens, samples, extents};
+}
+
+std::vector<Tensor> ragged_gather(std::vector<Tensor> xs, const Tensor& index) {
+  const char* op = "ragged_gather";
+  require(index.dim() == 1, op, ": index must be one-dimensional; got ", shape_of(index));
+  require_dtype(op, "index", index, ScalarType::Long, "int64");
+  const Tensor rows = torch::stable::contiguous(index);
+  const int64_t* row = rows.const_data_ptr<int64_t>();
+  const int64_t count = rows.size(0);
+  const auto [lowest, highest] = std::minmax_element(row, row + count);
+  std::vector<Tensor> results;
+  for (size_t t = 0; t < xs.size(); ++t) {
+    require(xs[t].dim() >= 1, op, ": x must have rows; got a scalar");
+    if (count)
+      require(*lowest >= 0 && *highest < xs[t].size(0), op, ": index must lie in 0..", xs[t].size(0) - 1, "; got ",
+              *lowest < 0 ? *lowest : *highest);
+    std::vector<int64_t> sizes{count};
+    int64_t row_elements = 1;
+    for (int64_t d = 1; d < xs[t].dim(); ++d) {
+      sizes.push_back(xs[t].size(d));
+      row_elements *= xs[t].size(d);
+    }
+    // Rows may lie apart (one of several slices of a packed row); what is within a row must be together.
+    bool rows_together = true;
+    for (int64_t d = xs[t].dim() - 1, step = 1; d >= 1; step *= xs[t].size(d--))
+      rows_together = rows_together && (xs[t].size(d) <= 1 || xs[t].stride(d) == step);
+    const Tensor x = rows_together ? xs[t] : torch::stable::contiguous(xs[t]);
+    Tensor result = torch::stable::new_empty(x, sizes);
+    const size_t bytes = static_cast<size_t>(row_elements) * x.element_size();
+    const size_t stride = static_cast<size_t>(x.stride(0)) * x.element_size();
+    const char* from = static_cast<const char*>(x.data_ptr());
+    char* to = static_cast<char*>(result.data_ptr());
+    if (bytes)
+      torch::stable::parallel_for(0, count, rows_per_thread(row_elements * 4), [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i)
+          std::memcpy(to + static_cast<size_t>(i) * bytes, from + static_cast<size_t>(row[i]) * stride, bytes);
+      });
+    results.push_back(result);
+  }
+  return results;
+}
+
+// ---- token-wise steps ----
+
+Tensor ragged_mean(const Tensor& x, const Tensor& cu_seqlens) {
+  const char* op = "ragged_mean";
+  require(x.dim() == 2, op, ": x must be [total, width]; got ", shape_of(x));
+  const mp::Dtype dtype = floating_dtype(op, "x", x);
+  const SequenceStarts starts(op, "cu_seqlens", cu_seqlens, x.size(0));
+  const Tensor source = torch::stable::contiguous(x);
+  const int64_t width = x.size(1);
+  Tensor result = torch::stable::new_empty(source, {starts.batch(), width});
+  const size_t row_bytes = static_cast<size_t>(width) * x.element_size();
+  torch::stable::parallel_for(0, starts.batch(), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t b = begin; b < end; ++b)
+      mp::kernels().mean_rows(dtype, source.data_ptr(),
+                              static_cast<char*>(result.data_ptr()) + static_cast<size_t>(b) * row_bytes, width,
+                              starts.data()[b], starts.data()[b + 1]);
+  });
+  return result;
+}
+
+Tensor add_layer_norm(const Tensor& x, const Tensor& residual, std::optional<Tensor> index, const Tensor& weight,
+                      const Tensor& bias, double eps) {
+  const char* op = "add_layer_norm";
+  require(x.dim() == 2 && residual.dim() == 2 && x.size(1) == residual.size(1), op,
+          ": x and residual must be [rows, width] of one width; got ", shape_of(x), " and ", shape_of(residual));
+  const mp::Dtype dtype = floating_dtype(op, "x", x);
+  for (const Tensor* other : {&residual, &weight, &bias})
+    require(other->scalar_type() == x.scalar_type(), op, ": x, residual, weight and bias must have the same dtype");
+  require(weight.numel() == x.size(1) && bias.numel() == x.size(1), op, ": weight and bias must be [width], ",
+          x.size(1), "; got ", shape_of(weight), " and ", shape_of(bias));
+  Tensor rows;
+  if (index) {
+    require_dtype(op, "index", *index, ScalarType::Long, "int64");
+    require(index->dim() == 1 && index->size(0) == x.size(0), op, ": index must be [rows], ", x.size(0), "; got ",
+            shape_of(*index));
+    rows = torch::stable::contiguous(*index);
+    for (int64_t i = 0; i < x.size(0); ++i) {
+      const int64_t row = rows.const_data_ptr<int64_t>()[i];
+      require(row >= 0 && row < residual.size(0), op, ": index must lie in 0..", residual.size(0) - 1, "; got ", row);
+    }
+  } else {
+    require(residual.size(0) == x.size(0), op, ": without an index x and residual must have the same rows; got ",
+            shape_of(x), " and ", shape_of(residual));
+  }
+  const Tensor source = torch::stable::contiguous(x), residuals = torch::stable::contiguous(residual);
+  const Tensor weights = torch::stable::contiguous(weight), biases = torch::stable::contiguous(bias);
+  Tensor result = torch::stable::new_empty(source, {x.size(0), x.size(1)});
+  const mp::LayerNorm norm{dtype,
+                           source.data_ptr(),
+                           residuals.data_ptr(),
+                           index ? rows.const_data_ptr<int64_t>() : nullptr,
+                           weights.data_ptr(),
+                           biases.data_ptr(),
+                           result.data_ptr(),
+                           x.size(1),
+                           static_cast<float>(eps)};
+  torch::stable::parallel_for(0, x.size(0), rows_per_thread(x.size(1) * 4),
+                              [&](int64_t begin, int64_t end) { mp::kernels().add_layer_norm(norm, begin, end); });
+  return result;
+}
+
+Tensor bias_gelu(const Tensor& x, std::optional<Tensor> bias) {
+  const char* op = "bias_gelu";
+  require(x.dim() == 2, op, ": x must be [rows, width]; got ", shape_of(x));
+  const mp::Dtype dtype = floating_dtype(op, "x", x);
+  const int64_t width = x.size(1);
+  Tensor biases;
+  if (bias) {
+    require(bias->numel() == width && bias->scalar_type() == x.scalar_type(), op,
+            ": bias must be [width] of x's dtype; got ", shape_of(*bias), " for width ", width);
+    biases = torch::stable::contiguous(*bias);
+  }
+  const Tensor source = torch::stable::contiguous(x);
+  Tensor result = torch::stable::new_empty(source, {x.size(0), width});
+  torch::stable::parallel_for(0, x.size(0), rows_per_thread(width * 4), [&](int64_t begin, int64_t end) {
+    mp::kernels().bias_gelu(dtype, source.data_ptr(), bias ? biases.data_ptr() : nullptr, result.data_ptr(), width,
+                            begin, end);
+  });
+  return result;
+}
+
+Tensor normalized_entropy(const Tensor& logits) {
+  const char* op = "normalized_entropy";
+  require(logits.dim() == 2 && logits.size(1) >= 2, op,
+          ": logits must be [batch, classes] with 2 classes or more; got ", shape_of(logits));
+  const mp::Dtype dtype = floating_dtype(op, "logits", logits);
+  const Tensor source = torch::stable::contiguous(logits);
+  Tensor result = torch::stable::new_empty(source, {logits.size(0)}, ScalarType::Float);
+  float* out = result.mutable_data_ptr<float>();
+  mp::with_type(dtype, [&](auto t) {
+    const auto* rows = static_cast<const decltype(t)*>(source.data_ptr());
+    for (int64_t b = 0; b < logits.size(0); ++b)
+      out[b] = mp::normalized_entropy(rows + b * logits.size(1), logits.size(1));
+  });
+  return result;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(mp_kernels, CPU, m) {
+  m.impl("ragged_attention", TORCH_BOX(&ragged_attention));
+  m.impl("ragged_attention_backward", TORCH_BOX(&ragged_attention_backward));
+  m.impl("prune_tokens", TORCH_BOX(&prune_tokens));
+  m.impl("top_k_tokens", TORCH_BOX(&top_k_tokens));
+  m.impl("select_samples", TORCH_BOX(&select_samples));
+  m.impl("ragged_gather", TORCH_BOX(&ragged_gather));
+  m.impl("ragged_mean", TORCH_BOX(&ragged_mean));
+  m.impl("add_layer_norm", TORCH_BOX(&add_layer_norm));
+  m.impl("bias_gelu", TORCH_BOX(&bias_gelu));
+  m.impl("normalized_entropy", TORCH_BOX(&normalized_entropy));
+}
+
+// For mp_kernels.info: the names of the builds this processor can run, best first, and of the one in use.
+extern "C" __attribute__((visibility("default"))) const char* mp_runnable_isa(int i) {
+  const mp::Kernels* const* table = mp::runnable_kernels();
+  for (int n = 0; n < i; ++n)
+    if (!table[n]) return nullptr;
+  return table[i] ? table[i]->name : nullptr;
+}
+extern "C" __attribute__((visibility("default"))) const char* mp_chosen_isa() {
+  return mp::kernels().name;
+}

@@ -1,0 +1,137 @@
+"""Gradients of the operators."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from .schemas import library
+
+
+def _register(name: str, backward, setup_context) -> None:
+    torch.library.register_autograd(f"mp_kernels::{name}", backward, setup_context=setup_context, lib=library)
+
+
+# ragged_attention: the operator ragged_attention_backward, through out and importance
+
+
+def _setup_attention(ctx, inputs, output):
+    q, k, v, cu_seqlens_q, cu_seqlens, ctx.max_seqlen, ctx.scale, _ = inputs
+    ctx.save_for_backward(q, k, v, output[2], cu_seqlens_q, cu_seqlens)
+    ctx.set_materialize_grads(False)
+
+
+def _attention_backward(ctx, out_grad, importance_grad, _):
+    q, k, v, logsumexp, cu_seqlens_q, cu_seqlens = ctx.saved_tensors
+    if out_grad is None:
+        out_grad = torch.zeros_like(q)
+    if importance_grad is not None and importance_grad.numel() == 0:
+        importance_grad = None
+    grads = torch.ops.mp_kernels.ragged_attention_backward(
+        out_grad, importance_grad, q, k, v, logsumexp, cu_seqlens_q, cu_seqlens, ctx.max_seqlen, ctx.scale
+    )
+    return *grads, None, None, None, None, None
+
+
+_register("ragged_attention", _attention_backward, _setup_attention)
+
+
+# ragged_gather: rows of the gradient go back to where they came from
+
+
+def _setup_gather(ctx, inputs, output):
+    xs, index = inputs
+    ctx.save_for_backward(index)
+    ctx.rows = [x.shape[0] for x in xs]
+
+
+def _gather_backward(ctx, grads):
+    (index,) = ctx.saved_tensors
+    scattered = [
+        None if grad is None else grad.new_zeros((rows, *grad.shape[1:])).index_add(0, index, grad)
+        for rows, grad in zip(ctx.rows, grads, strict=True)
+    ]
+    return scattered, None
+
+
+_register("ragged_gather", _gather_backward, _setup_gather)
+
+
+# ragged_mean: every row of a sample gets the gradient divided by the sample's length
+
+
+def _setup_mean(ctx, inputs, output):
+    x, cu_seqlens = inputs
+    ctx.save_for_backward(cu_seqlens)
+    ctx.total = x.shape[0]
+
+
+def _mean_backward(ctx, grad):
+    (cu_seqlens,) = ctx.saved_tensors
+    lengths = (cu_seqlens[1:] - cu_seqlens[:-1]).long()
+    share = grad / lengths.clamp(min=1).unsqueeze(1).to(grad.dtype)
+    return torch.repeat_interleave(share, lengths, dim=0, output_size=ctx.total), None
+
+
+_register("ragged_mean", _mean_backward, _setup_mean)
+
+
+# add_layer_norm: LayerNorm's own gradient, given to both summands
+
+
+def _setup_add_layer_norm(ctx, inputs, output):
+    x, residual, index, weight, bias, ctx.eps = inputs
+    ctx.save_for_backward(x, residual, index, weight, bias)
+
+
+def _add_layer_norm_backward(ctx, grad):
+    x, residual, index, weight, bias = ctx.saved_tensors
+    added = x + (residual if index is None else residual[index])
+    _, mean, inverse = torch.native_layer_norm(added, x.shape[-1:], weight, bias, ctx.eps)
+    added_grad, weight_grad, bias_grad = torch.ops.aten.native_layer_norm_backward(
+        grad.contiguous(), added, x.shape[-1:], mean, inverse, weight, bias, [True, True, True]
+    )
+    residual_grad = added_grad
+    if index is not None:
+        residual_grad = torch.zeros_like(residual).index_add(0, index, added_grad)
+    return added_grad, residual_grad, None, weight_grad, bias_grad, None
+
+
+_register("add_layer_norm", _add_layer_norm_backward, _setup_add_layer_norm)
+
+
+# bias_gelu
+
+
+def _setup_bias_gelu(ctx, inputs, output):
+    x, bias = inputs
+    ctx.save_for_backward(x, bias)
+
+
+def _bias_gelu_backward(ctx, grad):
+    x, bias = ctx.saved_tensors
+    x_grad = torch.ops.aten.gelu_backward(grad, x if bias is None else x + bias)
+    return x_grad, None if bias is None else x_grad.sum(0)
+
+
+_register("bias_gelu", _bias_gelu_backward, _setup_bias_gelu)
+
+
+# normalized_entropy: du/dz_i = -p_i (log p_i + sum_j -p_j log p_j) / log N
+
+
+def _setup_entropy(ctx, inputs, output):
+    ctx.save_for_backward(inputs[0])
+
+
+def _entropy_backward(ctx, grad):
+    (logits,) = ctx.saved_tensors
+    log_p = torch.log_softmax(logits.to(grad.dtype), dim=-1)
+    p = log_p.exp()
+    weighted = torch.where(p == 0, 0.0, p * log_p)
+    slope = (p * weighted.sum(-1, keepdim=True) - weighted) / math.log(logits.shape[-1])
+    return (grad.unsqueeze(-1) * slope).to(logits.dtype)
+
+
+_register("normalized_entropy", _entropy_backward, _setup_entropy)

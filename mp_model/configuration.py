@@ -1,0 +1,144 @@
+"""Configuration of a pyramid: BERT's own, and where tokens are pruned and samples exit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import BertConfig
+
+EXIT_HEADS = ("cls", "pooled", "fastbert")
+
+
+@strict
+class PyramidBertConfig(BertConfig):
+    """Configuration of :class:`PyramidBert`; takes BERT's arguments and these.
+
+    Args:
+        prune_thresholds: one threshold a layer: a token survives layer ``l`` iff its importance is at least
+            ``prune_thresholds[l - 1]``. None prunes nothing.
+        top_k: one number a layer, instead of thresholds: the tokens that survive it, [CLS] among them. An int counts
+            tokens; a float in (0, 1] is a share of the tokens that enter the layer, rounded up.
+        exit_threshold: a sample exits where its uncertainty is at most this: one number in [0, 1], or one for each exit
+            layer. None: nobody exits early.
+        exit_head: ``"cls"`` (Magic Pyramid's), ``"pooled"`` or ``"fastbert"``.
+        exit_layers: layers whose output has an exit head, rising; 0 (the embeddings, ``"pooled"`` only) to L - 1. None:
+            1 to L - 1.
+        importance_normalizer: what importance is divided by: ``"alive"`` (tokens entering the layer), ``"input"`` (tokens
+            the sample came with), or a number (LTP's released code: its padded width).
+    """
+
+    model_type = "pyramid_bert"
+
+    prune_thresholds: Any = None
+    top_k: Any = None
+    exit_threshold: Any = None
+    exit_head: str = "cls"
+    exit_layers: Any = None
+    importance_normalizer: Any = "alive"
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        self.keys_to_ignore_at_inference = [
+            "exit_layer",
+            "uncertainty",
+            "tokens_per_layer",
+            "flops",
+            "executed_flops",
+        ]
+        self.check()
+
+    def check(self) -> None:
+        """Raises ValueError or TypeError for settings of the pyramid that cannot be followed."""
+        self.resolved_thresholds()
+        self.resolved_top_k()
+        self.resolved_exit_layers()
+        self.resolved_exit_threshold()
+        if self.prune_thresholds is not None and self.top_k is not None:
+            raise ValueError("prune_thresholds and top_k are two ways to prune; set one of them to None")
+        normalizer = self.importance_normalizer
+        if normalizer not in ("alive", "input") and not (_is_number(normalizer) and 0 < normalizer < math.inf):
+            raise ValueError(f"importance_normalizer must be 'alive', 'input' or a positive number; got {normalizer!r}")
+
+    def resolved_thresholds(self) -> list[float] | None:
+        """``prune_thresholds`` as L floats."""
+        if self.prune_thresholds is None:
+            return None
+        thresholds = _numbers("prune_thresholds", self.prune_thresholds, self.num_hidden_layers, "layer")
+        for number, threshold in enumerate(thresholds, 1):
+            if math.isnan(threshold):
+                raise ValueError(f"prune_thresholds must be numbers; the one of layer {number} is NaN")
+        return thresholds
+
+    def resolved_top_k(self) -> list[int | float] | None:
+        """``top_k`` as L numbers."""
+        if self.top_k is None:
+            return None
+        _numbers("top_k", self.top_k, self.num_hidden_layers, "layer")
+        for number, k in enumerate(self.top_k, 1):
+            if isinstance(k, int) and k < 1:
+                raise ValueError(f"top_k must keep at least 1 token, [CLS]; layer {number} has {k}")
+            if isinstance(k, float) and not 0 < k <= 1:
+                raise ValueError(f"a float in top_k is a share in (0, 1]; layer {number} has {k}")
+        return list(self.top_k)
+
+    def resolved_exit_layers(self) -> list[int]:
+        """``exit_layers`` as a list; empty for a single label without exits (there is no uncertainty to exit by)."""
+        if self.exit_head not in EXIT_HEADS:
+            raise ValueError(f"exit_head must be one of {', '.join(map(repr, EXIT_HEADS))}; got {self.exit_head!r}")
+        if self.exit_layers is None:
+            return list(range(1, self.num_hidden_layers)) if self.num_labels != 1 else []
+        layers = list(self.exit_layers)
+        lowest, highest = int(self.exit_head != "pooled"), self.num_hidden_layers - 1
+        for layer in layers:
+            if not isinstance(layer, int) or isinstance(layer, bool) or not lowest <= layer <= highest:
+                why = "; layer 0 needs exit_head='pooled'" if layer == 0 else ""
+                raise ValueError(f"exit_layers must lie in {lowest}..{highest}{why}; got {layer!r}")
+        if layers != sorted(set(layers)):
+            raise ValueError(f"exit_layers must rise; got {layers}")
+        if layers and self.num_labels == 1:
+            raise ValueError("exit_layers needs 2 labels or more: with num_labels=1 a prediction has no uncertainty")
+        return layers
+
+    def resolved_exit_threshold(self, override: Any = None) -> list[float] | None:
+        """The exit threshold as one float an exit layer: ``override`` if given, else ``exit_threshold``."""
+        wanted = self.exit_threshold if override is None else override
+        if wanted is None:
+            return None
+        if self.num_labels == 1:
+            raise ValueError("exit_threshold needs 2 labels or more: with num_labels=1 a prediction has no uncertainty")
+        count = len(self.resolved_exit_layers())
+        thresholds = [float(wanted)] * count if _is_number(wanted) else None
+        if thresholds is None:
+            thresholds = _numbers("exit_threshold", wanted, count, "exit layer")
+        for threshold in [float(wanted)] if _is_number(wanted) else thresholds:
+            if not 0 <= threshold <= 1:
+                raise ValueError(f"exit_threshold must lie in [0, 1], the range of the uncertainty; got {threshold}")
+        return thresholds
+
+    @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: Any, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        found, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        model_type = found.get("model_type", "bert")
+        if found and model_type not in ("bert", cls.model_type):
+            raise ValueError(
+                f"{pretrained_model_name_or_path} holds a model of type {model_type!r}; a pyramid is built from a BERT "
+                f"checkpoint (type 'bert' or {cls.model_type!r})"
+            )
+        return {**found, "model_type": cls.model_type}, kwargs
+
+
+def _is_number(x: Any) -> bool:
+    return isinstance(x, int | float) and not isinstance(x, bool)
+
+
+def _numbers(name: str, values: Any, count: int, of: str) -> list[float]:
+    if isinstance(values, str) or not isinstance(values, Sequence) or not all(_is_number(v) for v in values):
+        raise TypeError(f"{name} must be a list of numbers, one for each {of}; got {values!r}")
+    if len(values) != count:
+        raise ValueError(f"{name} must have one number for each {of}, {count}; got {len(values)}")
+    return [float(v) for v in values]

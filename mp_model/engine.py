@@ -1,0 +1,315 @@
+"""Runs a pyramid over a packed ragged batch: the layers, the compaction after pruning and after exits.
+
+Written over the public operators of :mod:`mp_kernels`; what runs underneath is their business. A layer is taken apart
+into the steps that the pyramid needs separately: keys and values of all tokens, the rest for [CLS] alone (enough to
+decide an exit), attention with importance, and the token-wise rest for the survivors. The layers are transformers' own
+``BertLayer`` modules, used for their parameters; every linear layer is called as a module, so it can be replaced.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+import mp_kernels
+from mp_kernels import Kept, Ragged
+
+from .configuration import PyramidBertConfig
+from .exits import Exits
+
+
+@dataclass
+class Pruning:
+    """How each layer prunes.
+
+    Attributes:
+        thresholds: L floats, or None.
+        top_k: L ints or shares of the entering tokens, or None.
+        normalizer: see :class:`PyramidBertConfig`.
+    """
+
+    thresholds: list[float] | None
+    top_k: list[int | float] | None
+    normalizer: str | int | float
+
+    @classmethod
+    def of(cls, config: PyramidBertConfig) -> Pruning:
+        config.check()
+        return cls(config.resolved_thresholds(), config.resolved_top_k(), config.importance_normalizer)
+
+    def happens(self, layer: int) -> bool:
+        """Whether layer ``layer`` (from 1) can prune at all; importance is never negative."""
+        if self.top_k is not None:
+            return self.top_k[layer - 1] != 1 or isinstance(self.top_k[layer - 1], int)
+        return self.thresholds is not None and self.thresholds[layer - 1] > 0
+
+    def prune(self, layer: int, importance: Tensor, batch: Ragged, input_lengths: Tensor) -> Kept:
+        """Survivors of layer ``layer``, from the importance of the tokens that entered it."""
+        lengths = lengths_of(batch)
+        if self.top_k is not None:
+            counts = top_k_counts(self.top_k[layer - 1], lengths)
+            return mp_kernels.top_k_tokens(importance, batch.cu_seqlens, counts)
+        if self.normalizer != "alive":
+            normalizer = input_lengths if self.normalizer == "input" else self.normalizer
+            factor = (lengths / normalizer).to(importance.dtype)
+            importance = importance * torch.repeat_interleave(factor, lengths, output_size=importance.shape[0])
+        return mp_kernels.prune_tokens(importance, batch.cu_seqlens, self.thresholds[layer - 1])
+
+
+def top_k_counts(k: int | float, lengths: Tensor) -> Tensor:
+    """int64 ``[batch]``: k itself, or that share of the lengths, rounded up."""
+    if isinstance(k, int):
+        return torch.full_like(lengths, k)
+    rounding = 1e-6  # 0.55 of 20 tokens is 11, though the product in floating point lies above it
+    return torch.ceil(lengths.double() * k - rounding).long()
+
+
+def lengths_of(batch: Ragged) -> Tensor:
+    """int64 ``[batch]``, the tokens of each sample."""
+    return batch.cu_seqlens.diff().long()
+
+
+def first_tokens(batch: Ragged) -> Tensor:
+    """``[batch, hidden]``, each sample's [CLS]."""
+    return mp_kernels.ragged_gather(batch.values, batch.cu_seqlens[:-1].long())
+
+
+def embed(embeddings: nn.Module, ids_or_words: Tensor, types: Tensor, positions: Tensor, max_position: int) -> Tensor:
+    """BERT's embeddings on packed rows.
+
+    Args:
+        embeddings: transformers' ``BertEmbeddings``.
+        ids_or_words: int64 ``[total]`` word-piece ids, or ``[total, hidden]`` their vectors.
+        types, positions: int64 ``[total]``; positions below ``max_position``.
+
+    Returns:
+        ``[total, hidden]``.
+    """
+    words = ids_or_words if ids_or_words.is_floating_point() else embeddings.word_embeddings(ids_or_words)
+    # Every sum of a type and a position once, so that each token adds a single row on its way into LayerNorm.
+    table = embeddings.token_type_embeddings.weight[:, None] + embeddings.position_embeddings.weight[:max_position]
+    norm = embeddings.LayerNorm
+    rows = types * max_position + positions
+    return embeddings.dropout(
+        mp_kernels.add_layer_norm(words, table.flatten(0, 1), norm.weight, norm.bias, norm.eps, rows)
+    )
+
+
+def _attend(
+    layer: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    batch: Ragged,
+    cu_seqlens_q: Tensor | None = None,
+    need_importance: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Context ``[total_q, hidden]`` and importance of projected queries, keys and values ``[total, hidden]``."""
+    heads = layer.attention.self.num_attention_heads
+    out, importance = mp_kernels.ragged_attention(
+        *(x.unflatten(-1, (heads, -1)) for x in (query, key, value)),
+        batch.cu_seqlens,
+        batch.max_seqlen,
+        cu_seqlens_q=cu_seqlens_q,
+        need_importance=need_importance,
+    )
+    return out.flatten(1), importance
+
+
+def _add_and_norm(output: nn.Module, x: Tensor, residual: Tensor, index: Tensor | None = None) -> Tensor:
+    norm = output.LayerNorm
+    return mp_kernels.add_layer_norm(output.dropout(output.dense(x)), residual, norm.weight, norm.bias, norm.eps, index)
+
+
+def _finish(layer: nn.Module, context: Tensor, residual: Tensor, index: Tensor | None = None) -> Tensor:
+    """The token-wise rest of a layer: output projection, feed-forward, each with residual and LayerNorm.
+
+    context: ``[rows, hidden]``; ``residual[index]`` (or ``residual``) are the same rows' states entering the layer.
+    """
+    attended = _add_and_norm(layer.attention.output, context, residual, index)
+    grown = layer.intermediate.dense(attended)
+    activation = layer.intermediate.intermediate_act_fn
+    exact_gelu = type(activation).__name__ == "GELUActivation"
+    return _add_and_norm(layer.output, mp_kernels.bias_gelu(grown) if exact_gelu else activation(grown), attended)
+
+
+def _first_token_output(layer: nn.Module, batch: Ragged, key: Tensor, value: Tensor) -> Tensor:
+    """The layer's output for [CLS] alone, ``[batch, hidden]``: all that a decision reads."""
+    first = first_tokens(batch)
+    one_each = torch.arange(batch.batch_size + 1, dtype=torch.int32, device=first.device)
+    context, _ = _attend(layer, layer.attention.self.query(first), key, value, batch, cu_seqlens_q=one_each)
+    return _finish(layer, context, first)
+
+
+def _rest_of_layer(
+    layer: nn.Module, number: int, batch: Ragged, key: Tensor, value: Tensor, pruning: Pruning, input_lengths: Tensor
+) -> tuple[Ragged, Kept | None]:
+    """The layer's output for the tokens that survive it, and which these are (None: all)."""
+    query = layer.attention.self.query(batch.values)
+    context, importance = _attend(layer, query, key, value, batch, need_importance=pruning.happens(number))
+    if importance is None:
+        return Ragged(_finish(layer, context, batch.values), batch.cu_seqlens, batch.max_seqlen), None
+    kept = pruning.prune(number, importance, batch, input_lengths)
+    if kept.index.shape[0] == context.shape[0]:
+        return Ragged(_finish(layer, context, batch.values), batch.cu_seqlens, batch.max_seqlen), None
+    values = _finish(layer, mp_kernels.ragged_gather(context, kept.index), batch.values, kept.index)
+    return Ragged(values, kept.cu_seqlens, kept.max_seqlen), kept
+
+
+@dataclass
+class EncoderRun:
+    """Result of :func:`run_encoder`.
+
+    Attributes:
+        states: ``[total, hidden]`` in the order of the batch as it came; of a pruned token, the state with which it
+            entered the layer that pruned it.
+        first: ``[batch, hidden]``, [CLS] after the last layer.
+        tokens_per_layer: int64 ``[batch, L]``, survivors of each layer.
+    """
+
+    states: Tensor
+    first: Tensor
+    tokens_per_layer: Tensor
+
+
+def run_encoder(layers: Sequence[nn.Module], batch: Ragged, pruning: Pruning) -> EncoderRun:
+    """All layers for all samples: BERT as an encoder, with pruning."""
+    input_lengths = lengths_of(batch)
+    survivors = []
+    settled = batch.values
+    rows: Tensor | None = None  # places of the alive tokens in the batch as it came; None: all of them
+    for number, layer in enumerate(layers, 1):
+        entering = batch
+        projections = layer.attention.self
+        key, value = projections.key(entering.values), projections.value(entering.values)
+        batch, kept = _rest_of_layer(layer, number, entering, key, value, pruning, input_lengths)
+        survivors.append(lengths_of(batch))
+        if kept is not None:
+            settled = entering.values if rows is None else settled.index_copy(0, rows, entering.values)
+            rows = kept.index if rows is None else rows[kept.index]
+    states = batch.values if rows is None else settled.index_copy(0, rows, batch.values)
+    return EncoderRun(states, first_tokens(batch), torch.stack(survivors, dim=1))
+
+
+@dataclass
+class ClassifierRun:
+    """Result of :func:`run_classifier`, one row a sample in the order of the batch as it came.
+
+    Attributes:
+        logits: ``[batch, labels]``.
+        uncertainty: float32 ``[batch]``; NaN for a single label.
+        exit_layer: int64 ``[batch]``, 0 to L.
+        tokens_per_layer: int64 ``[batch, L]``: survivors of each layer; in the layer of the exit, the tokens that entered
+            it; 0 after.
+    """
+
+    logits: Tensor
+    uncertainty: Tensor
+    exit_layer: Tensor
+    tokens_per_layer: Tensor
+
+
+@dataclass
+class _Climb:
+    """The samples on their way up, and the answers so far (of those still on their way: the last prediction)."""
+
+    batch: Ragged
+    samples: Tensor
+    input_lengths: Tensor
+    answers: ClassifierRun
+
+    @classmethod
+    def start(cls, batch: Ragged, labels: int, layers: int) -> _Climb:
+        size, device = batch.batch_size, batch.values.device
+        return cls(
+            batch,
+            torch.arange(size, device=device),
+            lengths_of(batch),
+            ClassifierRun(
+                logits=batch.values.new_zeros(size, labels),
+                uncertainty=batch.values.new_zeros(size, dtype=torch.promote_types(batch.values.dtype, torch.float32)),
+                exit_layer=torch.zeros(size, dtype=torch.int64, device=device),
+                tokens_per_layer=torch.zeros(size, layers, dtype=torch.int64, device=device),
+            ),
+        )
+
+    def predict(self, layer: int, logits: Tensor) -> Tensor:
+        """Writes the alive samples' predictions down as their answers, should they leave here; returns uncertainty."""
+        uncertain = logits.shape[1] > 1
+        uncertainty = (
+            mp_kernels.normalized_entropy(logits)
+            if uncertain
+            else self.answers.uncertainty.new_full((logits.shape[0],), math.nan)
+        )
+        answers = self.answers
+        answers.logits = answers.logits.index_copy(0, self.samples, logits.to(answers.logits.dtype))
+        answers.uncertainty = answers.uncertainty.index_copy(0, self.samples, uncertainty)
+        answers.exit_layer[self.samples] = layer
+        return uncertainty
+
+    def count_tokens(self, layer: int) -> None:
+        self.answers.tokens_per_layer[self.samples, layer - 1] = lengths_of(self.batch)
+
+    def leave(self, stays: Tensor, *beside: Tensor) -> tuple[Tensor, ...]:
+        """Takes the samples that do not stay out of the batch, and out of packed tensors ``beside`` it."""
+        kept = mp_kernels.select_samples(self.batch.cu_seqlens, stays, self.batch.values.shape[0])
+        if kept.samples.shape[0] == stays.shape[0]:
+            return beside
+        values, *beside = mp_kernels.ragged_gather([self.batch.values, *beside], kept.index)
+        self.batch = Ragged(values, kept.cu_seqlens, kept.max_seqlen)
+        self.samples = self.samples[kept.samples]
+        self.input_lengths = self.input_lengths[kept.samples]
+        return tuple(beside)
+
+
+def run_classifier(
+    layers: Sequence[nn.Module],
+    batch: Ragged,
+    pruning: Pruning,
+    exits: Exits | None,
+    final_head: Callable[[Tensor], Tensor],
+    labels: int,
+) -> ClassifierRun:
+    """Classifies every sample, each by the first exit that is certain enough.
+
+    Exits that read [CLS] alone are decided first: keys and values of all tokens, everything else of [CLS] only; the rest
+    of the layer is computed for the samples that stay. In the last layer nothing but [CLS] matters.
+
+    Args:
+        layers: L ``BertLayer``.
+        batch: the embeddings' output, packed.
+        pruning: how the layers prune.
+        exits: the open exits; None: everybody goes to layer L.
+        final_head: logits ``[batch, labels]`` from layer L's [CLS] ``[batch, hidden]``.
+        labels: number of labels.
+    """
+    climb = _Climb.start(batch, labels, len(layers))
+    if exits is not None and exits.decides_first(0):
+        logits = exits.logits(0, first_tokens(climb.batch), climb.batch)
+        climb.leave(exits.stays(0, climb.predict(0, logits), climb.samples))
+    for number, layer in enumerate(layers, 1):
+        if climb.samples.shape[0] == 0:
+            break
+        climb.count_tokens(number)
+        projections = layer.attention.self
+        key, value = projections.key(climb.batch.values), projections.value(climb.batch.values)
+        if number == len(layers):
+            climb.predict(number, final_head(_first_token_output(layer, climb.batch, key, value)))
+            break
+        if exits is not None and exits.decides_first(number):
+            first = _first_token_output(layer, climb.batch, key, value)
+            uncertainty = climb.predict(number, exits.logits(number, first, climb.batch))
+            key, value = climb.leave(exits.stays(number, uncertainty, climb.samples), key, value)
+            if climb.samples.shape[0] == 0:
+                break
+        climb.batch, kept = _rest_of_layer(layer, number, climb.batch, key, value, pruning, climb.input_lengths)
+        if exits is not None and exits.decides_last(number):
+            uncertainty = climb.predict(number, exits.heads[str(number)](climb.batch))
+            climb.leave(exits.stays(number, uncertainty, climb.samples))
+        if kept is not None:
+            climb.count_tokens(number)
+    return climb.answers

@@ -1,0 +1,107 @@
+"""Exit heads: the sub-classifiers of the layers, and who leaves by them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+import mp_kernels
+from mp_kernels import Ragged
+
+from .configuration import PyramidBertConfig
+
+
+class ExitHead(nn.Module):
+    """dense, tanh, classifier: a layer's prediction from fixed-size features (``"cls"`` and ``"pooled"``)."""
+
+    def __init__(self, features: int, config: PyramidBertConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(features, config.hidden_size)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """features: ``[batch, features]``; returns logits ``[batch, labels]``."""
+        return self.classifier(torch.tanh(self.dense(features)))
+
+
+class FastBertHead(nn.Module):
+    """FastBERT's student: a narrow self-attention over all the layer's tokens, read at position 0."""
+
+    width = 128
+    heads = 2
+
+    def __init__(self, config: PyramidBertConfig) -> None:
+        super().__init__()
+        self.input = nn.Linear(config.hidden_size, self.width)
+        self.query = nn.Linear(self.width, self.width)
+        self.key = nn.Linear(self.width, self.width)
+        self.value = nn.Linear(self.width, self.width)
+        self.output = nn.Linear(self.width, self.width)
+        self.dense = nn.Linear(self.width, self.width)
+        self.classifier = nn.Linear(self.width, config.num_labels)
+
+    def forward(self, batch: Ragged) -> Tensor:
+        """batch: the layer's output, ``values [total, hidden]``; returns logits ``[batch, labels]``."""
+        narrow = torch.tanh(self.input(batch.values))
+        first = mp_kernels.ragged_gather(narrow, batch.cu_seqlens[:-1].long())
+        query, key, value = (
+            project(x).unflatten(-1, (self.heads, -1))
+            for project, x in ((self.query, first), (self.key, narrow), (self.value, narrow))
+        )
+        one_each = torch.arange(batch.batch_size + 1, dtype=torch.int32, device=narrow.device)
+        context, _ = mp_kernels.ragged_attention(
+            query, key, value, batch.cu_seqlens, batch.max_seqlen, cu_seqlens_q=one_each, need_importance=False
+        )
+        return self.classifier(torch.tanh(self.dense(self.output(context.flatten(1)))))
+
+
+def make_exit_heads(config: PyramidBertConfig) -> nn.ModuleDict:
+    """One head for each exit layer, under the layer's number."""
+
+    def make() -> nn.Module:
+        if config.exit_head == "fastbert":
+            return FastBertHead(config)
+        return ExitHead(config.hidden_size * (2 if config.exit_head == "pooled" else 1), config)
+
+    return nn.ModuleDict({str(layer): make() for layer in config.resolved_exit_layers()})
+
+
+@dataclass
+class Exits:
+    """The exits that are open in one call.
+
+    Attributes:
+        heads: the head of each exit layer, by the layer's number.
+        kind: ``"cls"``, ``"pooled"`` or ``"fastbert"``.
+        thresholds: for each exit layer, by its number: one float, or a tensor ``[batch]`` with one for each sample.
+    """
+
+    heads: nn.ModuleDict
+    kind: str
+    thresholds: dict[int, float | Tensor]
+
+    def decides_first(self, layer: int) -> bool:
+        """Whether this layer's exit needs no more of the layer than its [CLS] row."""
+        return layer in self.thresholds and self.kind != "fastbert"
+
+    def decides_last(self, layer: int) -> bool:
+        """Whether this layer's exit needs the layer's whole output."""
+        return layer in self.thresholds and self.kind == "fastbert"
+
+    def logits(self, layer: int, first: Tensor, entering: Ragged) -> Tensor:
+        """Prediction of a head that decides first.
+
+        first: the layer's output for [CLS], ``[batch, hidden]``; entering: the tokens that enter the layer.
+        """
+        if self.kind == "pooled":
+            first = torch.cat([first, mp_kernels.ragged_mean(entering.values, entering.cu_seqlens)], dim=1)
+        return self.heads[str(layer)](first)
+
+    def stays(self, layer: int, uncertainty: Tensor, samples: Tensor) -> Tensor:
+        """bool ``[batch]``: who goes on; ``samples`` are the alive samples' places in the batch as it came."""
+        threshold = self.thresholds[layer]
+        if isinstance(threshold, Tensor):
+            threshold = threshold[samples]
+        return ~(uncertainty <= threshold)

@@ -1,0 +1,294 @@
+"""The models: a drop-in BERT encoder that prunes, and a classifier whose samples also exit.
+
+State-dict names are stock BERT's, since the modules are: any BERT checkpoint loads unchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
+from transformers.models.bert.modeling_bert import BertEmbeddings, BertEncoder, BertPooler, BertPreTrainedModel
+
+import mp_kernels
+from mp_kernels import Ragged
+
+from . import engine
+from .configuration import PyramidBertConfig
+from .exits import Exits, make_exit_heads
+from .flops import executed_flops, paper_flops
+
+
+@dataclass
+class PyramidOutput(ModelOutput):
+    """Answers of :class:`PyramidBertForSequenceClassification`, one row a sample.
+
+    Attributes:
+        loss: scalar, where labels were given.
+        logits: ``[batch, labels]``, of the exit that each sample took.
+        exit_layer: int64 ``[batch]``, 0 to L.
+        uncertainty: float32 ``[batch]``, normalised entropy of the answer; NaN for a single label.
+        tokens_per_layer: int64 ``[batch, L]``: survivors of each layer; in the layer where the sample left, the tokens
+            that entered it; 0 after.
+        flops: int64 ``[batch]``, the paper's count (:func:`mp_model.flops.paper_flops`).
+        executed_flops: int64 ``[batch]``, what was computed (:func:`mp_model.flops.executed_flops`).
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    exit_layer: Tensor | None = None
+    uncertainty: Tensor | None = None
+    tokens_per_layer: Tensor | None = None
+    flops: Tensor | None = None
+    executed_flops: Tensor | None = None
+
+
+class PyramidBertPreTrainedModel(BertPreTrainedModel):
+    """Loading and saving, as for any BERT."""
+
+    config_class = PyramidBertConfig
+    config: PyramidBertConfig
+    base_model_prefix = "bert"
+    supports_gradient_checkpointing = False
+    _keys_to_ignore_on_load_unexpected = (r"^cls\.", r"position_ids$")
+
+
+class PyramidBert(PyramidBertPreTrainedModel):
+    """BERT's encoder on packed batches, with pruning: called like ``transformers.BertModel``."""
+
+    def __init__(self, config: PyramidBertConfig, add_pooling_layer: bool = True) -> None:
+        super().__init__(config)
+        config.check()
+        if config.is_decoder or config.add_cross_attention:
+            raise ValueError("a pyramid is an encoder; is_decoder and add_cross_attention must be False")
+        self.embeddings = BertEmbeddings(config)
+        self.encoder = BertEncoder(config)
+        self.pooler = BertPooler(config) if add_pooling_layer else None
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embeddings.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.embeddings.word_embeddings = value
+
+    def embed(
+        self,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        token_type_ids: Tensor | None,
+        position_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+    ) -> Ragged:
+        """Checks the padded inputs, packs them and embeds the real tokens: ``values [total, hidden]``.
+
+        Positions count from each sample's first real token, so the side of the padding changes nothing.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError(
+                "give either input_ids or inputs_embeds; got " + ("both" if input_ids is not None else "none")
+            )
+        source = input_ids if input_ids is not None else inputs_embeds
+        if input_ids is not None and (input_ids.dim() != 2 or input_ids.is_floating_point()):
+            raise ValueError(
+                f"input_ids must be integers [batch, width]; got {input_ids.dtype} {list(input_ids.shape)}"
+            )
+        if inputs_embeds is not None and (
+            inputs_embeds.dim() != 3 or inputs_embeds.shape[2] != self.config.hidden_size
+        ):
+            raise ValueError(
+                f"inputs_embeds must be [batch, width, {self.config.hidden_size}]; got {list(inputs_embeds.shape)}"
+            )
+        shape, device = source.shape[:2], source.device
+        if attention_mask is None:
+            attention_mask = torch.ones(shape, dtype=torch.bool, device=device)
+        for name, x in (
+            ("attention_mask", attention_mask),
+            ("token_type_ids", token_type_ids),
+            ("position_ids", position_ids),
+        ):
+            if x is not None and (x.shape != shape and not (name == "position_ids" and x.shape == (1, shape[1]))):
+                raise ValueError(f"{name} must be [batch, width] like the input, {list(shape)}; got {list(x.shape)}")
+        keep = attention_mask != 0
+        empty_rows = (~keep.any(1)).nonzero() if shape[1] else torch.zeros(shape[0], 1, dtype=torch.int64)
+        if empty_rows.numel():
+            raise ValueError(
+                f"attention_mask has no token in row {int(empty_rows[0])}; every sample needs at least [CLS], drop the row"
+            )
+        packed = mp_kernels.pack(source, keep)
+        rows = packed.index
+        if position_ids is None:
+            first = keep.byte().argmax(1, keepdim=True) if shape[1] else 0
+            position_ids = torch.arange(shape[1], device=device) - first
+        positions = position_ids.expand(shape).reshape(-1)[rows]
+        types = torch.zeros_like(rows) if token_type_ids is None else token_type_ids.reshape(-1)[rows].long()
+        self._check_range("position", positions, self.config.max_position_embeddings, "; truncate the text")
+        self._check_range("token_type_ids", types, self.config.type_vocab_size)
+        if input_ids is not None:
+            self._check_range(
+                "input_ids", packed.values, self.config.vocab_size, "; was it made by this model's tokenizer?"
+            )
+        highest = int(positions.max()) + 1 if rows.numel() else 0
+        packed.values = engine.embed(self.embeddings, packed.values, types, positions, highest)
+        return packed
+
+    @staticmethod
+    def _check_range(name: str, values: Tensor, limit: int, hint: str = "") -> None:
+        if values.numel() == 0:
+            return
+        lowest, highest = (int(x) for x in values.aminmax())
+        if lowest < 0 or highest >= limit:
+            wrong = lowest if lowest < 0 else highest
+            raise ValueError(f"{name} must lie in 0..{limit - 1}; got {wrong}{hint}")
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPooling | tuple[Tensor, ...]:
+        """Encodes a padded batch.
+
+        Args:
+            input_ids: int ``[batch, width]``; or ``inputs_embeds``, floating ``[batch, width, hidden]``.
+            attention_mask: ``[batch, width]``, 1 for real tokens, padding on either side; None: all are real.
+            token_type_ids: int ``[batch, width]``; None: all 0.
+            position_ids: int ``[batch, width]``; None: counted from each sample's first real token.
+
+        Returns:
+            ``last_hidden_state [batch, width, hidden]``, 0 at padding, for a pruned token the state with which it entered
+            the layer that pruned it; ``pooler_output [batch, hidden]``.
+        """
+        _refuse_unsupported(kwargs)
+        batch = self.embed(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        run = engine.run_encoder(self.encoder.layer, batch, engine.Pruning.of(self.config))
+        states = mp_kernels.unpack(Ragged(run.states, batch.cu_seqlens, batch.max_seqlen, batch.index, batch.width))
+        pooled = None if self.pooler is None else self.pooler(run.first.unsqueeze(1))
+        output = BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=pooled)
+        return output if self._wants_dict(return_dict) else output.to_tuple()
+
+    def _wants_dict(self, return_dict: bool | None) -> bool:
+        return self.config.return_dict if return_dict is None else return_dict
+
+
+class PyramidBertForSequenceClassification(PyramidBertPreTrainedModel):
+    """A BERT classifier whose tokens are pruned and whose samples exit, for real.
+
+    In training mode nobody exits; tokens are pruned as in evaluation, and gradients flow.
+    """
+
+    def __init__(self, config: PyramidBertConfig) -> None:
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.bert = PyramidBert(config)
+        dropout = config.classifier_dropout if config.classifier_dropout is not None else config.hidden_dropout_prob
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.exits = make_exit_heads(config)
+        self.post_init()
+
+    def _final_head(self, first: Tensor) -> Tensor:
+        return self.classifier(self.dropout(self.bert.pooler(first.unsqueeze(1))))
+
+    def _open_exits(self, exit_threshold: float | Sequence[float] | Tensor | None, batch_size: int) -> Exits | None:
+        if self.training:
+            return None
+        layers = self.config.resolved_exit_layers()
+        if isinstance(exit_threshold, Tensor):
+            if exit_threshold.shape != (batch_size,):
+                raise ValueError(
+                    f"a tensor exit_threshold has one entry a sample, [{batch_size}]; got {list(exit_threshold.shape)}. "
+                    "For one threshold an exit layer pass a list"
+                )
+            if self.num_labels == 1:
+                raise ValueError(
+                    "exit_threshold needs 2 labels or more: with one label a prediction has no uncertainty"
+                )
+            if not bool(((exit_threshold >= 0) & (exit_threshold <= 1)).all()):
+                raise ValueError(
+                    f"exit_threshold must lie in [0, 1], the range of the uncertainty; got {exit_threshold}"
+                )
+            thresholds = [exit_threshold.to(self.device)] * len(layers)
+        else:
+            thresholds = self.config.resolved_exit_threshold(exit_threshold)
+            if thresholds is None:
+                return None
+        return Exits(self.exits, self.config.exit_head, dict(zip(layers, thresholds, strict=True)))
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        exit_threshold: float | Sequence[float] | Tensor | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> PyramidOutput | tuple[Tensor, ...]:
+        """Classifies a padded batch.
+
+        Args:
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds: as for :class:`PyramidBert`.
+            labels: int64 ``[batch]`` (or floats, by ``config.problem_type``, as in BERT); adds the loss.
+            exit_threshold: instead of ``config.exit_threshold``: a float, a list with one float an exit layer, or a tensor
+                ``[batch]`` with one for each sample.
+
+        Raises:
+            ValueError, TypeError: inputs or settings that cannot be followed; the message names the argument.
+        """
+        _refuse_unsupported(kwargs)
+        pruning = engine.Pruning.of(self.config)
+        batch_size = (
+            (input_ids if input_ids is not None else inputs_embeds).shape[0]
+            if (input_ids is not None or inputs_embeds is not None)
+            else 0
+        )
+        exits = self._open_exits(exit_threshold, batch_size)
+        batch = self.bert.embed(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        run = engine.run_classifier(self.bert.encoder.layer, batch, pruning, exits, self._final_head, self.num_labels)
+        lengths = engine.lengths_of(batch)
+        decided = exits.thresholds.keys() if exits is not None else ()
+        output = PyramidOutput(
+            loss=None if labels is None else self._loss(run.logits, labels),
+            logits=run.logits,
+            exit_layer=run.exit_layer,
+            uncertainty=run.uncertainty,
+            tokens_per_layer=run.tokens_per_layer,
+            flops=paper_flops(self.config, run.tokens_per_layer, lengths, run.exit_layer),
+            executed_flops=executed_flops(self.config, run.tokens_per_layer, lengths, run.exit_layer, decided),
+        )
+        wants_dict = self.config.return_dict if return_dict is None else return_dict
+        return output if wants_dict else output.to_tuple()
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        problem = self.config.problem_type
+        if problem is None:
+            integers = not labels.is_floating_point()
+            problem = "regression" if self.num_labels == 1 else "single_label" if integers else "multi_label"
+        if problem == "regression":
+            return F.mse_loss(logits.squeeze(), labels.squeeze().to(logits.dtype))
+        if problem.startswith("single_label"):
+            return F.cross_entropy(logits, labels.view(-1))
+        return F.binary_cross_entropy_with_logits(logits, labels)
+
+
+def _refuse_unsupported(kwargs: dict[str, Any]) -> None:
+    """What BertModel can return and a pyramid cannot is refused when asked for, not ignored."""
+    for name in ("output_attentions", "output_hidden_states", "past_key_values", "encoder_hidden_states", "use_cache"):
+        if kwargs.pop(name, None):
+            raise ValueError(f"{name} is not supported: a pyramid keeps no padded states or attention matrices")
+    kwargs.pop("encoder_attention_mask", None)
+    kwargs.pop("num_items_in_batch", None)
+    if kwargs:
+        raise TypeError(f"unexpected argument {next(iter(kwargs))!r}")
