@@ -89,8 +89,11 @@ class SequenceStarts {
   int64_t batch_, longest_ = 0;
 };
 
-Tensor with_contiguous_last_dimension(const Tensor& x) {
-  return x.size(x.dim() - 1) <= 1 || x.stride(x.dim() - 1) == 1 ? x : torch::stable::contiguous(x);
+// A [total, heads, head_dim] tensor with its last dimension contiguous.
+Tensor as_heads(const char* op, const char* name, const Tensor& x) {
+  require(x.dim() == 3 && x.size(1) > 0 && x.size(2) > 0, op, ": ", name, " must be [total, heads, head_dim]; got ",
+          shape_of(x));
+  return x.size(2) == 1 || x.stride(2) == 1 ? x : torch::stable::contiguous(x);
 }
 
 mp::Heads heads_of(const Tensor& x) {
@@ -136,18 +139,16 @@ int64_t rows_per_thread(int64_t row_bytes) {
 
 struct AttentionInputs {
   Tensor q, k, v;
+  SequenceStarts keys, queries;
   mp::AttentionShape shape;
-  SequenceStarts queries, keys;
 
   AttentionInputs(const char* op, const Tensor& q_in, const Tensor& k_in, const Tensor& v_in,
                   const Tensor& cu_seqlens_q, const Tensor& cu_seqlens_k, int64_t max_seqlen, double scale)
-      : q(with_contiguous_last_dimension(q_in)),
-        k(with_contiguous_last_dimension(k_in)),
-        v(with_contiguous_last_dimension(v_in)),
-        queries(op, "cu_seqlens_q", cu_seqlens_q, q.size(0)),
-        keys(op, "cu_seqlens", cu_seqlens_k, k.size(0)) {
-    require(q.dim() == 3 && k.dim() == 3 && v.dim() == 3, op, ": q, k and v must be [total, heads, head_dim]; got ",
-            shape_of(q), ", ", shape_of(k), " and ", shape_of(v));
+      : q(as_heads(op, "q", q_in)),
+        k(as_heads(op, "k", k_in)),
+        v(as_heads(op, "v", v_in)),
+        keys(op, "cu_seqlens", cu_seqlens_k, k.size(0)),
+        queries(op, "cu_seqlens_q", cu_seqlens_q, q.size(0)) {
     require(shape_of(k) == shape_of(v) && q.size(1) == k.size(1) && q.size(2) == k.size(2), op,
             ": q, k and v must agree in shape; got ", shape_of(q), ", ", shape_of(k), " and ", shape_of(v));
     require(q.scalar_type() == k.scalar_type() && q.scalar_type() == v.scalar_type(), op,
@@ -218,7 +219,7 @@ std::tuple<Tensor, Tensor, Tensor> ragged_attention_backward(const Tensor& out_g
             shape_of(*importance_grad));
     importance_grads = torch::stable::contiguous(*importance_grad);
   }
-  const Tensor out_grads = with_contiguous_last_dimension(out_grad);
+  const Tensor out_grads = as_heads(op, "out_grad", out_grad);
   Tensor q_grad = torch::stable::new_empty(in.q, {in.q.size(0), heads, in.shape.head_dim});
   Tensor k_grad = torch::stable::new_empty(in.q, {in.k.size(0), heads, in.shape.head_dim});
   Tensor v_grad = torch::stable::new_empty(in.q, {in.k.size(0), heads, in.shape.head_dim});

@@ -23,6 +23,11 @@ def _setup_attention(ctx, inputs, output):
 
 
 def _attention_backward(ctx, out_grad, importance_grad, _):
+    if torch.is_grad_enabled():  # create_graph=True: what would be left out of that graph, nobody would notice
+        raise NotImplementedError(
+            "ragged_attention has no second derivative (create_graph=True); "
+            "differentiate mp_kernels.reference.ragged_attention twice instead"
+        )
     q, k, v, logsumexp, cu_seqlens_q, cu_seqlens = ctx.saved_tensors
     if out_grad is None:
         out_grad = torch.zeros_like(q)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import warnings
 from pathlib import Path
 
@@ -26,7 +27,9 @@ def _load() -> ctypes.CDLL | None:
     except OSError as error:
         warnings.warn(f"mp_kernels could not load {PATH.name} ({error}). {_HOW_TO_BUILD}", stacklevel=3)
         return None
-    return ctypes.CDLL(str(PATH))
+    library = ctypes.CDLL(str(PATH))
+    library.mp_runnable_isa.restype = library.mp_chosen_isa.restype = ctypes.c_char_p
+    return library
 
 
 _library = _load()
@@ -41,7 +44,6 @@ def instruction_sets() -> list[str]:
     """Builds of the CPU kernels that this processor can run, best first; empty without compiled kernels."""
     if _library is None:
         return []
-    _library.mp_runnable_isa.restype = ctypes.c_char_p
     names: list[str] = []
     while name := _library.mp_runnable_isa(len(names)):
         names.append(name.decode())
@@ -52,5 +54,13 @@ def chosen_instruction_set() -> str | None:
     """The build in use: the best one, or the one that the environment variable ``MP_KERNELS_ISA`` names."""
     if _library is None:
         return None
-    _library.mp_chosen_isa.restype = ctypes.c_char_p
     return _library.mp_chosen_isa().decode()
+
+
+_wanted = os.environ.get("MP_KERNELS_ISA")
+if _library is not None and _wanted and _wanted != chosen_instruction_set():
+    warnings.warn(
+        f"MP_KERNELS_ISA={_wanted!r} is none of the builds that this processor can run "
+        f"({', '.join(instruction_sets())}); using {chosen_instruction_set()}",
+        stacklevel=2,
+    )

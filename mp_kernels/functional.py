@@ -167,7 +167,7 @@ def top_k_tokens(importance: torch.Tensor, cu_seqlens: torch.Tensor, k: int | to
         if k.shape[0] != batch:
             raise ValueError(f"k must have one entry a sample, {batch}; got {_describe(k)}")
         counts = k.long()
-    elif isinstance(k, int):
+    elif isinstance(k, int) and not isinstance(k, bool):
         if k < 1:
             raise ValueError(f"k must be at least 1 (the first token always stays); got {k}")
         counts = torch.full((batch,), k, dtype=torch.int64, device=importance.device)

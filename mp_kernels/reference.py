@@ -6,6 +6,7 @@ float64 for float64 inputs.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -21,7 +22,7 @@ def _spans(cu_seqlens: torch.Tensor, total: int, name: str = "cu_seqlens") -> li
         raise RuntimeError(
             f"{name} must start with 0, must not decrease and must end with the number of rows, {total}; got {starts}"
         )
-    return list(zip(starts[:-1], starts[1:], strict=True))
+    return list(itertools.pairwise(starts))
 
 
 def _at_least_float32(x: torch.Tensor) -> torch.Tensor:

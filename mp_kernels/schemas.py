@@ -95,6 +95,10 @@ def select_samples(cu_seqlens, stays, total):
 
 @_implements
 def ragged_gather(xs, index):
+    for x in xs:
+        outside = (index < 0) | (index >= x.shape[0])
+        if outside.any():
+            raise RuntimeError(f"index must lie in 0..{x.shape[0] - 1}; got {int(index[outside][0])}")
     return list(reference.ragged_gather(xs, index))
 
 

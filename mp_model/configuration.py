@@ -90,6 +90,8 @@ class PyramidBertConfig(BertConfig):
             raise ValueError(f"exit_head must be one of {', '.join(map(repr, EXIT_HEADS))}; got {self.exit_head!r}")
         if self.exit_layers is None:
             return list(range(1, self.num_hidden_layers)) if self.num_labels != 1 else []
+        if isinstance(self.exit_layers, str) or not isinstance(self.exit_layers, Sequence):
+            raise TypeError(f"exit_layers must be a list of layer numbers; got {self.exit_layers!r}")
         layers = list(self.exit_layers)
         lowest, highest = int(self.exit_head != "pooled"), self.num_hidden_layers - 1
         for layer in layers:

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 import mp_kernels
 from mp_kernels import Kept, Ragged
+from mp_kernels.memory import cache_blocks
 
 from .configuration import PyramidBertConfig
-from .exits import Exits
+from .exits import Exits, decision_features
 
 
 @dataclass
@@ -122,7 +123,9 @@ def _attend(
 
 def _add_and_norm(output: nn.Module, x: Tensor, residual: Tensor, index: Tensor | None = None) -> Tensor:
     norm = output.LayerNorm
-    return mp_kernels.add_layer_norm(output.dropout(output.dense(x)), residual, norm.weight, norm.bias, norm.eps, index)
+    # Under autocast a linear layer answers in half precision, while states and LayerNorm stay as they are.
+    x = output.dropout(output.dense(x)).to(residual.dtype)
+    return mp_kernels.add_layer_norm(x, residual, norm.weight, norm.bias, norm.eps, index)
 
 
 def _finish(layer: nn.Module, context: Tensor, residual: Tensor, index: Tensor | None = None) -> Tensor:
@@ -131,13 +134,20 @@ def _finish(layer: nn.Module, context: Tensor, residual: Tensor, index: Tensor |
     context: ``[rows, hidden]``; ``residual[index]`` (or ``residual``) are the same rows' states entering the layer.
     """
     attended = _add_and_norm(layer.attention.output, context, residual, index)
+    width = layer.attention.self.config.intermediate_size
+    blocks = cache_blocks(attended, width * attended.element_size())
+    done = [_feed_forward(layer, block) for block in blocks]
+    return done[0] if len(done) == 1 else torch.cat(done)
+
+
+def _feed_forward(layer: nn.Module, attended: Tensor) -> Tensor:
     grown = layer.intermediate.dense(attended)
     activation = layer.intermediate.intermediate_act_fn
     exact_gelu = type(activation).__name__ == "GELUActivation"
     return _add_and_norm(layer.output, mp_kernels.bias_gelu(grown) if exact_gelu else activation(grown), attended)
 
 
-def _first_token_output(layer: nn.Module, batch: Ragged, key: Tensor, value: Tensor) -> Tensor:
+def first_token_output(layer: nn.Module, batch: Ragged, key: Tensor, value: Tensor) -> Tensor:
     """The layer's output for [CLS] alone, ``[batch, hidden]``: all that a decision reads."""
     first = first_tokens(batch)
     one_each = torch.arange(batch.batch_size + 1, dtype=torch.int32, device=first.device)
@@ -145,7 +155,7 @@ def _first_token_output(layer: nn.Module, batch: Ragged, key: Tensor, value: Ten
     return _finish(layer, context, first)
 
 
-def _rest_of_layer(
+def rest_of_layer(
     layer: nn.Module, number: int, batch: Ragged, key: Tensor, value: Tensor, pruning: Pruning, input_lengths: Tensor
 ) -> tuple[Ragged, Kept | None]:
     """The layer's output for the tokens that survive it, and which these are (None: all)."""
@@ -186,7 +196,7 @@ def run_encoder(layers: Sequence[nn.Module], batch: Ragged, pruning: Pruning) ->
         entering = batch
         projections = layer.attention.self
         key, value = projections.key(entering.values), projections.value(entering.values)
-        batch, kept = _rest_of_layer(layer, number, entering, key, value, pruning, input_lengths)
+        batch, kept = rest_of_layer(layer, number, entering, key, value, pruning, input_lengths)
         survivors.append(lengths_of(batch))
         if kept is not None:
             settled = entering.values if rows is None else settled.index_copy(0, rows, entering.values)
@@ -203,14 +213,16 @@ class ClassifierRun:
         logits: ``[batch, labels]``.
         uncertainty: float32 ``[batch]``; NaN for a single label.
         exit_layer: int64 ``[batch]``, 0 to L.
-        tokens_per_layer: int64 ``[batch, L]``: survivors of each layer; in the layer of the exit, the tokens that entered
-            it; 0 after.
+        tokens_per_layer: int64 ``[batch, L]``: survivors of each layer; in layer L, and in the layer of an exit that
+            decides first, the tokens that entered it; 0 after.
+        pruned_by: int64 ``[total]``, the layer that pruned each token, 0 for those that none did; None unless asked for.
     """
 
     logits: Tensor
     uncertainty: Tensor
     exit_layer: Tensor
     tokens_per_layer: Tensor
+    pruned_by: Tensor | None = None
 
 
 @dataclass
@@ -221,10 +233,12 @@ class _Climb:
     samples: Tensor
     input_lengths: Tensor
     answers: ClassifierRun
+    rows: Tensor | None  # places of the alive tokens in the batch as it came, if they are being followed
 
     @classmethod
-    def start(cls, batch: Ragged, labels: int, layers: int) -> _Climb:
+    def start(cls, batch: Ragged, labels: int, layers: int, follow_tokens: bool) -> _Climb:
         size, device = batch.batch_size, batch.values.device
+        rows = torch.arange(batch.values.shape[0], device=device) if follow_tokens else None
         return cls(
             batch,
             torch.arange(size, device=device),
@@ -234,7 +248,9 @@ class _Climb:
                 uncertainty=batch.values.new_zeros(size, dtype=torch.promote_types(batch.values.dtype, torch.float32)),
                 exit_layer=torch.zeros(size, dtype=torch.int64, device=device),
                 tokens_per_layer=torch.zeros(size, layers, dtype=torch.int64, device=device),
+                pruned_by=None if rows is None else torch.zeros_like(rows),
             ),
+            rows,
         )
 
     def predict(self, layer: int, logits: Tensor) -> Tensor:
@@ -254,6 +270,13 @@ class _Climb:
     def count_tokens(self, layer: int) -> None:
         self.answers.tokens_per_layer[self.samples, layer - 1] = lengths_of(self.batch)
 
+    def follow(self, layer: int, kept: Kept | None) -> None:
+        """Writes down which tokens ``layer`` pruned, if they are being followed."""
+        if self.rows is not None and kept is not None:
+            self.answers.pruned_by[self.rows] = layer
+            self.rows = self.rows[kept.index]
+            self.answers.pruned_by[self.rows] = 0
+
     def leave(self, stays: Tensor, *beside: Tensor) -> tuple[Tensor, ...]:
         """Takes the samples that do not stay out of the batch, and out of packed tensors ``beside`` it."""
         kept = mp_kernels.select_samples(self.batch.cu_seqlens, stays, self.batch.values.shape[0])
@@ -263,6 +286,8 @@ class _Climb:
         self.batch = Ragged(values, kept.cu_seqlens, kept.max_seqlen)
         self.samples = self.samples[kept.samples]
         self.input_lengths = self.input_lengths[kept.samples]
+        if self.rows is not None:
+            self.rows = self.rows[kept.index]
         return tuple(beside)
 
 
@@ -273,6 +298,7 @@ def run_classifier(
     exits: Exits | None,
     final_head: Callable[[Tensor], Tensor],
     labels: int,
+    follow_tokens: bool = False,
 ) -> ClassifierRun:
     """Classifies every sample, each by the first exit that is certain enough.
 
@@ -286,8 +312,9 @@ def run_classifier(
         exits: the open exits; None: everybody goes to layer L.
         final_head: logits ``[batch, labels]`` from layer L's [CLS] ``[batch, hidden]``.
         labels: number of labels.
+        follow_tokens: whether to write down which layer pruned each token.
     """
-    climb = _Climb.start(batch, labels, len(layers))
+    climb = _Climb.start(batch, labels, len(layers), follow_tokens)
     if exits is not None and exits.decides_first(0):
         logits = exits.logits(0, first_tokens(climb.batch), climb.batch)
         climb.leave(exits.stays(0, climb.predict(0, logits), climb.samples))
@@ -298,18 +325,46 @@ def run_classifier(
         projections = layer.attention.self
         key, value = projections.key(climb.batch.values), projections.value(climb.batch.values)
         if number == len(layers):
-            climb.predict(number, final_head(_first_token_output(layer, climb.batch, key, value)))
+            climb.predict(number, final_head(first_token_output(layer, climb.batch, key, value)))
             break
         if exits is not None and exits.decides_first(number):
-            first = _first_token_output(layer, climb.batch, key, value)
+            first = first_token_output(layer, climb.batch, key, value)
             uncertainty = climb.predict(number, exits.logits(number, first, climb.batch))
             key, value = climb.leave(exits.stays(number, uncertainty, climb.samples), key, value)
             if climb.samples.shape[0] == 0:
                 break
-        climb.batch, kept = _rest_of_layer(layer, number, climb.batch, key, value, pruning, climb.input_lengths)
+        climb.batch, kept = rest_of_layer(layer, number, climb.batch, key, value, pruning, climb.input_lengths)
+        climb.follow(number, kept)
+        if kept is not None:
+            climb.count_tokens(number)
         if exits is not None and exits.decides_last(number):
             uncertainty = climb.predict(number, exits.heads[str(number)](climb.batch))
             climb.leave(exits.stays(number, uncertainty, climb.samples))
-        if kept is not None:
-            climb.count_tokens(number)
     return climb.answers
+
+
+def run_features(layers: Sequence[nn.Module], batch: Ragged, pruning: Pruning, kind: str) -> list[Tensor]:
+    """What the heads that decide first would read at every layer, with nobody leaving.
+
+    Args:
+        layers, batch, pruning: as for :func:`run_classifier`.
+        kind: ``"cls"`` or ``"pooled"``.
+
+    Returns:
+        L + 1 tensors: features ``[batch, features]`` at layers 0 to L - 1, and layer L's [CLS] ``[batch, hidden]``, which
+        the model's own head reads.
+    """
+    input_lengths = lengths_of(batch)
+    entering = batch
+    features = []
+    for number, layer in enumerate([None, *layers]):
+        if layer is not None:
+            projections = layer.attention.self
+            key, value = projections.key(entering.values), projections.value(entering.values)
+            if number == len(layers):
+                features.append(first_token_output(layer, entering, key, value))
+                break
+            batch, _ = rest_of_layer(layer, number, entering, key, value, pruning, input_lengths)
+        features.append(decision_features(kind, first_tokens(batch), entering))
+        entering = batch
+    return features

@@ -68,6 +68,16 @@ def make_exit_heads(config: PyramidBertConfig) -> nn.ModuleDict:
     return nn.ModuleDict({str(layer): make() for layer in config.resolved_exit_layers()})
 
 
+def decision_features(kind: str, first: Tensor, entering: Ragged) -> Tensor:
+    """What a head that decides first reads: ``[batch, hidden]`` ("cls") or ``[batch, 2 hidden]`` ("pooled").
+
+    first: the layer's output for [CLS], ``[batch, hidden]``; entering: the tokens that enter the layer.
+    """
+    if kind == "cls":
+        return first
+    return torch.cat([first, mp_kernels.ragged_mean(entering.values, entering.cu_seqlens)], dim=1)
+
+
 @dataclass
 class Exits:
     """The exits that are open in one call.
@@ -95,9 +105,7 @@ class Exits:
 
         first: the layer's output for [CLS], ``[batch, hidden]``; entering: the tokens that enter the layer.
         """
-        if self.kind == "pooled":
-            first = torch.cat([first, mp_kernels.ragged_mean(entering.values, entering.cu_seqlens)], dim=1)
-        return self.heads[str(layer)](first)
+        return self.heads[str(layer)](decision_features(self.kind, first, entering))
 
     def stays(self, layer: int, uncertainty: Tensor, samples: Tensor) -> Tensor:
         """bool ``[batch]``: who goes on; ``samples`` are the alive samples' places in the batch as it came."""

@@ -17,6 +17,15 @@ def entering_tokens(tokens_per_layer: Tensor, input_lengths: Tensor) -> Tensor:
     return torch.cat([input_lengths.unsqueeze(1), tokens_per_layer[:, :-1]], dim=1)
 
 
+def tokens_of_answers(tokens_per_layer: Tensor, input_lengths: Tensor, exit_layer: Tensor) -> Tensor:
+    """``tokens_per_layer`` as it is reported and as the paper counts: in the layer of the exit, those that entered it.
+
+    They differ where a ``"fastbert"`` head, which reads survivors, lets a sample go.
+    """
+    leaves_here = torch.arange(1, tokens_per_layer.shape[1] + 1, device=exit_layer.device) == exit_layer.unsqueeze(1)
+    return torch.where(leaves_here, entering_tokens(tokens_per_layer, input_lengths), tokens_per_layer)
+
+
 def _visited(exit_layer: Tensor, layers: int) -> Tensor:
     """bool ``[batch, L]``: layers that each sample entered."""
     return torch.arange(1, layers + 1, device=exit_layer.device) <= exit_layer.unsqueeze(1)

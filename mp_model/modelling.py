@@ -17,11 +17,12 @@ from transformers.models.bert.modeling_bert import BertEmbeddings, BertEncoder, 
 
 import mp_kernels
 from mp_kernels import Ragged
+from mp_kernels.memory import keep_freed_memory
 
 from . import engine
 from .configuration import PyramidBertConfig
 from .exits import Exits, make_exit_heads
-from .flops import executed_flops, paper_flops
+from .flops import executed_flops, paper_flops, tokens_of_answers
 
 
 @dataclass
@@ -37,6 +38,8 @@ class PyramidOutput(ModelOutput):
             that entered it; 0 after.
         flops: int64 ``[batch]``, the paper's count (:func:`mp_model.flops.paper_flops`).
         executed_flops: int64 ``[batch]``, what was computed (:func:`mp_model.flops.executed_flops`).
+        pruned_by: int64 ``[batch, width]``, where asked for: the layer that pruned each token, 0 for those that none did,
+            -1 at padding.
     """
 
     loss: Tensor | None = None
@@ -46,6 +49,7 @@ class PyramidOutput(ModelOutput):
     tokens_per_layer: Tensor | None = None
     flops: Tensor | None = None
     executed_flops: Tensor | None = None
+    pruned_by: Tensor | None = None
 
 
 class PyramidBertPreTrainedModel(BertPreTrainedModel):
@@ -66,6 +70,7 @@ class PyramidBert(PyramidBertPreTrainedModel):
         config.check()
         if config.is_decoder or config.add_cross_attention:
             raise ValueError("a pyramid is an encoder; is_decoder and add_cross_attention must be False")
+        keep_freed_memory()
         self.embeddings = BertEmbeddings(config)
         self.encoder = BertEncoder(config)
         self.pooler = BertPooler(config) if add_pooling_layer else None
@@ -94,26 +99,33 @@ class PyramidBert(PyramidBertPreTrainedModel):
                 "give either input_ids or inputs_embeds; got " + ("both" if input_ids is not None else "none")
             )
         source = input_ids if input_ids is not None else inputs_embeds
-        if input_ids is not None and (input_ids.dim() != 2 or input_ids.is_floating_point()):
-            raise ValueError(
-                f"input_ids must be integers [batch, width]; got {input_ids.dtype} {list(input_ids.shape)}"
-            )
-        if inputs_embeds is not None and (
-            inputs_embeds.dim() != 3 or inputs_embeds.shape[2] != self.config.hidden_size
+        if input_ids is not None and not (_is_integer_tensor(input_ids) and input_ids.dim() == 2):
+            raise ValueError(f"input_ids must be int64 or int32 [batch, width]; got {_describe(input_ids)}")
+        hidden, dtype = self.config.hidden_size, self.embeddings.LayerNorm.weight.dtype
+        if inputs_embeds is not None and not (
+            isinstance(inputs_embeds, Tensor)
+            and inputs_embeds.dtype == dtype
+            and inputs_embeds.dim() == 3
+            and inputs_embeds.shape[2] == hidden
         ):
             raise ValueError(
-                f"inputs_embeds must be [batch, width, {self.config.hidden_size}]; got {list(inputs_embeds.shape)}"
+                f"inputs_embeds must be {str(dtype).removeprefix('torch.')} [batch, width, {hidden}] like the model; "
+                f"got {_describe(inputs_embeds)}"
             )
         shape, device = source.shape[:2], source.device
         if attention_mask is None:
             attention_mask = torch.ones(shape, dtype=torch.bool, device=device)
-        for name, x in (
-            ("attention_mask", attention_mask),
-            ("token_type_ids", token_type_ids),
-            ("position_ids", position_ids),
+        for name, x, shapes in (
+            ("attention_mask", attention_mask, (shape,)),
+            ("token_type_ids", token_type_ids, (shape,)),
+            ("position_ids", position_ids, (shape, (1, shape[1]))),
         ):
-            if x is not None and (x.shape != shape and not (name == "position_ids" and x.shape == (1, shape[1]))):
-                raise ValueError(f"{name} must be [batch, width] like the input, {list(shape)}; got {list(x.shape)}")
+            if x is None:
+                continue
+            if not isinstance(x, Tensor) or x.shape not in shapes:
+                raise ValueError(f"{name} must be [batch, width] like the input, {list(shape)}; got {_describe(x)}")
+            if name != "attention_mask" and not _is_integer_tensor(x):
+                raise ValueError(f"{name} must be int64 or int32; got {_describe(x)}")
         keep = attention_mask != 0
         empty_rows = (~keep.any(1)).nonzero() if shape[1] else torch.zeros(shape[0], 1, dtype=torch.int64)
         if empty_rows.numel():
@@ -127,7 +139,7 @@ class PyramidBert(PyramidBertPreTrainedModel):
             position_ids = torch.arange(shape[1], device=device) - first
         positions = position_ids.expand(shape).reshape(-1)[rows]
         types = torch.zeros_like(rows) if token_type_ids is None else token_type_ids.reshape(-1)[rows].long()
-        self._check_range("position", positions, self.config.max_position_embeddings, "; truncate the text")
+        self._check_range("position_ids", positions, self.config.max_position_embeddings, "; truncate the text")
         self._check_range("token_type_ids", types, self.config.type_vocab_size)
         if input_ids is not None:
             self._check_range(
@@ -186,6 +198,9 @@ class PyramidBertForSequenceClassification(PyramidBertPreTrainedModel):
     In training mode nobody exits; tokens are pruned as in evaluation, and gradients flow.
     """
 
+    # The loss is a mean over the batch it sees; Trainer must divide by its accumulation steps.
+    accepts_loss_kwargs = False
+
     def __init__(self, config: PyramidBertConfig) -> None:
         super().__init__(config)
         self.num_labels = config.num_labels
@@ -233,6 +248,7 @@ class PyramidBertForSequenceClassification(PyramidBertPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         exit_threshold: float | Sequence[float] | Tensor | None = None,
+        follow_tokens: bool = False,
         return_dict: bool | None = None,
         **kwargs: Any,
     ) -> PyramidOutput | tuple[Tensor, ...]:
@@ -243,31 +259,33 @@ class PyramidBertForSequenceClassification(PyramidBertPreTrainedModel):
             labels: int64 ``[batch]`` (or floats, by ``config.problem_type``, as in BERT); adds the loss.
             exit_threshold: instead of ``config.exit_threshold``: a float, a list with one float an exit layer, or a tensor
                 ``[batch]`` with one for each sample.
+            follow_tokens: whether to return ``pruned_by``.
 
         Raises:
             ValueError, TypeError: inputs or settings that cannot be followed; the message names the argument.
         """
         _refuse_unsupported(kwargs)
         pruning = engine.Pruning.of(self.config)
-        batch_size = (
-            (input_ids if input_ids is not None else inputs_embeds).shape[0]
-            if (input_ids is not None or inputs_embeds is not None)
-            else 0
-        )
-        exits = self._open_exits(exit_threshold, batch_size)
         batch = self.bert.embed(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
-        run = engine.run_classifier(self.bert.encoder.layer, batch, pruning, exits, self._final_head, self.num_labels)
+        exits = self._open_exits(exit_threshold, batch.batch_size)
+        run = engine.run_classifier(
+            self.bert.encoder.layer, batch, pruning, exits, self._final_head, self.num_labels, follow_tokens
+        )
         lengths = engine.lengths_of(batch)
         decided = exits.thresholds.keys() if exits is not None else ()
+        tokens = tokens_of_answers(run.tokens_per_layer, lengths, run.exit_layer)
         output = PyramidOutput(
             loss=None if labels is None else self._loss(run.logits, labels),
             logits=run.logits,
             exit_layer=run.exit_layer,
             uncertainty=run.uncertainty,
-            tokens_per_layer=run.tokens_per_layer,
-            flops=paper_flops(self.config, run.tokens_per_layer, lengths, run.exit_layer),
+            tokens_per_layer=tokens,
+            flops=paper_flops(self.config, tokens, lengths, run.exit_layer),
             executed_flops=executed_flops(self.config, run.tokens_per_layer, lengths, run.exit_layer, decided),
         )
+        if run.pruned_by is not None:
+            followed = Ragged(run.pruned_by, batch.cu_seqlens, batch.max_seqlen, batch.index, batch.width)
+            output.pruned_by = mp_kernels.unpack(followed, fill=-1)
         wants_dict = self.config.return_dict if return_dict is None else return_dict
         return output if wants_dict else output.to_tuple()
 
@@ -281,6 +299,14 @@ class PyramidBertForSequenceClassification(PyramidBertPreTrainedModel):
         if problem.startswith("single_label"):
             return F.cross_entropy(logits, labels.view(-1))
         return F.binary_cross_entropy_with_logits(logits, labels)
+
+
+def _is_integer_tensor(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.dtype in (torch.int64, torch.int32)
+
+
+def _describe(x: Any) -> str:
+    return f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
 
 
 def _refuse_unsupported(kwargs: dict[str, Any]) -> None:

@@ -249,15 +249,21 @@ inline void attend_backward(const AttentionBackward& b, int64_t sample, int64_t 
       float *p = s.probabilities + r * padded_keys, *grad = s.score_grads + r * padded_keys;
       const float logsumexp = b.logsumexp[head * shape.total_q + token + r];
       std::fill(p + keys, p + padded_keys, -std::numeric_limits<float>::infinity());
-      Vec sum = {};
+      Vec sum = {}, weighted = {};
       for (int64_t j = 0; j < padded_keys; j += kWidth) {
-        const Vec probability = exp(load(p + j) - logsumexp), dp = load(grad + j) + load(s.column_grad + j);
-        store(p + j, probability);
+        const Vec e = exp(load(p + j) - logsumexp), dp = load(grad + j) + load(s.column_grad + j);
+        store(p + j, e);
         store(grad + j, dp);
-        sum += probability * dp;
+        sum += e;
+        weighted += e * dp;
       }
-      const float mean = horizontal_sum(sum);
-      for (int64_t j = 0; j < padded_keys; j += kWidth) store(grad + j, load(p + j) * (load(grad + j) - mean));
+      // The sum is 1 up to logsumexp's rounding, which large scores magnify.
+      const float inverse = 1.0f / horizontal_sum(sum), mean = horizontal_sum(weighted) * inverse;
+      for (int64_t j = 0; j < padded_keys; j += kWidth) {
+        const Vec probability = load(p + j) * inverse;
+        store(p + j, probability);
+        store(grad + j, probability * (load(grad + j) - mean));
+      }
     }
     multiply(rows, padded_dim, keys, {s.score_grads, padded_keys, 1}, s.keys, keys, s.q_grad, padded_dim, false);
     for (int64_t r = 0; r < rows; ++r)

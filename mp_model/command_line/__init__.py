@@ -1,0 +1,34 @@
+"""The command ``magic-pyramid``. Each command has a file; heavy imports wait until one runs."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from . import classify, demo
+
+app = typer.Typer(
+    name="magic-pyramid",
+    help="BERT classifiers that cost a fraction per text: tokens are pruned and samples exit, for real.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+app.command("classify")(classify.classify)
+app.command("demo")(demo.demo)
+
+
+def main() -> None:
+    """Entry point: errors of the user's making end in one line and exit status 2."""
+    try:
+        app()
+    except (ValueError, TypeError, OSError, ModuleNotFoundError) as error:
+        typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
+        sys.exit(2)
+
+
+@app.callback()
+def _callback() -> None:
+    """Keeps the commands named also while there is only one."""

@@ -1,0 +1,54 @@
+# Everything lives in .venv; every target sets up what it needs and may be run again at any time.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+SOURCES := $(wildcard csrc/*.cpp csrc/*/*)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format sanitize arm benchmark clean
+
+help: ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+
+# torch first, so that nothing else chooses its version.
+$(READY): pyproject.toml setup.py constraints.txt CMakeLists.txt $(SOURCES)
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet -c constraints.txt "setuptools>=77" cmake ninja
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e ".[bench,demo,dev,test]"
+	touch $@
+
+demo: $(READY) ## set up, then classify real articles with real weights
+	$(BIN)/magic-pyramid demo
+
+test: $(READY) ## set up, then run the tests
+	$(BIN)/python -m pytest
+
+lint: $(READY) ## check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(SOURCES)
+
+format: $(READY) ## format everything
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(SOURCES)
+
+# A copy of the package beside the instrumented library, so that the installed one stays as it is.
+sanitize: $(READY) ## run the operator tests with AddressSanitizer and UndefinedBehaviorSanitizer
+	rm -rf build/sanitize && mkdir -p build/sanitize && cp -r mp_kernels build/sanitize/ && rm -f build/sanitize/mp_kernels/_C.so
+	$(BIN)/cmake -G Ninja -B build/sanitize/cmake -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DMP_SANITIZE=address,undefined \
+		-DMP_OUTPUT_DIR=$(abspath build/sanitize/mp_kernels) \
+		-DMP_TORCH_DIR=$$($(BIN)/python -c "import pathlib, torch; print(pathlib.Path(torch.__file__).parent)")
+	$(BIN)/cmake --build build/sanitize/cmake
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
+		PYTHONPATH=build/sanitize $(BIN)/python -P -m pytest tests/mp_kernels -p no:cacheprovider
+
+benchmark: $(READY) ## measure, and write the figures to docs/performance.md
+	$(BIN)/python -m pytest benchmarks --benchmark-only
+	$(BIN)/python benchmarks/report.py
+
+clean: ## remove everything that was built or installed
+	rm -rf .venv build demo-output *.egg-info mp_kernels/_C.so

@@ -1,0 +1,97 @@
+"""Two threads, and figures that outlive the run.
+
+A case times two or more ways to do one thing in turn, round after round, so that a drift of the machine's speed meets them
+all alike; what counts is the median of the rounds' ratios. No case fails on a ratio: a slow machine is not a bug.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import mp_kernels
+
+THREADS = 2
+FIGURES = Path(__file__).parent / "figures.json"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _threads() -> None:
+    torch.set_num_threads(THREADS)
+    if not mp_kernels.extension.is_built():
+        pytest.exit("the compiled kernels are not built; a benchmark without them measures the definitions", 3)
+
+
+@pytest.fixture
+def compare(benchmark: Any) -> Callable[..., None]:
+    """Times functions in turn. ``target``: the least wanted ratio; it is stored beside the figure, not asserted."""
+
+    def run(
+        claim: str,
+        functions: dict[str, Callable[[], Any]],
+        *,
+        target: float | None = None,
+        at_most: bool = False,
+        scale: float = 1.0,
+        rounds: int = 15,
+        repeats: int = 1,
+        **facts: Any,
+    ) -> None:
+        times: dict[str, list[float]] = {name: [] for name in functions}
+
+        def one_round() -> None:
+            for name, function in functions.items():
+                begin = time.perf_counter()
+                for _ in range(repeats):
+                    function()
+                times[name].append((time.perf_counter() - begin) / repeats)
+
+        with torch.inference_mode():
+            one_round()
+            for measured in times.values():
+                measured.clear()
+            benchmark.pedantic(one_round, rounds=rounds)
+        (_, numerator), (_, denominator) = list(times.items())[:2]
+        ratios = [scale * a / b for a, b in zip(numerator, denominator, strict=True)]
+        benchmark.extra_info.update(
+            claim=claim,
+            ratio=statistics.median(ratios),
+            lowest=min(ratios),
+            highest=max(ratios),
+            target=target,
+            at_most=at_most,
+            milliseconds={name: 1e3 * statistics.median(measured) for name, measured in times.items()},
+            facts=facts,
+        )
+
+    return run
+
+
+def pytest_benchmark_update_json(config: Any, benchmarks: Any, output_json: dict[str, Any]) -> None:
+    """Nothing of the machine but what explains the figures."""
+    output_json.pop("commit_info", None)
+
+
+def pytest_sessionfinish(session: Any) -> None:
+    """Merges this run's figures into figures.json."""
+    plugin = getattr(session.config, "_benchmarksession", None)
+    measured = {b.fullname: b.extra_info for b in plugin.benchmarks if b.extra_info} if plugin else {}
+    if not measured:
+        return
+    known = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
+    known["machine"] = {
+        "processor": plugin.machine_info["cpu"].get("brand_raw", plugin.machine_info["machine"]),
+        "threads": THREADS,
+        "kernels": mp_kernels.extension.chosen_instruction_set(),
+        "torch": torch.__version__,
+        "python": plugin.machine_info["python_version"],
+    }
+    known.setdefault("figures", {}).update(measured)
+    FIGURES.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")

@@ -1,0 +1,174 @@
+"""Whole models: against transformers, and what pruning and exits save of our own time."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import workload
+
+from mp_model import PyramidBertForSequenceClassification, engine
+from mp_model.modelling import PyramidOutput
+
+
+@pytest.fixture
+def model() -> Iterator[PyramidBertForSequenceClassification]:
+    """Ours, back to nothing pruned and nobody exiting afterwards."""
+    model = workload.ours()
+    yield model
+    model.config.top_k = model.config.exit_threshold = None
+
+
+def _run(model: torch.nn.Module, batches: list[dict[str, torch.Tensor]]) -> Callable[[], list[Any]]:
+    return lambda: [model(**batch) for batch in batches]
+
+
+@pytest.mark.parametrize(("length_sorted", "target"), [(False, 1.6), (True, 1.4)], ids=["unsorted", "sorted"])
+def test_dense(compare: Any, model: PyramidBertForSequenceClassification, length_sorted: bool, target: float) -> None:
+    """Nothing pruned, nobody exiting."""
+    batches = workload.batches(length_sorted)
+    real = sum(int(batch["attention_mask"].sum()) for batch in batches)
+    compare(
+        f"transformers' time over ours, {'length-sorted' if length_sorted else 'unsorted'} batches",
+        {"transformers": _run(workload.stock(), batches), "ours": _run(model, batches)},
+        target=target,
+        rounds=7,
+        padded_over_real_tokens=sum(batch["input_ids"].numel() for batch in batches) / real,
+    )
+
+
+def _work(outputs: list[PyramidOutput]) -> float:
+    return float(sum(out.executed_flops.sum() for out in outputs))
+
+
+def _compare_with_dense(compare: Any, model: Any, claim: str, settings: dict[str, Any], rounds: int = 7) -> None:
+    """The share of the work saved that becomes time saved: 1 where time falls exactly as executed FLOPs do."""
+    batches = workload.batches(length_sorted=False)
+
+    def with_settings(**values: Any) -> Callable[[], list[Any]]:
+        def run() -> list[Any]:
+            for name, value in values.items():
+                setattr(model.config, name, value)
+            return _run(model, batches)()
+
+        return run
+
+    dense, reduced = with_settings(**dict.fromkeys(settings)), with_settings(**settings)
+    with torch.inference_mode():
+        work_ratio = _work(dense()) / _work(reduced())
+    compare(
+        claim,
+        {"nothing pruned": dense, "pyramid": reduced},
+        target=0.95,
+        scale=1 / work_ratio,
+        rounds=rounds,
+        executed_flops_ratio=work_ratio,
+    )
+
+
+@pytest.mark.parametrize("share", [0.95, 0.9, 0.85, 0.8])
+def test_pruned(compare: Any, model: PyramidBertForSequenceClassification, share: float) -> None:
+    """Every layer keeps a share of the tokens that enter it."""
+    settings = {"top_k": [share] * model.config.num_hidden_layers}
+    _compare_with_dense(compare, model, f"time ratio over FLOPs ratio, {share:.0%} kept at each layer", settings)
+
+
+def _spread_thresholds(model: PyramidBertForSequenceClassification) -> list[float]:
+    """Thresholds by which an equal number of texts leaves at every layer."""
+    batches = workload.batches(length_sorted=False)
+    layers = model.config.resolved_exit_layers()
+    uncertainty = []
+    with torch.inference_mode():
+        for open_layer in layers:
+            only = [1.0 if layer == open_layer else 0.0 for layer in layers]
+            outputs = [model(**batch, exit_threshold=only) for batch in batches]
+            assert all((out.exit_layer == open_layer).all() for out in outputs)
+            uncertainty.append(torch.cat([out.uncertainty for out in outputs]))
+    alive = torch.ones(workload.TEXTS, dtype=torch.bool)
+    thresholds = []
+    for column in uncertainty:
+        leaving = workload.TEXTS // model.config.num_hidden_layers
+        thresholds.append(float(column[alive].kthvalue(leaving).values))
+        alive &= column > thresholds[-1]
+    return thresholds
+
+
+def test_exits(compare: Any, model: PyramidBertForSequenceClassification) -> None:
+    """A twelfth of the texts leaves at every layer."""
+    settings = {"exit_threshold": _spread_thresholds(model)}
+    _compare_with_dense(compare, model, "time ratio over FLOPs ratio, exits spread over the layers", settings)
+
+
+def test_pruned_with_exits(compare: Any, model: PyramidBertForSequenceClassification) -> None:
+    """Both at once."""
+    settings = {"exit_threshold": _spread_thresholds(model), "top_k": [0.9] * model.config.num_hidden_layers}
+    claim = "time ratio over FLOPs ratio, 90% kept at each layer and exits spread"
+    _compare_with_dense(compare, model, claim, settings)
+
+
+@pytest.mark.parametrize("batch_size", [8, 32])
+def test_decision(compare: Any, model: PyramidBertForSequenceClassification, batch_size: int) -> None:
+    """Keys and values of all tokens and the rest for [CLS] alone, against the whole layer; 55 tokens a text."""
+    states = torch.randn(batch_size * 55, model.config.hidden_size)
+    batch = engine.Ragged(states, workload.cu_seqlens_of([55] * batch_size), 55)
+    layer, attention = model.bert.encoder.layer[0], model.bert.encoder.layer[0].attention.self
+    pruning = engine.Pruning.of(model.config)
+
+    def decision() -> torch.Tensor:
+        return engine.first_token_output(layer, batch, attention.key(states), attention.value(states))
+
+    def whole_layer() -> Any:
+        key, value = attention.key(states), attention.value(states)
+        return engine.rest_of_layer(layer, 1, batch, key, value, pruning, engine.lengths_of(batch))
+
+    compare(
+        f"decision step over a whole layer, batch of {batch_size}",
+        {"decision": decision, "whole layer": whole_layer},
+        target=0.25,
+        at_most=True,
+        rounds=31,
+    )
+
+
+def _peak_megabytes(which: str) -> float:
+    """Peak memory of a fresh process that runs the batches through one model."""
+    program = (
+        "import torch, workload, resource; torch.set_num_threads(2); model = workload.ours(); "
+        + ("model = workload.stock(); workload.ours.cache_clear(); " if which == "stock" else "")
+        + "batches = workload.batches(False)\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "with torch.inference_mode(): [model(**batch) for batch in batches]\n"
+        "print(before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    before, after = (int(word) / 1024 for word in done.stdout.split())
+    return after - before
+
+
+def test_memory(benchmark: Any) -> None:
+    """Growth of the resident set while the batches run, each model in a process of its own."""
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > 0
+    theirs = _peak_megabytes("stock")
+    ours = benchmark.pedantic(_peak_megabytes, args=("ours",), rounds=1)
+    benchmark.extra_info.update(
+        claim="peak activation memory over transformers', unsorted batches of 32",
+        ratio=ours / theirs,
+        lowest=ours / theirs,
+        highest=ours / theirs,
+        target=1.0,
+        at_most=True,
+        milliseconds={},
+        facts={"megabytes_ours": ours, "megabytes_transformers": theirs},
+    )

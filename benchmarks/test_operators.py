@@ -1,0 +1,88 @@
+"""Single operators against torch's own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+import workload
+
+import mp_kernels
+
+HEADS, HEAD_DIM = 12, 64
+
+
+def _packed(tokens: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """q, k and v as slices of one packed projection ``[total, 3, heads, head_dim]``, and the starts of its samples."""
+    batch = max(1, tokens // length)
+    return torch.randn(batch * length, 3, HEADS, HEAD_DIM), workload.cu_seqlens_of([length] * batch)
+
+
+@pytest.mark.parametrize("length", [16, 32, 55, 64, 128, 256, 512])
+def test_attention_against_sdpa(compare: Any, length: int) -> None:
+    """With the score on our side and without it on torch's; the same sequences, equally long, nothing padded."""
+    qkv, cu_seqlens = _packed(2048, length)
+    q, k, v = qkv.unbind(1)
+    padded = [x.unflatten(0, (-1, length)).transpose(1, 2) for x in (q, k, v)]
+    compare(
+        f"torch's SDPA time over ours with importance, {length} tokens",
+        {
+            "torch": lambda: F.scaled_dot_product_attention(*padded),
+            "ours": lambda: mp_kernels.ragged_attention(q, k, v, cu_seqlens, length),
+        },
+        target=1.3 if length == 128 else 1.0,
+        rounds=31,
+    )
+
+
+@pytest.mark.parametrize("length", [55, 128, 512])
+def test_importance_is_free(compare: Any, length: int) -> None:
+    """The operator with its score against itself without."""
+    qkv, cu_seqlens = _packed(2048, length)
+    q, k, v = qkv.unbind(1)
+    compare(
+        f"attention with importance over attention without, {length} tokens",
+        {
+            "with": lambda: mp_kernels.ragged_attention(q, k, v, cu_seqlens, length),
+            "without": lambda: mp_kernels.ragged_attention(q, k, v, cu_seqlens, length, need_importance=False),
+        },
+        target=1.05,
+        at_most=True,
+        rounds=31,
+    )
+
+
+def test_gather_against_copy(compare: Any) -> None:
+    """Four fifths of the rows of a batch's states, against a plain copy of as many bytes."""
+    x = torch.randn(1760, 768)
+    index = torch.arange(1760)[torch.arange(1760) % 5 != 0]
+    same_bytes = x[: index.shape[0]].clone()
+    compare(
+        "plain copy's time over gather's, same bytes",
+        {"copy": same_bytes.clone, "gather": lambda: mp_kernels.ragged_gather(x, index)},
+        target=0.8,
+        rounds=101,
+        repeats=5,
+    )
+
+
+def test_add_layer_norm(compare: Any) -> None:
+    """Add and LayerNorm in one pass against torch's two."""
+    x, residual, norm = torch.randn(1760, 768), torch.randn(1760, 768), torch.nn.LayerNorm(768)
+    compare(
+        "torch's add and LayerNorm over ours",
+        {
+            "torch": lambda: norm(x + residual),
+            "ours": lambda: mp_kernels.add_layer_norm(x, residual, norm.weight, norm.bias, norm.eps),
+        },
+        rounds=51,
+        repeats=3,
+    )
+
+
+def test_gelu(compare: Any) -> None:
+    """The exact GELU against torch's."""
+    x = torch.randn(1760, 3072)
+    compare("torch's GELU over ours", {"torch": lambda: F.gelu(x), "ours": lambda: mp_kernels.bias_gelu(x)}, rounds=51)

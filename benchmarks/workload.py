@@ -1,0 +1,59 @@
+"""What is measured: BERT-base shapes with random weights, and texts as long as AG News'."""
+
+from __future__ import annotations
+
+import functools
+import random
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import BertConfig, BertForSequenceClassification
+
+from mp_model import PyramidBertConfig, PyramidBertForSequenceClassification
+
+TEXTS = 96
+BATCH_SIZE = 32
+LABELS = 4
+
+
+def ag_news_lengths(count: int = TEXTS) -> list[int]:
+    """Log-normal token counts with AG News' mean of 55, cut at 100."""
+    draw = random.Random(0)
+    return [min(100, max(10, round(draw.lognormvariate(3.95, 0.33)))) for _ in range(count)]
+
+
+def cu_seqlens_of(lengths: list[int]) -> Tensor:
+    """int32 ``[batch + 1]``."""
+    return torch.nn.functional.pad(torch.tensor(lengths).cumsum(0), (1, 0)).int()
+
+
+def batches(length_sorted: bool) -> list[dict[str, Tensor]]:
+    """The texts in padded batches, as they come or similar lengths together."""
+    generator = torch.Generator().manual_seed(0)
+    texts = [torch.randint(1000, 20_000, (n,), generator=generator) for n in ag_news_lengths()]
+    if length_sorted:
+        texts.sort(key=len, reverse=True)
+    groups = [texts[begin : begin + BATCH_SIZE] for begin in range(0, TEXTS, BATCH_SIZE)]
+    return [
+        {
+            "input_ids": pad_sequence(group, batch_first=True),
+            "attention_mask": pad_sequence([torch.ones_like(text) for text in group], batch_first=True),
+        }
+        for group in groups
+    ]
+
+
+@functools.cache
+def ours() -> PyramidBertForSequenceClassification:
+    """BERT-base with random weights, as a pyramid."""
+    torch.manual_seed(0)
+    return PyramidBertForSequenceClassification(PyramidBertConfig(num_labels=LABELS)).eval()
+
+
+@functools.cache
+def stock() -> BertForSequenceClassification:
+    """The same weights in transformers' own model, with its scaled-dot-product attention."""
+    model = BertForSequenceClassification(BertConfig(num_labels=LABELS)).eval()
+    model.load_state_dict({name: x for name, x in ours().state_dict().items() if not name.startswith("exits.")})
+    return model

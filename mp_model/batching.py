@@ -1,0 +1,68 @@
+"""Texts into padded batches, similar lengths together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+Text = str | tuple[str, str]
+
+
+@dataclass
+class TextBatch:
+    """A padded batch.
+
+    Attributes:
+        places: for each row, the text's place in the sequence that the batch was made of.
+        inputs: ``input_ids``, ``attention_mask`` and ``token_type_ids``, int64 ``[batch, width]``, padded on the right.
+    """
+
+    places: list[int]
+    inputs: dict[str, Tensor]
+
+
+def encode(tokenizer: Any, texts: Sequence[Text], max_length: int) -> list[dict[str, list[int]]]:
+    """Token ids and types of each text, or pair of texts, cut to ``max_length`` tokens."""
+    if not texts:
+        return []
+    paired = {isinstance(text, tuple) for text in texts}
+    if len(paired) == 2:
+        raise ValueError("texts must be all single or all pairs; got both")
+    firsts, seconds = zip(*texts, strict=True) if paired == {True} else (texts, None)
+    encoded = tokenizer(
+        list(firsts),
+        None if seconds is None else list(seconds),
+        truncation=True,
+        max_length=max_length,
+        return_token_type_ids=True,
+        return_attention_mask=False,
+    )
+    return [
+        {"input_ids": ids, "token_type_ids": types}
+        for ids, types in zip(encoded["input_ids"], encoded["token_type_ids"], strict=True)
+    ]
+
+
+def length_sorted_batches(
+    encoded: Sequence[dict[str, list[int]]], batch_size: int, pad_token_id: int
+) -> Iterator[TextBatch]:
+    """Batches of texts of similar length, long ones first (so that memory peaks at once and not at the end)."""
+    order = sorted(range(len(encoded)), key=lambda place: -len(encoded[place]["input_ids"]))
+    for begin in range(0, len(order), batch_size):
+        places = order[begin : begin + batch_size]
+        ids = [torch.tensor(encoded[place]["input_ids"]) for place in places]
+        types = [torch.tensor(encoded[place]["token_type_ids"]) for place in places]
+        masks = [torch.ones_like(row) for row in ids]
+        yield TextBatch(
+            places,
+            {
+                "input_ids": pad_sequence(ids, batch_first=True, padding_value=pad_token_id),
+                "attention_mask": pad_sequence(masks, batch_first=True),
+                "token_type_ids": pad_sequence(types, batch_first=True),
+            },
+        )

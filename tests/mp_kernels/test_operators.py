@@ -1,0 +1,221 @@
+"""What every registered operator owes: its contract with torch, checked cu_seqlens, compilation."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from accuracy import assert_same_bits
+from ragged_batches import cu_seqlens_of, random_heads
+
+import mp_kernels
+from mp_kernels import reference, schemas
+
+LENGTHS = (3, 0, 17, 1)
+TOTAL = sum(LENGTHS)
+CU_SEQLENS = cu_seqlens_of(LENGTHS)
+
+
+def test_fresh_memory_is_poisoned() -> None:
+    """Else no other test here would notice an element that a kernel leaves out."""
+    like = torch.zeros(1)
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        assert torch.empty(1000, dtype=dtype).isnan().all()
+        assert like.new_empty(10, 100, dtype=dtype).isnan().all()
+    assert (like.new_empty(1000, dtype=torch.int64) == torch.iinfo(torch.int64).max).all()
+
+
+def test_public_operators_have_definitions() -> None:
+    for name in mp_kernels.__all__:
+        operator = getattr(mp_kernels, name)
+        if inspect.isfunction(operator):
+            assert list(inspect.signature(operator).parameters) == list(
+                inspect.signature(getattr(reference, name)).parameters
+            )
+
+
+# ---- the contract with torch ----
+
+
+def grown(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, requires_grad=True)
+
+
+def attention_samples() -> list[tuple]:
+    (q,), (k, v) = random_heads(4, 2, 20, 1), random_heads(TOTAL, 2, 20, 2)
+    packed = [x.detach().requires_grad_() for x in torch.randn(TOTAL, 3, 2, 20).unbind(1)]
+    few = q.requires_grad_(), k.requires_grad_(), v.requires_grad_(), cu_seqlens_of((1, 0, 3, 0)), CU_SEQLENS, 17, 0.2
+    return [(*packed, CU_SEQLENS, CU_SEQLENS, 17, 0.2, True), (*few, True), (*few, False)]
+
+
+def attention_backward_samples() -> list[tuple]:
+    out_grad, q, k, v = random_heads(TOTAL, 2, 20, 4)
+    sequences = CU_SEQLENS, CU_SEQLENS, 17, 0.2
+    logsumexp = torch.ops.mp_kernels.ragged_attention(q, k, v, *sequences, False)[2]
+    return [(out_grad, grad, q, k, v, logsumexp, *sequences) for grad in (None, torch.randn(TOTAL))]
+
+
+SAMPLES: dict[str, Callable[[], list[tuple]]] = {
+    "ragged_attention": attention_samples,
+    "ragged_attention_backward": attention_backward_samples,
+    "prune_tokens": lambda: [(torch.rand(TOTAL), CU_SEQLENS, 0.5)],
+    "top_k_tokens": lambda: [(torch.rand(TOTAL), CU_SEQLENS, torch.tensor([1, 2, 3, 4]))],
+    "select_samples": lambda: [(CU_SEQLENS, torch.tensor([True, False, True, False]), TOTAL)],
+    "ragged_gather": lambda: [
+        ([grown(TOTAL, 4), torch.arange(TOTAL)], torch.tensor([3, 1, 1])),
+        ([grown(TOTAL, 2, 3)], torch.tensor([], dtype=torch.int64)),
+    ],
+    "ragged_mean": lambda: [(grown(TOTAL, 5), CU_SEQLENS)],
+    "add_layer_norm": lambda: [
+        (grown(4, 5), grown(4, 5), None, grown(5), grown(5), 1e-5),
+        (grown(4, 5), grown(9, 5), torch.tensor([0, 3, 3, 8]), grown(5), grown(5), 1e-5),
+    ],
+    "bias_gelu": lambda: [(grown(4, 5), grown(5)), (grown(4, 5), None)],
+    "normalized_entropy": lambda: [(grown(4, 5),)],
+}
+
+
+def test_no_operator_is_forgotten_here() -> None:
+    registered = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("mp_kernels::")}
+    assert registered == {f"mp_kernels::{name}" for name in schemas.SCHEMAS}
+    assert set(SAMPLES) == set(schemas.SCHEMAS)
+
+
+@pytest.mark.parametrize("name", schemas.SCHEMAS)
+def test_opcheck(name: str) -> None:
+    """Schema, autograd registration, fake implementation and AOT dispatch, by torch's own checker."""
+    for sample in SAMPLES[name]():
+        torch.library.opcheck(getattr(torch.ops.mp_kernels, name).default, sample)
+
+
+@pytest.mark.parametrize("name", schemas.SCHEMAS)
+def test_compiled_kernel_agrees_with_the_fallback(name: str) -> None:
+    """Whole results of the two implementations that stand behind one schema."""
+    for sample in SAMPLES[name]():
+        with torch.no_grad():
+            got = getattr(torch.ops.mp_kernels, name)(*sample)
+        expected = getattr(schemas, name)(*sample)
+        if isinstance(got, torch.Tensor):
+            got, expected = [got], [expected]
+        for x, y in zip(got, expected, strict=True):
+            torch.testing.assert_close(x, y, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", schemas.SCHEMAS)
+def test_meta_tensors_carry_shapes(name: str) -> None:
+    """Without a device the same shapes and dtypes come out, so a model's memory can be planned."""
+    for sample in SAMPLES[name]():
+        with torch.no_grad():
+            real = getattr(torch.ops.mp_kernels, name)(*sample)
+            meta = getattr(torch.ops.mp_kernels, name)(*map(_to_meta, sample))
+        if isinstance(real, torch.Tensor):
+            real, meta = [real], [meta]
+        assert [(x.shape, x.dtype) for x in meta] == [(x.shape, x.dtype) for x in real]
+        assert all(x.is_meta for x in meta)
+
+
+def _to_meta(x: object) -> object:
+    if isinstance(x, list):
+        return [_to_meta(part) for part in x]
+    return x.detach().to("meta") if isinstance(x, torch.Tensor) else x
+
+
+def test_inference_mode() -> None:
+    qkv = random_heads(TOTAL, 2, 16)
+    expected = mp_kernels.ragged_attention(*qkv, CU_SEQLENS, 17)
+    with torch.inference_mode():
+        assert_same_bits(mp_kernels.ragged_attention(*qkv, CU_SEQLENS, 17), expected)
+
+
+def test_calls_from_several_python_threads() -> None:
+    """As a server makes them: scratch memory belongs to one call at a time."""
+    batches = [random_heads(TOTAL, 2, 16) for _ in range(8)]
+    expected = [mp_kernels.ragged_attention(*qkv, CU_SEQLENS, 17) for qkv in batches]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            got = list(pool.map(lambda qkv: mp_kernels.ragged_attention(*qkv, CU_SEQLENS, 17), batches))
+            for x, y in zip(got, expected, strict=True):
+                assert_same_bits(x, y)
+
+
+# ---- cu_seqlens ----
+
+ROWS = torch.zeros(10, 3)
+TAKING_CU_SEQLENS = {
+    "ragged_attention": lambda c, dtype: mp_kernels.ragged_attention(*3 * [ROWS.to(dtype).unsqueeze(2)], c, 10),
+    "prune_tokens": lambda c, dtype: mp_kernels.prune_tokens(ROWS[:, 0].to(dtype), c, 0.5),
+    "top_k_tokens": lambda c, dtype: mp_kernels.top_k_tokens(ROWS[:, 0].to(dtype), c, 2),
+    "select_samples": lambda c, _: mp_kernels.select_samples(c, torch.ones(len(c) - 1, dtype=torch.bool), 10),
+    "ragged_mean": lambda c, dtype: mp_kernels.ragged_mean(ROWS.to(dtype), c),
+}
+
+
+@pytest.mark.parametrize("operator", TAKING_CU_SEQLENS.values(), ids=TAKING_CU_SEQLENS)
+@pytest.mark.parametrize(
+    ("starts", "message"),
+    [
+        ([1, 4, 10], r"cu_seqlens\w* must start with 0; got 1"),
+        ([0, 6, 4, 10], r"cu_seqlens\w* must not decrease; got 4 after 6 at position 2"),
+        ([0, -4, 10], r"cu_seqlens\w* must not decrease; got -4 after 0 at position 1"),
+        ([0, 4, 9], r"the last entry of cu_seqlens\w* must be the number of rows, 10; got 9"),
+        ([0, 4, 11], r"the last entry of cu_seqlens\w* must be the number of rows, 10; got 11"),
+        ([0], r"the last entry of cu_seqlens\w* must be the number of rows, 10; got 0"),
+    ],
+)
+def test_malformed_cu_seqlens(operator: Callable, starts: list[int], message: str) -> None:
+    with pytest.raises(RuntimeError, match=message):
+        operator(torch.tensor(starts, dtype=torch.int32), torch.float32)
+
+
+@pytest.mark.parametrize("operator", TAKING_CU_SEQLENS.values(), ids=TAKING_CU_SEQLENS)
+@pytest.mark.parametrize("starts", [[1, 4, 10], [0, 6, 4, 10], [0, 4, 9], [0]], ids=str)
+def test_malformed_cu_seqlens_in_float64(operator: Callable, starts: list[int]) -> None:
+    with pytest.raises(RuntimeError, match=r"cu_seqlens\w* must "):
+        operator(torch.tensor(starts, dtype=torch.int32), torch.float64)
+
+
+# ---- torch.compile ----
+
+
+def layer_step(qkv, cu_seqlens, max_seqlen, index, weight, bias):
+    out, importance = mp_kernels.ragged_attention(*qkv.unbind(1), cu_seqlens, max_seqlen)
+    rows, kept_importance = mp_kernels.ragged_gather([out.flatten(1), importance], index)
+    normed = mp_kernels.add_layer_norm(rows, qkv[:, 0].flatten(1), weight, bias, 1e-5, index)
+    activated = mp_kernels.bias_gelu(normed, bias)
+    means = mp_kernels.ragged_mean(qkv[:, 1].flatten(1), cu_seqlens)
+    return activated * kept_importance.unsqueeze(1), mp_kernels.normalized_entropy(means)
+
+
+@pytest.fixture
+def fresh_compiler() -> None:
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_compiled_graph(backend: str, fresh_compiler: None) -> None:
+    compiled = torch.compile(layer_step, fullgraph=True, backend=backend)
+    for lengths in (LENGTHS, (5, 9)):
+        qkv, weight, bias = grown(sum(lengths), 3, 2, 8), grown(16), grown(16)
+        arguments = qkv, cu_seqlens_of(lengths), max(lengths), torch.tensor([0, 3, 3, 8]), weight, bias
+
+        def results_and_gradients(function, arguments=arguments):
+            results = function(*arguments)
+            return [*results, *torch.autograd.grad([x.sum() for x in results], [arguments[0], *arguments[4:]])]
+
+        assert_same_bits(results_and_gradients(compiled), results_and_gradients(layer_step))
+
+
+def test_compiled_compaction(fresh_compiler: None) -> None:
+    """The operator's buffers have static shapes, so a whole graph may hold it; what is kept is masked, not cut."""
+
+    def survivors(importance, cu_seqlens):
+        index, _, extents = torch.ops.mp_kernels.prune_tokens(importance, cu_seqlens, 0.5)
+        return torch.where(torch.arange(index.shape[0]) < extents[0], index, -1)
+
+    importance = torch.rand(TOTAL)
+    kept = torch.compile(survivors, fullgraph=True, backend="aot_eager")(importance, CU_SEQLENS)
+    expected = reference.prune_tokens(importance, CU_SEQLENS, 0.5).index.tolist()
+    assert kept.tolist() == expected + [-1] * (TOTAL - len(expected))

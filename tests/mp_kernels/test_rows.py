@@ -1,0 +1,284 @@
+"""ragged_mean, add_layer_norm and bias_gelu: the token-wise steps between the matrix products."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from accuracy import assert_accurate, assert_no_worse_than_plain, assert_same_bits, with_gradients
+from ragged_batches import EDGE_LENGTHS, cu_seqlens_of, rows_of_samples
+
+import mp_kernels
+from mp_kernels import reference
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+# Around the widths of vectors, and of the buffer that add_layer_norm keeps a row in.
+WIDTHS = (1, 3, 4, 7, 8, 9, 15, 16, 17, 63, 64, 65, 768)
+WIDE = (4079, 4080, 4081, 4088, 4089, 4096, 5000)
+
+
+def norm_inputs(
+    rows: int, width: int, dtype: torch.dtype = torch.float32, residual_rows: int | None = None
+) -> list[torch.Tensor]:
+    shapes = (rows, width), (rows if residual_rows is None else residual_rows, width), (width,), (width,)
+    return [torch.randn(shape).to(dtype) for shape in shapes]
+
+
+def assert_norm_accurate(inputs: list[torch.Tensor], index: torch.Tensor | None = None, eps: float = 1e-2) -> None:
+    def plain(x, residual, weight, bias):
+        return F.layer_norm(x + (residual if index is None else residual[index]), x.shape[1:], weight, bias, eps)
+
+    assert_accurate(
+        lambda *xs: mp_kernels.add_layer_norm(*xs, eps, index),
+        lambda *xs: reference.add_layer_norm(*xs, eps, index),
+        plain,
+        inputs,
+    )
+
+
+# ---- ragged_mean ----
+
+
+def assert_mean_accurate(x: torch.Tensor, cu_seqlens: torch.Tensor) -> None:
+    def plain(x):
+        parts = x.split((cu_seqlens[1:] - cu_seqlens[:-1]).tolist())
+        return torch.stack([part.sum(0) / max(len(part), 1) for part in parts])
+
+    assert_accurate(
+        lambda x: mp_kernels.ragged_mean(x, cu_seqlens), lambda x: reference.ragged_mean(x, cu_seqlens), plain, [x]
+    )
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_mean_of_every_width(width: int) -> None:
+    assert_mean_accurate(torch.randn(20, width), cu_seqlens_of((17, 0, 1, 2)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_mean_of_every_length(dtype: torch.dtype) -> None:
+    assert_mean_accurate(torch.randn(sum(EDGE_LENGTHS), 20).to(dtype), cu_seqlens_of(EDGE_LENGTHS))
+
+
+def test_mean_of_no_rows_is_zero() -> None:
+    mean = mp_kernels.ragged_mean(torch.randn(3, 5), cu_seqlens_of((0, 3, 0)))
+    assert mean[[0, 2]].tolist() == [[0] * 5] * 2
+
+
+@pytest.mark.parametrize(("lengths", "width"), [((), 5), ((0, 0), 5), ((2, 1), 0)])
+def test_mean_of_nothing(lengths: tuple[int, ...], width: int) -> None:
+    results = with_gradients(
+        lambda x: mp_kernels.ragged_mean(x, cu_seqlens_of(lengths)), [torch.randn(sum(lengths), width)]
+    )
+    assert [tuple(x.shape) for x in results] == [(len(lengths), width), (sum(lengths), width)]
+
+
+def test_mean_sums_half_types_in_float32() -> None:
+    """In float16 a running sum of ones would stop at 2048."""
+    x = torch.ones(5000, 3, dtype=torch.float16)
+    assert mp_kernels.ragged_mean(x, cu_seqlens_of((5000,))).tolist() == [[1, 1, 1]]
+
+
+def test_mean_gradcheck() -> None:
+    x = torch.randn(5, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: mp_kernels.ragged_mean(x, cu_seqlens_of((2, 0, 3))), [x])
+
+
+# ---- add_layer_norm ----
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_norm_of_every_width(width: int, dtype: torch.dtype) -> None:
+    assert_norm_accurate(norm_inputs(7, width, dtype))
+
+
+@pytest.mark.parametrize("width", WIDE)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_norm_of_wide_rows(width: int, dtype: torch.dtype) -> None:
+    assert_norm_accurate(norm_inputs(2, width, dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("index", [[0, 3, 4], [8, 8, 0, 2], [], [5] * 40], ids=["rising", "any", "none", "one row"])
+def test_norm_with_index(index: list[int], dtype: torch.dtype) -> None:
+    inputs = norm_inputs(len(index), 24, dtype, residual_rows=9)
+    assert_norm_accurate(inputs, torch.tensor(index, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("index", [None, torch.zeros(0, dtype=torch.int64)])
+def test_norm_of_no_rows(index: torch.Tensor | None) -> None:
+    results = with_gradients(lambda *xs: mp_kernels.add_layer_norm(*xs, 1e-5, index), norm_inputs(0, 6))
+    assert [tuple(x.shape) for x in results] == [(0, 6), (0, 6), (0, 6), (6,), (6,)]
+    assert results[-1].tolist() == [0] * 6
+
+
+@pytest.mark.parametrize("eps", [1e-12, 1e-5, 1.0])
+def test_norm_eps(eps: float) -> None:
+    x, residual, weight, bias = norm_inputs(5, 32)
+    constant = torch.ones(5, 32)
+    assert_norm_accurate([x, residual, weight, bias], eps=eps)
+    assert_same_bits([mp_kernels.add_layer_norm(constant, constant, weight, bias, eps)], [bias.expand(5, -1)])
+
+
+def test_norm_of_rows_far_from_zero() -> None:
+    """A variance computed as a difference of squares would be lost here."""
+    x, residual, weight, bias = norm_inputs(5, 100)
+    x = x + 1e3
+    exact = reference.add_layer_norm(*(t.double() for t in (x, residual, weight, bias)), 1e-12)
+    plain = F.layer_norm(x + residual, (100,), weight, bias, 1e-12)
+    assert_no_worse_than_plain(mp_kernels.add_layer_norm(x, residual, weight, bias, 1e-12), plain, exact)
+
+
+def test_norm_of_nan_stays_in_its_row() -> None:
+    x, residual, weight, bias = norm_inputs(3, 20)
+    clean = mp_kernels.add_layer_norm(x, residual, weight, bias, 1e-5)
+    x[1, 7] = float("nan")
+    spoilt = mp_kernels.add_layer_norm(x, residual, weight, bias, 1e-5)
+    assert spoilt[1].isnan().all()
+    assert_same_bits([spoilt[[0, 2]]], [clean[[0, 2]]])
+
+
+@pytest.mark.parametrize("index", [None, [1, 1, 0]])
+def test_norm_gradcheck(index: list[int] | None) -> None:
+    inputs = [x.double().requires_grad_() for x in norm_inputs(3, 4)]
+    index = None if index is None else torch.tensor(index)
+    assert torch.autograd.gradcheck(lambda *xs: mp_kernels.add_layer_norm(*xs, 1e-5, index), inputs)
+
+
+# ---- bias_gelu ----
+
+
+def plain_gelu(x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    return F.gelu(x if bias is None else x + bias)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gelu_of_every_width(width: int, dtype: torch.dtype) -> None:
+    x, bias = (2 * torch.randn(7, width)).to(dtype), torch.randn(width).to(dtype)
+    assert_accurate(mp_kernels.bias_gelu, reference.bias_gelu, plain_gelu, [x, bias])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gelu_without_bias(dtype: torch.dtype) -> None:
+    assert_accurate(mp_kernels.bias_gelu, reference.bias_gelu, plain_gelu, [torch.randn(5, 33).to(dtype)])
+
+
+def test_gelu_over_its_whole_range() -> None:
+    x = torch.cat([torch.linspace(-15, 15, 4001), torch.tensor([-1e30, -100, -0.0, 0.0, 1e-30])]).unsqueeze(0)
+    torch.testing.assert_close(mp_kernels.bias_gelu(x).double(), reference.bias_gelu(x.double()), atol=1e-5, rtol=0)
+    assert_same_bits([mp_kernels.bias_gelu(torch.tensor([[100.0, 1e30]]))], [torch.tensor([[100.0, 1e30]])])
+
+
+def test_gelu_of_nan_is_nan() -> None:
+    assert mp_kernels.bias_gelu(torch.tensor([[1.0, float("nan")]])).isnan().tolist() == [[False, True]]
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (3, 0)])
+def test_gelu_of_nothing(shape: tuple[int, int]) -> None:
+    results = with_gradients(mp_kernels.bias_gelu, [torch.randn(shape), torch.randn(shape[1])])
+    assert [tuple(x.shape) for x in results] == [shape, shape, (shape[1],)]
+
+
+def test_gelu_gradcheck() -> None:
+    inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in ((3, 4), (4,))]
+    assert torch.autograd.gradcheck(mp_kernels.bias_gelu, inputs)
+
+
+# ---- all three ----
+
+CU_SEQLENS = cu_seqlens_of(EDGE_LENGTHS)
+STEPS = {
+    "ragged_mean": lambda x, _: mp_kernels.ragged_mean(x, CU_SEQLENS),
+    "add_layer_norm": lambda x, bias: mp_kernels.add_layer_norm(x, x.flip(0), bias, bias, 1e-5),
+    "bias_gelu": mp_kernels.bias_gelu,
+}
+
+
+@pytest.mark.parametrize("step", STEPS.values(), ids=STEPS)
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_threads_and_repeats_change_nothing(step: Callable, threads: int, with_threads: Callable) -> None:
+    inputs = [torch.randn(sum(EDGE_LENGTHS), 100), torch.randn(100)]
+    single = step(*inputs)
+    assert_same_bits([with_threads(threads, lambda: step(*inputs))], [single])
+
+
+@pytest.mark.parametrize("step", STEPS.values(), ids=STEPS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_strided_inputs(step: Callable, dtype: torch.dtype) -> None:
+    x, bias = torch.randn(40, sum(EDGE_LENGTHS)).to(dtype).t(), torch.randn(40, 2).to(dtype)[:, 0]
+    assert_same_bits([step(x, bias)], [step(x.contiguous(), bias.contiguous())])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_permuting_samples_permutes_means(dtype: torch.dtype) -> None:
+    x, order = torch.randn(sum(EDGE_LENGTHS), 20).to(dtype), torch.randperm(len(EDGE_LENGTHS)).tolist()
+    permuted = x[rows_of_samples(CU_SEQLENS, order)], cu_seqlens_of([EDGE_LENGTHS[b] for b in order])
+    assert_same_bits([mp_kernels.ragged_mean(*permuted)], [mp_kernels.ragged_mean(x, CU_SEQLENS)[order]])
+
+
+# ---- refusals ----
+
+X, VECTOR = torch.zeros(3, 4), torch.zeros(4)
+META = torch.zeros(4, device="meta")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((X.int(), cu_seqlens_of((3,))), TypeError, r"x must be float32 or .* got int32 \[3, 4\]"),
+        ((VECTOR, cu_seqlens_of((4,))), ValueError, r"x must have 2 dimensions; got float32 \[4\]"),
+        ((X, torch.tensor([0, 3])), TypeError, r"cu_seqlens must be int32; got int64 \[2\]"),
+        ((X, cu_seqlens_of((3,)).to("meta")), ValueError, r"cu_seqlens must be on cpu .* on meta"),
+    ],
+)
+def test_refused_means(arguments: tuple, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        mp_kernels.ragged_mean(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "message"),
+    [
+        ({"x": VECTOR}, ValueError, r"x must have 2 dimensions; got float32 \[4\]"),
+        ({"x": X.bool()}, TypeError, r"x must be float32 or .* got bool \[3, 4\]"),
+        ({"residual": X.half()}, TypeError, r"residual must be float32; got float16 \[3, 4\]"),
+        ({"residual": X[:2]}, RuntimeError, r"without an index x and residual .* got \[3, 4\] and \[2, 4\]"),
+        ({"residual": X[:, :3]}, RuntimeError, r"x and residual must be .* got \[3, 4\] and \[3, 3\]"),
+        ({"weight": VECTOR.double()}, TypeError, r"weight must be float32; got float64 \[4\]"),
+        ({"weight": VECTOR[:3]}, RuntimeError, r"weight and bias must be \[width\], 4; got \[3\] and \[4\]"),
+        ({"bias": X}, ValueError, r"bias must have 1 dimension; got float32 \[3, 4\]"),
+        ({"bias": META}, ValueError, r"bias must be on cpu .* on meta"),
+        ({"index": torch.tensor([0, 1, 3])}, RuntimeError, r"index must lie in 0\.\.2; got 3"),
+        ({"index": torch.tensor([0, 1, -1])}, RuntimeError, r"index must lie in 0\.\.2; got -1"),
+        ({"index": torch.tensor([0, 1])}, RuntimeError, r"index must be \[rows\], 3; got \[2\]"),
+        ({"index": torch.tensor([0, 1, 2]).int()}, TypeError, r"index must be int64; got int32 \[3\]"),
+        ({"index": torch.tensor([0, 1, 2]).to("meta")}, ValueError, r"index must be on cpu .* on meta"),
+    ],
+)
+def test_refused_norms(changed: dict, error: type[Exception], message: str) -> None:
+    arguments = {"x": X, "residual": X, "weight": VECTOR, "bias": VECTOR, "eps": 1e-5} | changed
+    with pytest.raises(error, match=message):
+        mp_kernels.add_layer_norm(**arguments)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("x", "bias", "error", "message"),
+    [
+        (VECTOR, VECTOR, ValueError, r"x must have 2 dimensions; got float\d+ \[4\]"),
+        (X, VECTOR[:3], ValueError, r"bias must be \[width\], 4; got float\d+ \[3\]"),
+        (X, X, ValueError, r"bias must have 1 dimension; got float\d+ \[3, 4\]"),
+        (X, META, ValueError, r"bias must be on cpu .* on meta"),
+    ],
+)
+def test_refused_gelus(x, bias, error: type[Exception], message: str, dtype: torch.dtype) -> None:
+    with pytest.raises(error, match=message):
+        mp_kernels.bias_gelu(x.to(dtype), bias.to(dtype))
+
+
+def test_gelu_refuses_mixed_dtypes() -> None:
+    with pytest.raises(TypeError, match=r"bias must be float32; got float16 \[4\]"):
+        mp_kernels.bias_gelu(X, VECTOR.half())
