@@ -3,9 +3,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 SOURCES := $(wildcard csrc/*.cpp csrc/*/*)
+NATIVE := $(SOURCES) $(wildcard tests/native/*.cpp)
+TORCH_DIR = $(shell $(BIN)/python -c "import pathlib, torch; print(pathlib.Path(torch.__file__).parent)")
+CMAKE = $(BIN)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DMP_TORCH_DIR=$(TORCH_DIR)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format sanitize arm benchmark clean
+.PHONY: help demo test lint format sanitize native arm benchmark clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -29,22 +32,32 @@ test: $(READY) ## set up, then run the tests
 lint: $(READY) ## check style and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run -Werror $(SOURCES)
+	$(BIN)/clang-format --dry-run -Werror $(NATIVE)
 
 format: $(READY) ## format everything
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(SOURCES)
+	$(BIN)/clang-format -i $(NATIVE)
 
 # A copy of the package beside the instrumented library, so that the installed one stays as it is.
 sanitize: $(READY) ## run the operator tests with AddressSanitizer and UndefinedBehaviorSanitizer
 	rm -rf build/sanitize && mkdir -p build/sanitize && cp -r mp_kernels build/sanitize/ && rm -f build/sanitize/mp_kernels/_C.so
-	$(BIN)/cmake -G Ninja -B build/sanitize/cmake -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DMP_SANITIZE=address,undefined \
-		-DMP_OUTPUT_DIR=$(abspath build/sanitize/mp_kernels) \
-		-DMP_TORCH_DIR=$$($(BIN)/python -c "import pathlib, torch; print(pathlib.Path(torch.__file__).parent)")
+	$(CMAKE) -B build/sanitize/cmake -DMP_SANITIZE=address,undefined -DMP_OUTPUT_DIR=$(abspath build/sanitize/mp_kernels)
 	$(BIN)/cmake --build build/sanitize/cmake
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
 		PYTHONPATH=build/sanitize $(BIN)/python -P -m pytest tests/mp_kernels -p no:cacheprovider
+
+# Needs a cross compiler and an emulator: apt-get install g++-aarch64-linux-gnu qemu-user
+arm: $(READY) ## compile everything for 64-bit Arm, and run the kernels under emulation
+	$(CMAKE) -B build/arm -DMP_NATIVE_TEST=ON -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
+		-DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ -DCMAKE_EXE_LINKER_FLAGS=-static
+	$(BIN)/cmake --build build/arm --target face kernels_test
+	qemu-aarch64 build/arm/kernels_test
+
+native: $(READY) ## run the kernels' own test on this processor
+	$(CMAKE) -B build/native -DMP_NATIVE_TEST=ON
+	$(BIN)/cmake --build build/native --target kernels_test
+	build/native/kernels_test
 
 benchmark: $(READY) ## measure, and write the figures to docs/performance.md
 	$(BIN)/python -m pytest benchmarks --benchmark-only

@@ -30,6 +30,14 @@ def torch_folder() -> Path | None:
     return Path(spec.origin).parent if spec and spec.origin else None
 
 
+def find_tool(name: str) -> str:
+    """A program of this environment, which need not be activated, or of the system."""
+    found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
+    if found is None:
+        raise RuntimeError(f"{name} was not found; run `pip install {name}`")
+    return found
+
+
 class CMakeBuild(build_ext):
     """Runs CMakeLists.txt for the one extension."""
 
@@ -56,14 +64,13 @@ class CMakeBuild(build_ext):
         torch = torch_folder()
         if torch is None:
             raise RuntimeError(f"no torch was found; install {MINIMUM_TORCH} first")
-        for tool in ("cmake", "ninja"):
-            if shutil.which(tool) is None:
-                raise RuntimeError(f"{tool} was not found; run `pip install {tool}`")
+        cmake, ninja = find_tool("cmake"), find_tool("ninja")
         build = Path(self.build_temp).resolve()
         shutil.rmtree(build, ignore_errors=True)  # a cache from another environment would name its tools
-        configure = ["cmake", "-G", "Ninja", "-S", str(Path(__file__).parent.resolve()), "-B", str(build)]
-        subprocess.run([*configure, f"-DMP_TORCH_DIR={torch}", f"-DMP_OUTPUT_DIR={output.parent}"], check=True)
-        subprocess.run(["cmake", "--build", str(build)], check=True)
+        configure = [cmake, "-G", "Ninja", "-S", str(Path(__file__).parent.resolve()), "-B", str(build)]
+        settings = {"CMAKE_MAKE_PROGRAM": ninja, "MP_TORCH_DIR": torch, "MP_OUTPUT_DIR": output.parent}
+        subprocess.run([*configure, *(f"-D{name}={value}" for name, value in settings.items())], check=True)
+        subprocess.run([cmake, "--build", str(build)], check=True)
 
 
 class PlatformWheel(bdist_wheel):

@@ -6,6 +6,7 @@ all alike; what counts is the median of the rounds' ratios. No case fails on a r
 
 from __future__ import annotations
 
+import functools
 import json
 import statistics
 import time
@@ -13,10 +14,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cpuinfo
 import pytest
 import torch
 
 import mp_kernels
+from mp_model.files import whole_file
 
 THREADS = 2
 FIGURES = Path(__file__).parent / "figures.json"
@@ -29,8 +32,35 @@ def _threads() -> None:
         pytest.exit("the compiled kernels are not built; a benchmark without them measures the definitions", 3)
 
 
+@functools.cache
+def _machine() -> dict[str, Any]:
+    processor = cpuinfo.get_cpu_info()
+    return {
+        "processor": processor.get("brand_raw", processor["arch"]),
+        "threads": THREADS,
+        "kernels": mp_kernels.extension.chosen_instruction_set(),
+        "torch": torch.__version__,
+        "python": processor["python_version"].split()[0],
+    }
+
+
 @pytest.fixture
-def compare(benchmark: Any) -> Callable[..., None]:
+def record(benchmark: Any, request: pytest.FixtureRequest) -> Callable[..., None]:
+    """Keeps a figure, with the benchmark and at once in figures.json."""
+
+    def keep(**figure: Any) -> None:
+        benchmark.extra_info.update(figure)
+        known = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
+        known["machine"] = _machine()
+        known.setdefault("figures", {})[request.node.nodeid.removeprefix("benchmarks/")] = figure
+        with whole_file(FIGURES) as stream:
+            stream.write(json.dumps(known, indent=1, sort_keys=True) + "\n")
+
+    return keep
+
+
+@pytest.fixture
+def compare(benchmark: Any, record: Callable[..., None]) -> Callable[..., None]:
     """Times functions in turn. ``target``: the least wanted ratio; it is stored beside the figure, not asserted."""
 
     def run(
@@ -60,7 +90,7 @@ def compare(benchmark: Any) -> Callable[..., None]:
             benchmark.pedantic(one_round, rounds=rounds)
         (_, numerator), (_, denominator) = list(times.items())[:2]
         ratios = [scale * a / b for a, b in zip(numerator, denominator, strict=True)]
-        benchmark.extra_info.update(
+        record(
             claim=claim,
             ratio=statistics.median(ratios),
             lowest=min(ratios),
@@ -72,26 +102,3 @@ def compare(benchmark: Any) -> Callable[..., None]:
         )
 
     return run
-
-
-def pytest_benchmark_update_json(config: Any, benchmarks: Any, output_json: dict[str, Any]) -> None:
-    """Nothing of the machine but what explains the figures."""
-    output_json.pop("commit_info", None)
-
-
-def pytest_sessionfinish(session: Any) -> None:
-    """Merges this run's figures into figures.json."""
-    plugin = getattr(session.config, "_benchmarksession", None)
-    measured = {b.fullname: b.extra_info for b in plugin.benchmarks if b.extra_info} if plugin else {}
-    if not measured:
-        return
-    known = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
-    known["machine"] = {
-        "processor": plugin.machine_info["cpu"].get("brand_raw", plugin.machine_info["machine"]),
-        "threads": THREADS,
-        "kernels": mp_kernels.extension.chosen_instruction_set(),
-        "torch": torch.__version__,
-        "python": plugin.machine_info["python_version"],
-    }
-    known.setdefault("figures", {}).update(measured)
-    FIGURES.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -136,33 +135,35 @@ def test_decision(compare: Any, model: PyramidBertForSequenceClassification, bat
     )
 
 
+PEAK_PROGRAM = """
+import ctypes, pathlib, re, sys, torch, workload
+torch.set_num_threads(2)
+model = workload.stock() if sys.argv[1] == "stock" else workload.ours()
+batches = workload.batches(False)
+def kilobytes(field):
+    return int(re.search(field + r":\\s+(\\d+)", pathlib.Path("/proc/self/status").read_text())[1])
+ctypes.CDLL(None).malloc_trim(0)
+pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+before = kilobytes("VmRSS")
+with torch.inference_mode():
+    for batch in batches:
+        model(**batch)
+print((kilobytes("VmHWM") - before) / 1024)
+"""
+
+
 def _peak_megabytes(which: str) -> float:
-    """Peak memory of a fresh process that runs the batches through one model."""
-    program = (
-        "import torch, workload, resource; torch.set_num_threads(2); model = workload.ours(); "
-        + ("model = workload.stock(); workload.ours.cache_clear(); " if which == "stock" else "")
-        + "batches = workload.batches(False)\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "with torch.inference_mode(): [model(**batch) for batch in batches]\n"
-        "print(before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", program],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    before, after = (int(word) / 1024 for word in done.stdout.split())
-    return after - before
+    """By how much the resident set of a fresh process grows while it runs the batches through one model."""
+    command = [sys.executable, "-W", "ignore", "-c", PEAK_PROGRAM, which]
+    folder = Path(__file__).parent
+    return float(subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout)
 
 
-def test_memory(benchmark: Any) -> None:
+def test_memory(benchmark: Any, record: Callable[..., None]) -> None:
     """Growth of the resident set while the batches run, each model in a process of its own."""
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > 0
     theirs = _peak_megabytes("stock")
     ours = benchmark.pedantic(_peak_megabytes, args=("ours",), rounds=1)
-    benchmark.extra_info.update(
+    record(
         claim="peak activation memory over transformers', unsorted batches of 32",
         ratio=ours / theirs,
         lowest=ours / theirs,

@@ -112,13 +112,15 @@ class PyramidBertConfig(BertConfig):
         if self.num_labels == 1:
             raise ValueError("exit_threshold needs 2 labels or more: with num_labels=1 a prediction has no uncertainty")
         count = len(self.resolved_exit_layers())
-        thresholds = [float(wanted)] * count if _is_number(wanted) else None
-        if thresholds is None:
-            thresholds = _numbers("exit_threshold", wanted, count, "exit layer")
-        for threshold in [float(wanted)] if _is_number(wanted) else thresholds:
+        if not _is_number(wanted) and (isinstance(wanted, bool | str) or not isinstance(wanted, Sequence)):
+            raise TypeError(
+                f"exit_threshold must be a number in [0, 1], a list with one for each exit layer, or None; got {wanted!r}"
+            )
+        given = [float(wanted)] if _is_number(wanted) else _numbers("exit_threshold", wanted, count, "exit layer")
+        for threshold in given:
             if not 0 <= threshold <= 1:
                 raise ValueError(f"exit_threshold must lie in [0, 1], the range of the uncertainty; got {threshold}")
-        return thresholds
+        return given * count if _is_number(wanted) else given
 
     @classmethod
     def get_config_dict(

@@ -108,10 +108,13 @@ class _Split:
         return values.double().mean().item()
 
 
-def run_demonstration(console: Console, max_harm: float) -> Demonstration:
+def run_demonstration(console: Console, max_harm: float, own_texts: Sequence[str] | None = None) -> Demonstration:
     """Trains, tunes and measures; progress goes to ``console``.
 
-    max_harm: share of the validation articles that may be answered wrongly where the whole model is right.
+    Args:
+        console: where the progress bars go.
+        max_harm: share of the validation articles that may be answered wrongly where the whole model is right.
+        own_texts: texts to shade; None: two of the test articles.
     """
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -143,6 +146,7 @@ def run_demonstration(console: Console, max_harm: float) -> Demonstration:
 
     rows, answers = _measure(model, test, thresholds, chosen.exit_threshold, console)
     model.config.prune_thresholds, model.config.exit_threshold = thresholds, chosen.exit_threshold
+    texts = own_texts or _furthest_and_first(test, answers["exit_layer"])
     return Demonstration(
         rows=rows,
         test_texts=len(test.texts),
@@ -151,7 +155,7 @@ def run_demonstration(console: Console, max_harm: float) -> Demonstration:
         exit_threshold=chosen.exit_threshold,
         validation_accuracy=chosen.accuracy,
         validation_harm=chosen.harm,
-        shaded=_shade_two(model, tokenizer, test, topics, answers),
+        shaded=[_shade(model, tokenizer, topics, text) for text in texts],
         model=model,
         tokenizer=tokenizer,
     )
@@ -213,7 +217,7 @@ def _measure(
     rows: list[Row] = []
     answers: dict[str, Tensor] = {}
     with torch.inference_mode():
-        outputs, baseline = timed("transformers' BERT, padded", lambda x: stock(**x))
+        outputs, baseline = timed("BERT (transformers)", lambda x: stock(**x))
         right = in_order([o.logits for o in outputs]).argmax(-1) == labels
         padded = in_order([torch.full((len(b.places),), b.inputs["input_ids"].shape[1]) for b in batches])
         everybody_last = torch.full_like(lengths, layers)
@@ -221,11 +225,11 @@ def _measure(
             paper_flops(model.config, n.unsqueeze(1).expand(-1, layers), n, everybody_last) for n in (lengths, padded)
         ]
         gflops, executed = (test.mean(x) / 1e9 for x in work)
-        rows.append(Row("transformers' BERT, padded", test.mean(right), 1.0, layers, gflops, executed, baseline, 1.0))
+        rows.append(Row("BERT (transformers)", test.mean(right), 1.0, layers, gflops, executed, baseline, 1.0))
         for name, prune, threshold in (
-            ("ours, nothing pruned, no exits", None, None),
-            ("ours, tokens pruned", thresholds, None),
-            ("ours, the pyramid", thresholds, exit_threshold),
+            ("dense (ours)", None, None),
+            ("+ tokens pruned", thresholds, None),
+            ("+ exits: the pyramid", thresholds, exit_threshold),
         ):
             model.config.prune_thresholds, model.config.exit_threshold = prune, threshold
             outputs, seconds = timed(name, lambda x: model(**x))
@@ -260,30 +264,19 @@ def _stock_config(model: PyramidBertForSequenceClassification) -> BertConfig:
     return BertConfig(**{**shared, "model_type": "bert"}, num_labels=model.config.num_labels)
 
 
-def _shade_two(
-    model: PyramidBertForSequenceClassification,
-    tokenizer: Any,
-    test: _Split,
-    topics: list[str],
-    answers: dict[str, Tensor],
-) -> list[ShadedText]:
-    """The test article that went furthest and, of those that left first, the longest, each alone through the pyramid."""
-    exit_layer = answers["exit_layer"]
+def _furthest_and_first(test: _Split, exit_layer: Tensor) -> list[str]:
+    """The test article that went furthest, and the longest of those that left first."""
     lengths = torch.tensor([len(row["input_ids"]) for row in test.encoded])
-    furthest = int((exit_layer * 10_000 + lengths).argmax())
-    first = int((lengths - exit_layer * 10_000).argmax())
-    shaded = []
-    for place in (furthest, first):
-        with torch.inference_mode():
-            out = model(torch.tensor([test.encoded[place]["input_ids"]]), follow_tokens=True)
-        where = int(out.exit_layer)
-        layers = model.config.num_hidden_layers
-        caption = (
-            f"{topics[int(out.logits.argmax())]} (is {topics[test.labels[place]]}), answered "
-            + ("at the embeddings, before any layer" if where == 0 else f"by layer {where} of {layers}")
-            + f", uncertainty {float(out.uncertainty):.3f}"
-        )
-        pruned_by = out.pruned_by[0].tolist()
-        longest = model.config.max_position_embeddings
-        shaded.append(shade(tokenizer, test.texts[place], pruned_by, where, layers, caption, longest))
-    return shaded
+    by_layer = exit_layer * 10_000  # more than any length
+    return [test.texts[int((by_layer + lengths).argmax())], test.texts[int((lengths - by_layer).argmax())]]
+
+
+@torch.inference_mode()
+def _shade(model: PyramidBertForSequenceClassification, tokenizer: Any, topics: Sequence[str], text: str) -> ShadedText:
+    """Takes one text through the pyramid and notes how far each word went."""
+    longest, layers = model.config.max_position_embeddings, model.config.num_hidden_layers
+    out = model(torch.tensor([encode(tokenizer, [text], longest)[0]["input_ids"]]), follow_tokens=True)
+    layer = int(out.exit_layer)
+    where = "at the embeddings, before any layer" if layer == 0 else f"by layer {layer} of {layers}"
+    caption = f"{topics[int(out.logits.argmax())]}: answered {where}, uncertainty {float(out.uncertainty):.3f}"
+    return shade(tokenizer, text, out.pruned_by[0].tolist(), layer, layers, caption, longest)

@@ -141,10 +141,15 @@ def _finish(layer: nn.Module, context: Tensor, residual: Tensor, index: Tensor |
 
 
 def _feed_forward(layer: nn.Module, attended: Tensor) -> Tensor:
-    grown = layer.intermediate.dense(attended)
-    activation = layer.intermediate.intermediate_act_fn
-    exact_gelu = type(activation).__name__ == "GELUActivation"
-    return _add_and_norm(layer.output, mp_kernels.bias_gelu(grown) if exact_gelu else activation(grown), attended)
+    dense, activation = layer.intermediate.dense, layer.intermediate.intermediate_act_fn
+    if type(activation).__name__ != "GELUActivation":
+        grown = activation(dense(attended))
+    elif type(dense) is nn.Linear and not torch.is_autocast_enabled(attended.device.type):
+        # The bias is added on the way through the GELU, not copied into the product's memory before it.
+        grown = mp_kernels.bias_gelu(attended @ dense.weight.t(), dense.bias)
+    else:
+        grown = mp_kernels.bias_gelu(dense(attended))
+    return _add_and_norm(layer.output, grown, attended)
 
 
 def first_token_output(layer: nn.Module, batch: Ragged, key: Tensor, value: Tensor) -> Tensor:

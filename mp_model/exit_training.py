@@ -35,6 +35,8 @@ def collect_features(
 
     labels: one for each text, by its place; the rows of the result are in that order.
     """
+    if model.config.exit_head == "fastbert":
+        raise ValueError("exit_head must be 'cls' or 'pooled': a 'fastbert' head reads all tokens, not fixed features")
     pruning = engine.Pruning.of(model.config)
     rows: list[list[Tensor]] = []
     places: list[int] = []

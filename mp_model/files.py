@@ -12,11 +12,19 @@ from typing import IO
 
 @contextmanager
 def whole_file(path: Path, mode: str = "w") -> Iterator[IO]:
-    """Opens a file that takes its place under ``path`` when the block ends well, and is removed when it does not."""
+    """Opens a file that takes its place under ``path`` when the block ends well, and is removed when it does not.
+
+    A device or a pipe, which nothing can take the place of, is written directly.
+    """
+    encoding = None if "b" in mode else "utf-8"
+    if path.exists() and not path.is_file():
+        with path.open(mode, encoding=encoding) as stream:
+            yield stream
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as stream:
+        with os.fdopen(handle, mode, encoding=encoding) as stream:
             yield stream
         os.chmod(name, 0o644)
         os.replace(name, path)

@@ -180,7 +180,7 @@ class PyramidBert(PyramidBertPreTrainedModel):
             ``last_hidden_state [batch, width, hidden]``, 0 at padding, for a pruned token the state with which it entered
             the layer that pruned it; ``pooler_output [batch, hidden]``.
         """
-        _refuse_unsupported(kwargs)
+        _refuse_unsupported(self.config, kwargs)
         batch = self.embed(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         run = engine.run_encoder(self.encoder.layer, batch, engine.Pruning.of(self.config))
         states = mp_kernels.unpack(Ragged(run.states, batch.cu_seqlens, batch.max_seqlen, batch.index, batch.width))
@@ -195,7 +195,8 @@ class PyramidBert(PyramidBertPreTrainedModel):
 class PyramidBertForSequenceClassification(PyramidBertPreTrainedModel):
     """A BERT classifier whose tokens are pruned and whose samples exit, for real.
 
-    In training mode nobody exits; tokens are pruned as in evaluation, and gradients flow.
+    In training mode nobody exits; tokens are pruned as in evaluation, and gradients flow. Dropout is BERT's, except that
+    ``attention_probs_dropout_prob`` is not applied: importance is the mean of the undisturbed probabilities.
     """
 
     # The loss is a mean over the batch it sees; Trainer must divide by its accumulation steps.
@@ -264,7 +265,7 @@ class PyramidBertForSequenceClassification(PyramidBertPreTrainedModel):
         Raises:
             ValueError, TypeError: inputs or settings that cannot be followed; the message names the argument.
         """
-        _refuse_unsupported(kwargs)
+        _refuse_unsupported(self.config, kwargs)
         pruning = engine.Pruning.of(self.config)
         batch = self.bert.embed(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         exits = self._open_exits(exit_threshold, batch.batch_size)
@@ -309,10 +310,11 @@ def _describe(x: Any) -> str:
     return f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
 
 
-def _refuse_unsupported(kwargs: dict[str, Any]) -> None:
+def _refuse_unsupported(config: PyramidBertConfig, kwargs: dict[str, Any]) -> None:
     """What BertModel can return and a pyramid cannot is refused when asked for, not ignored."""
     for name in ("output_attentions", "output_hidden_states", "past_key_values", "encoder_hidden_states", "use_cache"):
-        if kwargs.pop(name, None):
+        asked = kwargs.pop(name, None)
+        if asked or (asked is None and name.startswith("output_") and getattr(config, name, False)):
             raise ValueError(f"{name} is not supported: a pyramid keeps no padded states or attention matrices")
     kwargs.pop("encoder_attention_mask", None)
     kwargs.pop("num_items_in_batch", None)

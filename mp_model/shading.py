@@ -85,7 +85,7 @@ def save_picture(texts: Sequence[ShadedText], path: str | BinaryIO, limit: int =
     renderer = FigureCanvasAgg(figure).get_renderer()
 
     def inches(words: str, weight: str = "normal") -> float:
-        probe = figure.text(0, 0, words, fontsize=font, fontweight=weight)
+        probe = figure.text(0, 0, words, fontsize=font, fontweight=weight, parse_math=False)
         extent = probe.get_window_extent(renderer).width / figure.dpi
         probe.remove()
         return extent
@@ -124,5 +124,6 @@ def save_picture(texts: Sequence[ShadedText], path: str | BinaryIO, limit: int =
     for x, top, words, colour, box, weight in placed:
         background = None if box is None else {"facecolor": box, "edgecolor": "none", "pad": 1.6}
         position = (x / width, 1 - (top + line_height / 2) / height)
-        figure.text(*position, words, fontsize=font, color=colour, fontweight=weight, va="center", bbox=background)
+        style = {"fontsize": font, "color": colour, "fontweight": weight, "va": "center", "bbox": background}
+        figure.text(*position, words, parse_math=False, **style)  # two dollar signs in a word are money, not a formula
     figure.savefig(path, format="png")

@@ -10,6 +10,7 @@ from typing import Any, TextIO
 from .batching import Text
 
 FORMATS = ("tsv", "csv", "jsonl", "parquet", "txt")
+COLUMNS = ("text", "text_a", "text_b")
 
 
 class TableError(ValueError):
@@ -43,19 +44,22 @@ def read_texts(path: Path, file_format: str | None = None) -> Iterator[Text]:
     elif file_format == "parquet":
         yield from _texts_of_rows(str(path), _parquet_rows(path))
     else:
-        with path.open(encoding="utf-8") as lines:
+        with path.open(encoding="utf-8-sig") as lines:
             yield from read_lines(lines, file_format, str(path))
 
 
 def read_lines(lines: TextIO, file_format: str, name: str) -> Iterator[Text]:
     """The texts of a stream of lines, ``"txt"`` or ``"jsonl"``; ``name`` is for messages."""
-    if file_format == "jsonl":
-        yield from _texts_of_rows(name, _json_rows(lines, name))
-    elif file_format == "txt":
-        for line in lines:
-            yield line.rstrip("\r\n")
-    else:
-        raise TableError(f"{name}: a stream is read as txt or jsonl; got {file_format!r}")
+    try:
+        if file_format == "jsonl":
+            yield from _texts_of_rows(name, _json_rows(lines, name))
+        elif file_format == "txt":
+            for line in lines:
+                yield line.rstrip("\r\n")
+        else:
+            raise TableError(f"{name}: a stream is read as txt or jsonl; got {file_format!r}")
+    except UnicodeDecodeError as error:
+        raise TableError(f"{name}: expected UTF-8; {error}") from error
 
 
 def _texts_of_rows(name: str, rows: Iterable[dict[str, Any]]) -> Iterator[Text]:
@@ -71,6 +75,11 @@ def _texts_of_rows(name: str, rows: Iterable[dict[str, Any]]) -> Iterator[Text]:
             )
 
 
+def _wanted(names: list[str]) -> list[str]:
+    """The columns to read, where there are any: another's values need not fit the type that they begin with."""
+    return [name for name in COLUMNS if name in names] or names
+
+
 def _delimited_rows(path: Path, delimiter: str) -> Iterator[dict[str, Any]]:
     import pyarrow as pa
     from pyarrow import csv
@@ -78,12 +87,16 @@ def _delimited_rows(path: Path, delimiter: str) -> Iterator[dict[str, Any]]:
     parse = csv.ParseOptions(
         delimiter=delimiter, quote_char=False if delimiter == "\t" else '"', newlines_in_values=delimiter == ","
     )
-    strings = csv.ConvertOptions(
-        strings_can_be_null=False, column_types=dict.fromkeys(("text", "text_a", "text_b"), pa.string())
-    )
     try:
-        for batch in csv.open_csv(path, parse_options=parse, convert_options=strings):
-            yield from batch.to_pylist()
+        with csv.open_csv(path, parse_options=parse) as reader:
+            names = reader.schema.names
+        wanted = _wanted(names)
+        strings = csv.ConvertOptions(
+            strings_can_be_null=False, include_columns=wanted, column_types=dict.fromkeys(wanted, pa.string())
+        )
+        with csv.open_csv(path, parse_options=parse, convert_options=strings) as reader:
+            for batch in reader:
+                yield from batch.to_pylist()
     except pa.ArrowInvalid as error:
         raise TableError(f"{path}: {error}") from error
 
@@ -93,8 +106,9 @@ def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
     from pyarrow import parquet
 
     try:
-        for batch in parquet.ParquetFile(path).iter_batches():
-            yield from batch.to_pylist()
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(columns=_wanted(file.schema_arrow.names)):
+                yield from batch.to_pylist()
     except pa.ArrowInvalid as error:
         raise TableError(f"{path}: {error}") from error
 

@@ -25,7 +25,8 @@ def main() -> None:
     try:
         app()
     except (ValueError, TypeError, OSError, ModuleNotFoundError) as error:
-        typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
+        message = " ".join(str(error).split())  # other libraries' messages have several lines
+        typer.secho(f"error: {message}", fg=typer.colors.RED, err=True)
         sys.exit(2)
 
 

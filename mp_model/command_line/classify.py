@@ -44,15 +44,21 @@ def classify(
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
     from transformers import AutoTokenizer
+    from transformers.utils import logging as transformers_logging
 
     from mp_model import PyramidBertForSequenceClassification
     from mp_model.classifying import classify_stream
     from mp_model.files import whole_file
     from mp_model.tables import read_lines, read_texts
 
+    transformers_logging.disable_progress_bar()
     if threads:
         torch.set_num_threads(threads)
-    classifier = PyramidBertForSequenceClassification.from_pretrained(model).eval().to(device)
+    classifier = PyramidBertForSequenceClassification.from_pretrained(model).eval()
+    try:
+        classifier.to(device)
+    except (RuntimeError, AssertionError) as error:  # what PyTorch raises for a device that it does not know or have
+        raise ValueError(f"--device {device!r} cannot be used here: {error}") from error
     tokenizer = AutoTokenizer.from_pretrained(model)
     if input is None:
         texts = read_lines(sys.stdin, input_format or "txt", "standard input")
@@ -66,10 +72,9 @@ def classify(
         task = progress.add_task("classify", total=None)
         if output is None:
             for answer in answers:
-                print(
-                    json.dumps(answer.as_dict(), ensure_ascii=False), flush=progress.tasks[task].completed % window == 0
-                )
                 progress.advance(task)
+                window_is_done = progress.tasks[task].completed % window == 0
+                print(json.dumps(answer.as_dict(), ensure_ascii=False), flush=window_is_done)
             return
         with whole_file(output) as stream:
             for answer in answers:

@@ -17,7 +17,10 @@ def demo(
     max_harm: Annotated[
         float,
         typer.Option(min=0, max=100, help="Of 100 validation texts, how many may get a worse answer by leaving early."),
-    ] = 0.5,
+    ] = 1.0,
+    texts: Annotated[
+        Path | None, typer.Option(help="Show these texts (a line each) shaded, instead of two test articles.")
+    ] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads.")] = 2,
     as_json: Annotated[bool, typer.Option("--json", help="Print the table as JSON and nothing else.")] = False,
 ) -> None:
@@ -39,15 +42,26 @@ def demo(
     from mp_model.demonstration import run_demonstration
     from mp_model.files import whole_file
     from mp_model.shading import for_terminal, save_picture
+    from mp_model.tables import read_texts
 
     torch.set_num_threads(threads)
     console = Console(stderr=as_json)
-    result = run_demonstration(console, max_harm / 100)
+    own_texts = list(read_texts(texts, "txt")) if texts else None
+    result = run_demonstration(console, max_harm / 100, own_texts)
 
     table = Table(title=f"{result.test_texts} test articles, {threads} threads, batches of similar length")
-    headings = ("", "accuracy", "tokens kept", "mean exit layer", "GFLOPs/text", "executed", "seconds", "speed-up")
+    headings = (
+        "",
+        "accuracy",
+        "tokens\nkept",
+        "mean\nexit",
+        "GFLOPs\na text",
+        "GFLOPs\nexecuted",
+        "seconds",
+        "speed-up",
+    )
     for heading in headings:
-        table.add_column(heading, justify="left" if not heading else "right")
+        table.add_column(heading, justify="left" if not heading else "right", no_wrap=True)
     for row in result.rows:
         table.add_row(
             row.name,

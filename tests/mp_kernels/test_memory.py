@@ -1,0 +1,70 @@
+"""Blocks that fit the caches, and freed memory that stays."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from mp_kernels.memory import cache_blocks, keep_freed_memory
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("bytes_per_row", [1, 12_288, 2**20])
+@pytest.mark.parametrize("rows", [0, 1, 7, 2500])
+def test_blocks_are_the_rows_in_order(rows: int, bytes_per_row: int) -> None:
+    x = torch.arange(rows * 3.0).reshape(rows, 3)
+    blocks = cache_blocks(x, bytes_per_row)
+    assert len(blocks) >= 1
+    assert torch.equal(torch.cat(list(blocks)), x)
+    assert all(block.untyped_storage().data_ptr() == x.untyped_storage().data_ptr() for block in blocks)
+    # Equal to within a row, so that no product is left with a few rows only.
+    sizes = {block.shape[0] for block in blocks}
+    assert max(sizes) - min(sizes) <= 1
+    assert max(sizes) * bytes_per_row <= 12 * 2**20 + bytes_per_row
+
+
+@torch.no_grad()
+def test_what_fits_the_caches_is_not_split() -> None:
+    x = torch.zeros(1000, 3)
+    assert len(cache_blocks(x, 12_000)) == 1
+    assert len(cache_blocks(x, 13_000)) == 2
+
+
+def test_rows_stay_whole_where_gradients_are_recorded() -> None:
+    x = torch.zeros(100, 3)
+    (whole,) = cache_blocks(x, 2**20)
+    assert whole is x
+    with torch.inference_mode():
+        assert len(cache_blocks(x, 2**20)) > 1
+
+
+PROGRAM = """
+import resource, torch
+from mp_kernels.memory import keep_freed_memory
+torch.set_num_threads(1)
+keep_freed_memory()
+    keep_freed_memory()
+torch.ones(16 * 2**20, dtype=torch.uint8)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    torch.ones(16 * 2**20, dtype=torch.uint8)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries keep memory in their own ways")
+def test_freed_memory_comes_again_without_faults() -> None:
+    """Whether a process keeps memory depends on all that it freed before, so this one is fresh."""
+    ended = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
+    pages = 16 * 2**20 // resource.getpagesize()
+    assert int(ended.stdout) < pages
+
+
+def test_keeping_memory_can_be_asked_for_twice() -> None:
+    keep_freed_memory()
+    keep_freed_memory()

@@ -1,0 +1,151 @@
+// The CPU kernels against loops in double precision, without torch: for processors that can only be emulated.
+// Runs every build of the kernels that the processor can run.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <random>
+#include <vector>
+
+#include "cpu/kernels.h"
+
+namespace {
+
+int failures = 0;
+
+void expect_close(const char* what, const mp::Kernels& kernels, const std::vector<float>& got,
+                  const std::vector<double>& wanted, double tolerance) {
+  double worst = 0;
+  for (size_t i = 0; i < wanted.size(); ++i) {
+    const double error = std::abs(got[i] - wanted[i]);
+    if (!(error <= worst)) worst = error;  // also true for NaN
+  }
+  const bool passed = got.size() == wanted.size() && worst <= tolerance;
+  std::printf("%-8s %-28s worst error %.1e%s\n", kernels.name, what, worst, passed ? "" : "  FAILED");
+  failures += !passed;
+}
+
+std::vector<float> random_floats(size_t n, unsigned seed) {
+  std::mt19937 generator(seed);
+  std::normal_distribution<float> normal;
+  std::vector<float> values(n);
+  for (float& value : values) value = normal(generator);
+  return values;
+}
+
+struct Problem {
+  int64_t heads, dim;
+  std::vector<int32_t> starts;
+  int64_t total() const { return starts.back(); }
+};
+
+void test_attention(const mp::Kernels& kernels, const Problem& p) {
+  const int64_t heads = p.heads, dim = p.dim, total = p.total(), size = total * heads * dim;
+  const double scale = 1 / std::sqrt(static_cast<double>(dim));
+  std::vector<float> q = random_floats(size, 1), k = random_floats(size, 2), v = random_floats(size, 3);
+  std::vector<float> out_grad = random_floats(size, 4), importance_grad = random_floats(total, 5);
+  std::vector<float> out(size, NAN), sums(heads * total, NAN), logsumexp(heads * total, NAN), importance(total, NAN);
+  std::vector<float> q_grad(size, NAN), k_grad(size, NAN), v_grad(size, NAN);
+  const auto tensor = [&](std::vector<float>& x) { return mp::Heads{x.data(), heads * dim, dim}; };
+
+  const mp::AttentionShape shape{mp::Dtype::kFloat32,      p.starts.data(), p.starts.data(), heads, dim, total, total,
+                                 static_cast<float>(scale)};
+  const mp::AttentionForward forward{shape,       tensor(q),   tensor(k),       tensor(v),
+                                     tensor(out), sums.data(), logsumexp.data()};
+  const mp::AttentionBackward backward{shape,
+                                       tensor(q),
+                                       tensor(k),
+                                       tensor(v),
+                                       tensor(out_grad),
+                                       importance_grad.data(),
+                                       logsumexp.data(),
+                                       tensor(q_grad),
+                                       tensor(k_grad),
+                                       tensor(v_grad)};
+  std::vector<double> want_out(size), want_importance(total), want_q(size), want_k(size), want_v(size);
+  for (size_t b = 0; b + 1 < p.starts.size(); ++b) {
+    const int64_t begin = p.starts[b], n = p.starts[b + 1] - begin;
+    std::vector<float> scratch(
+        std::max(kernels.attention_forward_scratch(n, dim), kernels.attention_backward_scratch(n, dim)));
+    for (int64_t h = 0; h < heads; ++h) {
+      kernels.attention_forward(forward, static_cast<int64_t>(b), h, scratch.data());
+      kernels.attention_backward(backward, static_cast<int64_t>(b), h, scratch.data());
+      const auto at = [&](int64_t token, int64_t d) { return ((begin + token) * heads + h) * dim + d; };
+      for (int64_t i = 0; i < n; ++i) {
+        std::vector<double> probability(n), slope(n);
+        double partition = 0, mean_slope = 0;
+        for (int64_t j = 0; j < n; ++j) {
+          double score = 0;
+          for (int64_t d = 0; d < dim; ++d) score += static_cast<double>(q[at(i, d)]) * k[at(j, d)];
+          partition += probability[j] = std::exp(score * scale);
+        }
+        for (int64_t j = 0; j < n; ++j) {
+          probability[j] /= partition;
+          want_importance[begin + j] += probability[j] / static_cast<double>(heads * n);
+          slope[j] = importance_grad[begin + j] / static_cast<double>(heads * n);
+          for (int64_t d = 0; d < dim; ++d) {
+            want_out[at(i, d)] += probability[j] * v[at(j, d)];
+            want_v[at(j, d)] += probability[j] * out_grad[at(i, d)];
+            slope[j] += static_cast<double>(out_grad[at(i, d)]) * v[at(j, d)];
+          }
+          mean_slope += probability[j] * slope[j];
+        }
+        for (int64_t j = 0; j < n; ++j)
+          for (int64_t d = 0; d < dim; ++d) {
+            const double score_grad = scale * probability[j] * (slope[j] - mean_slope);
+            want_q[at(i, d)] += score_grad * k[at(j, d)];
+            want_k[at(j, d)] += score_grad * q[at(i, d)];
+          }
+      }
+    }
+    kernels.add_heads(sums.data(), heads, total, begin, begin + n, 1.0f / static_cast<float>(heads * n),
+                      importance.data());
+  }
+  expect_close("attention", kernels, out, want_out, 1e-5);
+  expect_close("importance", kernels, importance, want_importance, 1e-5);
+  expect_close("attention, q gradient", kernels, q_grad, want_q, 1e-5);
+  expect_close("attention, k gradient", kernels, k_grad, want_k, 1e-5);
+  expect_close("attention, v gradient", kernels, v_grad, want_v, 1e-5);
+}
+
+void test_rows(const mp::Kernels& kernels, int64_t width) {
+  const int64_t rows = 5;
+  const std::vector<float> x = random_floats(rows * width, 1), residual = random_floats(rows * width, 2);
+  const std::vector<float> weight = random_floats(width, 3), bias = random_floats(width, 4);
+  std::vector<float> normed(rows * width, NAN), grown(rows * width, NAN), mean(width, NAN);
+  std::vector<double> want_normed(rows * width), want_grown(rows * width), want_mean(width);
+  const mp::LayerNorm norm{mp::Dtype::kFloat32, x.data(),      residual.data(), nullptr, weight.data(),
+                           bias.data(),         normed.data(), width,           1e-12f};
+  kernels.add_layer_norm(norm, 0, rows);
+  kernels.bias_gelu(mp::Dtype::kFloat32, x.data(), bias.data(), grown.data(), width, 0, rows);
+  kernels.mean_rows(mp::Dtype::kFloat32, x.data(), mean.data(), width, 0, rows);
+  for (int64_t r = 0; r < rows; ++r) {
+    double sum = 0, squares = 0;
+    for (int64_t i = 0; i < width; ++i) sum += static_cast<double>(x[r * width + i]) + residual[r * width + i];
+    const double centre = sum / static_cast<double>(width);
+    for (int64_t i = 0; i < width; ++i)
+      squares += std::pow(static_cast<double>(x[r * width + i]) + residual[r * width + i] - centre, 2);
+    for (int64_t i = 0; i < width; ++i) {
+      const double added = static_cast<double>(x[r * width + i]) + residual[r * width + i];
+      const double biased = static_cast<double>(x[r * width + i]) + bias[i];
+      want_normed[r * width + i] =
+          (added - centre) / std::sqrt(squares / static_cast<double>(width)) * weight[i] + bias[i];
+      want_grown[r * width + i] = biased * 0.5 * std::erfc(-biased / std::sqrt(2.0));
+      want_mean[i] += x[r * width + i] / static_cast<double>(rows);
+    }
+  }
+  expect_close("add + LayerNorm", kernels, normed, want_normed, 1e-5);
+  expect_close("bias + GELU", kernels, grown, want_grown, 1e-5);
+  expect_close("mean of rows", kernels, mean, want_mean, 1e-5);
+}
+
+}  // namespace
+
+int main() {
+  for (const mp::Kernels* const* kernels = mp::runnable_kernels(); *kernels; ++kernels) {
+    test_attention(**kernels, {2, 64, {0, 1, 3, 34, 51, 100}});
+    test_attention(**kernels, {3, 20, {0, 25, 41}});
+    for (const int64_t width : {64, 50, 4100}) test_rows(**kernels, width);
+  }
+  std::printf("%s\n", failures ? "FAILED" : "all kernels agree");
+  return failures ? EXIT_FAILURE : EXIT_SUCCESS;
+}
