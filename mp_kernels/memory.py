@@ -35,4 +35,5 @@ def cache_blocks(x: torch.Tensor, bytes_per_row: int) -> Sequence[torch.Tensor]:
     best_bytes = 12 * 2**20
     if x.device.type != "cpu" or torch.is_grad_enabled():
         return (x,)
-    return x.tensor_split(max(1, math.ceil(x.shape[0] * bytes_per_row / best_bytes)))
+    rows = max(1, best_bytes // bytes_per_row)
+    return x.tensor_split(max(1, math.ceil(x.shape[0] / rows)))

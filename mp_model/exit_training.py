@@ -41,7 +41,8 @@ def collect_features(
     rows: list[list[Tensor]] = []
     places: list[int] = []
     for text_batch in batches:
-        packed = model.bert.embed(**text_batch.inputs, position_ids=None, inputs_embeds=None)
+        inputs = {name: x.to(model.device) for name, x in text_batch.inputs.items()}
+        packed = model.bert.embed(**inputs, position_ids=None, inputs_embeds=None)
         rows.append(engine.run_features(model.bert.encoder.layer, packed, pruning, model.config.exit_head))
         places += text_batch.places
     order = torch.tensor(places).argsort()

@@ -104,7 +104,10 @@ def save_picture(texts: Sequence[ShadedText], path: str | BinaryIO, limit: int =
             placed.append((x, y, word, *colours(reached, text.layers), "normal"))
             x += extent + gap
         if len(text.words) > limit:
-            placed.append((x, y, f"… {len(text.words) - limit} more words", "#94a3b8", None, "normal"))
+            rest = f"… {len(text.words) - limit} more words"
+            if x + inches(rest) > width - margin:
+                x, y = margin, y + line_height
+            placed.append((x, y, rest, "#94a3b8", None, "normal"))
         y += line_height * 2
     x = margin
     layers = texts[0].layers

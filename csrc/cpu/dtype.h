@@ -11,7 +11,11 @@ enum class Dtype { kFloat32, kFloat16, kBFloat16 };
 struct BFloat16 {
   uint16_t bits;
 };
+#ifdef __aarch64__
+using Float16 = __fp16;  // GCC knows _Float16 in C++ there only from version 13 on
+#else
 using Float16 = _Float16;
+#endif
 
 inline float to_float(float x) {
   return x;

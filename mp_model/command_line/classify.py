@@ -61,6 +61,7 @@ def classify(
         raise ValueError(f"--device {device!r} cannot be used here: {error}") from error
     tokenizer = AutoTokenizer.from_pretrained(model)
     if input is None:
+        sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict")  # like a file, whatever the locale
         texts = read_lines(sys.stdin, input_format or "txt", "standard input")
     else:
         texts = read_texts(input, input_format)
@@ -68,7 +69,11 @@ def classify(
         classifier, tokenizer, texts, batch_size=batch_size, window=window, exit_threshold=exit_threshold
     )
     columns = (SpinnerColumn(), TextColumn("{task.completed} texts"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    # Neither between answers on the same terminal, nor in a log, where it would leave an empty line.
+    hidden = not sys.stderr.isatty() or (output is None and sys.stdout.isatty())
+    # By itself rich would send what is printed meanwhile to its own console: answers to standard error.
+    with Progress(*columns, console=console, transient=True, redirect_stdout=False, disable=hidden) as progress:
         task = progress.add_task("classify", total=None)
         if output is None:
             for answer in answers:

@@ -36,6 +36,7 @@ def demo(
         magic-pyramid demo --max-harm 0 --threads 4 --json
     """
     import torch
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
@@ -49,19 +50,23 @@ def demo(
     own_texts = list(read_texts(texts, "txt")) if texts else None
     result = run_demonstration(console, max_harm / 100, own_texts)
 
-    table = Table(title=f"{result.test_texts} test articles, {threads} threads, batches of similar length")
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        title=f"{result.test_texts} test articles, {threads} threads, batches of similar length",
+    )
     headings = (
-        "",
-        "accuracy",
+        "accu-\nracy",
         "tokens\nkept",
         "mean\nexit",
         "GFLOPs\na text",
-        "GFLOPs\nexecuted",
-        "seconds",
-        "speed-up",
+        "exe-\ncuted",
+        "sec-\nonds",
+        "speed-\nup",
     )
+    table.add_column("", no_wrap=True)
     for heading in headings:
-        table.add_column(heading, justify="left" if not heading else "right", no_wrap=True)
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in result.rows:
         table.add_row(
             row.name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import resource
 import subprocess
@@ -46,23 +47,28 @@ def test_rows_stay_whole_where_gradients_are_recorded() -> None:
 PROGRAM = """
 import resource, torch
 from mp_kernels.memory import keep_freed_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    blocks = [torch.ones(2**20, dtype=torch.uint8) for _ in range(40)]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
 torch.set_num_threads(1)
 keep_freed_memory()
-    keep_freed_memory()
-torch.ones(16 * 2**20, dtype=torch.uint8)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(10):
-    torch.ones(16 * 2**20, dtype=torch.uint8)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+faults()
+print(faults())
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries keep memory in their own ways")
+@pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc" or "LD_PRELOAD" in os.environ,
+    reason="another C library, or an allocator put before it, keeps memory in its own way",
+)
 def test_freed_memory_comes_again_without_faults() -> None:
-    """Whether a process keeps memory depends on all that it freed before, so this one is fresh."""
+    """What a process keeps depends on all that it freed before, so this one is fresh."""
     ended = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
-    pages = 16 * 2**20 // resource.getpagesize()
-    assert int(ended.stdout) < pages
+    pages = 40 * 2**20 // resource.getpagesize()
+    assert int(ended.stdout) < pages / 2
 
 
 def test_keeping_memory_can_be_asked_for_twice() -> None:

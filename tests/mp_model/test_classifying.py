@@ -66,7 +66,7 @@ def test_answers_are_the_models(
     model: PyramidBertForSequenceClassification, texts: list[Text], batch_size: int, window: int
 ) -> None:
     expected = one_at_a_time(model, texts)
-    assert len({answer.exit_layer for answer in expected}) > 2
+    assert len({answer.exit_layer for answer in expected}) > 1
     assert len({answer.label for answer in expected}) > 1
     assert max(answer.tokens for answer in expected) == 64
     assert_same(list(classify_stream(model, TOKENIZER, texts, batch_size=batch_size, window=window)), expected)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
+import pty
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
@@ -14,7 +16,6 @@ from typing import Any, NamedTuple
 import pytest
 import tiny
 import torch
-import typer
 import wordpiece
 
 from mp_model import PyramidBertForSequenceClassification
@@ -40,13 +41,15 @@ Command = Callable[..., Ended]
 def magic_pyramid(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
     """Runs the command in this process, through the entry point."""
 
-    def run(*arguments: object, stdin: str = "") -> Ended:
+    def run(*arguments: object, stdin: str | bytes = "") -> Ended:
+        given = io.BytesIO(stdin.encode() if isinstance(stdin, str) else stdin)
         monkeypatch.setattr(sys, "argv", ["magic-pyramid", *map(str, arguments)])
-        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(given, errors="surrogateescape"))
         with pytest.raises(SystemExit) as ended:
             main()
-        out, err = capsys.readouterr()
-        return Ended(ended.value.code or 0, typer.unstyle(out), typer.unstyle(err))
+        # Some build services have colours forced on.
+        out, err = (re.sub(r"\x1b\[[0-9;]*m", "", printed) for printed in capsys.readouterr())
+        return Ended(ended.value.code or 0, out, err)
 
     return run
 
@@ -137,6 +140,26 @@ def test_standard_input_as_lines_and_as_json(magic_pyramid: Command, folder: Pat
     assert magic_pyramid("classify", "--model", folder, "--format", "jsonl", stdin=rows).out == ended.out
 
 
+def test_progress_on_a_terminal_takes_no_answers_with_it(folder: Path) -> None:
+    """As in ``magic-pyramid classify ... > answers.jsonl``: standard error is a terminal, standard output is not."""
+    program = "from mp_model.command_line import main; main()"
+    terminal, stderr = pty.openpty()
+    try:
+        ended = subprocess.run(
+            [sys.executable, "-c", program, "classify", "--model", folder],
+            input="\n".join(TEXTS).encode(),
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            env={**os.environ, "TERM": "xterm"},
+            check=True,
+        )
+        assert b"texts" in os.read(terminal, 10_000)
+    finally:
+        os.close(stderr)
+        os.close(terminal)
+    assert [json.loads(line) for line in ended.stdout.splitlines()] == expected(folder, TEXTS)
+
+
 def test_an_output_file(magic_pyramid: Command, folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "new" / "answers.jsonl"
     ended = magic_pyramid("classify", "--model", folder, "--output", path, stdin="\n".join(TEXTS))
@@ -201,6 +224,11 @@ def test_no_column(magic_pyramid: Command, folder: Path, tmp_path: Path) -> None
     path = tmp_path / "a.tsv"
     path.write_text("sentence\tlabel\nthe\t1\n")
     assert_one_line(magic_pyramid("classify", "--model", folder, path), "expected a column 'text', or 'text_a'")
+
+
+def test_standard_input_that_is_not_utf8(magic_pyramid: Command, folder: Path) -> None:
+    ended = magic_pyramid("classify", "--model", folder, stdin="né\n".encode("latin-1"))
+    assert_one_line(ended, "standard input: expected UTF-8; ")
 
 
 @pytest.mark.parametrize(

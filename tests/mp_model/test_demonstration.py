@@ -18,10 +18,11 @@ from mp_model import demonstration
 def test_bbc_news() -> None:
     articles, labels, topics = demonstration.bbc_news()
     assert topics == ["business", "entertainment", "politics", "sports", "tech"]
-    assert len(articles) == len(labels) == len(set(articles)) == 2127
+    assert len(articles) == len(labels) == len(set(articles)) == 2125
     counts = Counter(labels)
     assert sorted(counts) == [0, 1, 2, 3, 4]
     assert min(counts.values()) > 300
+    assert not any("Â£" in article for article in articles)
     # Every split is the beginning or the middle of this order, so each needs all topics.
     assert len(set(labels[:50])) == 5
     assert demonstration.bbc_news() == (articles, labels, topics)
