@@ -9,7 +9,7 @@ import definition
 import pytest
 import tiny
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -356,7 +356,6 @@ def test_features_of_the_heads(head: str) -> None:
 
 
 @torch.no_grad()
-@settings(deadline=None, max_examples=60, print_blob=True)
 @given(
     lengths=st.lists(st.integers(1, 40), min_size=1, max_size=8),
     thresholds=st.lists(st.floats(0, 0.2), min_size=LAYERS, max_size=LAYERS),
