@@ -87,14 +87,15 @@ def _delimited_rows(path: Path, delimiter: str) -> Iterator[dict[str, Any]]:
     parse = csv.ParseOptions(
         delimiter=delimiter, quote_char=False if delimiter == "\t" else '"', newlines_in_values=delimiter == ","
     )
+    in_turn = csv.ReadOptions(use_threads=False)  # so that errors can name the row
     try:
-        with csv.open_csv(path, parse_options=parse) as reader:
+        with csv.open_csv(path, in_turn, parse) as reader:
             names = reader.schema.names
         wanted = _wanted(names)
         strings = csv.ConvertOptions(
             strings_can_be_null=False, include_columns=wanted, column_types=dict.fromkeys(wanted, pa.string())
         )
-        with csv.open_csv(path, parse_options=parse, convert_options=strings) as reader:
+        with csv.open_csv(path, in_turn, parse, strings) as reader:
             for batch in reader:
                 yield from batch.to_pylist()
     except pa.ArrowInvalid as error:
