@@ -19,6 +19,7 @@ import pytest
 import torch
 
 import mp_kernels
+from mp_kernels.memory import keep_freed_memory
 from mp_model.files import whole_file
 
 THREADS = 2
@@ -28,6 +29,7 @@ FIGURES = Path(__file__).parent / "figures.json"
 @pytest.fixture(scope="session", autouse=True)
 def _threads() -> None:
     torch.set_num_threads(THREADS)
+    keep_freed_memory()  # as a model does when it is made, and for the peers in this process too
     if not mp_kernels.extension.is_built():
         pytest.exit("the compiled kernels are not built; a benchmark without them measures the definitions", 3)
 

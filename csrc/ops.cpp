@@ -347,7 +347,8 @@ std::vector<Tensor> ragged_gather(std::vector<Tensor> xs, const Tensor& index) {
     char* to = static_cast<char*>(result.data_ptr());
     if (bytes)
       torch::stable::parallel_for(0, count, rows_per_thread(row_elements * 4), [&](int64_t begin, int64_t end) {
-        mp::kernels().copy_rows(from, stride, row, to, bytes, begin, end);
+        for (int64_t i = begin; i < end; ++i)
+          std::memcpy(to + static_cast<size_t>(i) * bytes, from + static_cast<size_t>(row[i]) * stride, bytes);
       });
     results.push_back(result);
   }

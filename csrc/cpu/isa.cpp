@@ -51,12 +51,6 @@ void mean_rows(Dtype dtype, const void* x, void* out, int64_t width, int64_t beg
   });
 }
 
-void copy_rows(const char* from, size_t from_stride, const int64_t* index, char* to, size_t bytes, int64_t begin,
-               int64_t end) {
-  for (int64_t i = begin; i < end; ++i)
-    copy_row(from + static_cast<size_t>(index[i]) * from_stride, to + static_cast<size_t>(i) * bytes, bytes);
-}
-
 }  // namespace
 
 extern const Kernels kKernels;
@@ -68,7 +62,6 @@ const Kernels kKernels = {MP_STRINGIZE(MP_ISA),
                           add_heads,
                           add_layer_norm,
                           bias_gelu,
-                          mean_rows,
-                          copy_rows};
+                          mean_rows};
 
 }  // namespace mp::MP_ISA

@@ -67,10 +67,6 @@ struct Kernels {
   void (*bias_gelu)(Dtype, const void* x, const void* bias, void* out, int64_t width, int64_t begin, int64_t end);
   // out[sample] = mean of rows begin..end of x [total, width].
   void (*mean_rows)(Dtype, const void* x, void* out, int64_t width, int64_t begin, int64_t end);
-  // Rows index[begin..end) of `from` to rows begin..end of `to`. A row has `bytes` bytes; those of `from` lie
-  // from_stride bytes apart.
-  void (*copy_rows)(const char* from, size_t from_stride, const int64_t* index, char* to, size_t bytes, int64_t begin,
-                    int64_t end);
 };
 
 // The builds that this library contains and this processor can run, best first; null-terminated.

@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 
 #include "kernels.h"
 #include "vec.h"
@@ -105,17 +104,6 @@ inline void mean_of_rows(const T* x, T* out, int64_t width, int64_t begin, int64
     for (int64_t row = begin; row < end; ++row) sum += load_some(x + row * width + i, width - i);
     store_some(out + i, sum * factor, width - i);
   }
-}
-
-// Whole vectors, then what is left. For rows of a few kilobytes the C library's copy spends too long on choosing how.
-inline void copy_row(const char* from, char* to, size_t bytes) {
-  size_t i = 0;
-  for (; i + 4 * sizeof(Vec) <= bytes; i += 4 * sizeof(Vec)) {
-    Vec block[4];
-    std::memcpy(block, from + i, sizeof block);
-    std::memcpy(to + i, block, sizeof block);
-  }
-  if (i < bytes) std::memcpy(to + i, from + i, bytes - i);
 }
 
 }  // namespace mp::MP_ISA
