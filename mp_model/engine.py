@@ -3,7 +3,8 @@
 Written over the public operators of :mod:`mp_kernels`; what runs underneath is their business. A layer is taken apart
 into the steps that the pyramid needs separately: keys and values of all tokens, the rest for [CLS] alone (enough to
 decide an exit), attention with importance, and the token-wise rest for the survivors. The layers are transformers' own
-``BertLayer`` modules, used for their parameters; every linear layer is called as a module, so it can be replaced.
+``BertLayer`` modules, used for their parameters; a linear layer that is not a plain ``nn.Linear`` is called as the module
+it is, so it can be replaced.
 """
 
 from __future__ import annotations
