@@ -2,16 +2,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
-SOURCES := $(wildcard csrc/*.cpp csrc/*/*)
-NATIVE := $(SOURCES) $(wildcard tests/native/*.cpp)
+SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/* csrc/cuda/*.cu csrc/cuda/*.cuh)
+NATIVE := $(SOURCES) $(wildcard tests/native/*.cpp tests/simt/*.h tests/simt/*.cpp tests/simt/include/*)
 TORCH_DIR = $(shell $(BIN)/python -c "import pathlib, torch; print(pathlib.Path(torch.__file__).parent)")
 CMAKE = $(BIN)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DMP_TORCH_DIR=$(TORCH_DIR)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format sanitize native arm benchmark clean
+.PHONY: help demo test lint format sanitize simt-sanitize native nvcc cuda arm benchmark clean
 
 help: ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
 
 # torch first, so that nothing else chooses its version.
 $(READY): pyproject.toml setup.py constraints.txt CMakeLists.txt $(SOURCES)
@@ -39,13 +39,18 @@ format: $(READY) ## format everything
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(NATIVE)
 
+INSTRUMENTED = LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+	ASAN_OPTIONS=detect_leaks=0
+
 # A copy of the package beside the instrumented library, so that the installed one stays as it is.
 sanitize: $(READY) ## run the operator tests with AddressSanitizer and UndefinedBehaviorSanitizer
 	rm -rf build/sanitize && mkdir -p build/sanitize && cp -r mp_kernels build/sanitize/ && rm -f build/sanitize/mp_kernels/_C.so
 	$(CMAKE) -B build/sanitize/cmake -DMP_SANITIZE=address,undefined -DMP_OUTPUT_DIR=$(abspath build/sanitize/mp_kernels)
 	$(BIN)/cmake --build build/sanitize/cmake
-	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
-		PYTHONPATH=build/sanitize $(BIN)/python -P -m pytest tests/mp_kernels -p no:cacheprovider
+	$(INSTRUMENTED) PYTHONPATH=build/sanitize $(BIN)/python -P -m pytest tests/mp_kernels -p no:cacheprovider
+
+simt-sanitize: $(READY) ## run the CUDA kernels in their emulator with the same sanitizers
+	$(INSTRUMENTED) MP_SIMT_SANITIZE=address,undefined $(BIN)/python -m pytest tests/simt -p no:cacheprovider
 
 # Needs a cross compiler and an emulator: apt-get install g++-aarch64-linux-gnu qemu-user
 arm: $(READY) ## compile everything for 64-bit Arm, and run the kernels under emulation
@@ -59,9 +64,22 @@ native: $(READY) ## run the kernels' own test on this processor
 	$(BIN)/cmake --build build/native --target kernels_test
 	build/native/kernels_test
 
+nvcc: ## compile the CUDA kernels for every architecture and show their registers; needs nvcc, no device
+	$(PYTHON) csrc/cuda/check_registers.py
+
+# In an environment of its own (5.5 GB), since that torch would replace the one that the tests run with.
+CUDA := .venv/cuda
+cuda: ## build and load everything with a torch that was built for CUDA; needs nvcc, no device
+	command -v nvcc || { echo "nvcc was not found: install the CUDA toolkit, or put its bin folder on the PATH"; exit 1; }
+	test -x $(CUDA)/bin/python || $(PYTHON) -m venv $(CUDA)
+	$(CUDA)/bin/python -m pip install --quiet "torch==2.14.1" numpy cmake ninja "setuptools>=77"
+	rm -rf build/lib.*
+	$(CUDA)/bin/python -m pip install --quiet --no-build-isolation --no-deps --force-reinstall .
+	$(CUDA)/bin/python -P -W error csrc/cuda/check_registrations.py
+
 benchmark: $(READY) ## measure, and write the figures to docs/performance.md
 	$(BIN)/python -m pytest benchmarks --benchmark-only
 	$(BIN)/python benchmarks/report.py
 
 clean: ## remove everything that was built or installed
-	rm -rf .venv build demo-output *.egg-info mp_kernels/_C.so
+	rm -rf .venv build demo-output *.egg-info mp_kernels/_C*.so

@@ -1,18 +1,22 @@
-"""Builds mp_kernels/_C.so with CMake. Everything else about the package stands in pyproject.toml.
+"""Builds mp_kernels/_C.so with CMake, and _C_cuda.so for a torch that was built for CUDA, if nvcc is there. Everything
+else about the package stands in pyproject.toml.
 
 The headers are those of the torch that the package will run with: also under build isolation, where the target
 environment is still where ``sysconfig`` points. Only an environment without torch has one brought into the build. A
-failed build is reported and leaves a package that works through its plain PyTorch definitions.
+failed build is reported and leaves a package that works through its plain PyTorch definitions (and Triton).
 """
 
 from __future__ import annotations
 
+import ast
 import importlib.util
+import os
 import shutil
 import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+from typing import NamedTuple
 
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
@@ -30,6 +34,23 @@ def torch_folder() -> Path | None:
     return Path(spec.origin).parent if spec and spec.origin else None
 
 
+def cuda_of_torch() -> str | None:
+    """The CUDA version that torch was built for. Not whether a device is here: packages are built on machines without."""
+    torch = torch_folder()
+    if torch is None or not (torch / "version.py").is_file():
+        return None
+    for statement in ast.parse((torch / "version.py").read_text()).body:
+        if isinstance(statement, ast.AnnAssign) and getattr(statement.target, "id", None) == "cuda":
+            return ast.literal_eval(statement.value)
+    return None
+
+
+def find_nvcc() -> str | None:
+    """nvcc of CUDA_HOME, or else of the PATH. CMake asks it where the rest of CUDA is: what lies here may be a wrapper."""
+    home = os.environ.get("CUDA_HOME")
+    return (home and shutil.which("nvcc", path=str(Path(home) / "bin"))) or shutil.which("nvcc")
+
+
 def find_tool(name: str) -> str:
     """A program of this environment, which need not be activated, or of the system."""
     found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
@@ -38,39 +59,72 @@ def find_tool(name: str) -> str:
     return found
 
 
+class Library(NamedTuple):
+    """A target of CMakeLists.txt that torch loads."""
+
+    target: str
+    settings: dict[str, str]
+    without_it: str
+
+
+CPU = Library(
+    "_C",
+    {},
+    "The package still works, slowly, through its plain PyTorch definitions. To build the kernels, install a C++17 compiler "
+    "(GCC 12 or newer, or Clang), CMake and Ninja, and install again.",
+)
+
+
+def libraries() -> dict[str, Library]:
+    """What there is to build here, under the names of the extensions."""
+    found = {"mp_kernels._C": CPU}
+    nvcc = find_nvcc()
+    if cuda_of_torch() and nvcc:
+        found["mp_kernels._C_cuda"] = Library(
+            "_C_cuda",
+            {"MP_CUDA": "ON", "CMAKE_CUDA_COMPILER": nvcc},
+            "The package still works, on CUDA devices through Triton. To build these kernels too, put the nvcc of CUDA "
+            f"{cuda_of_torch()}, which this torch was built for, on the PATH (or set CUDA_HOME), and install again.",
+        )
+    return found
+
+
 class CMakeBuild(build_ext):
-    """Runs CMakeLists.txt for the one extension."""
+    """Runs CMakeLists.txt for each library, each in a folder of its own: one that fails leaves the other as it is."""
 
     def get_ext_filename(self, fullname: str) -> str:
         # Not a Python module: torch loads it, so one file serves every Python version.
         return str(Path(*fullname.split("."))) + ".so"
 
     def build_extension(self, ext: Extension) -> None:
+        library = libraries()[ext.name]
         output = Path(self.get_ext_fullpath(ext.name)).resolve()
         try:
-            self._build(output)
+            self._build(library, output)
         except (OSError, subprocess.CalledProcessError, RuntimeError) as error:
             output.unlink(missing_ok=True)
             banner = "=" * 100
             print(
-                f"{banner}\nThe compiled kernels of mp_kernels were not built: {error}\n"
-                "The package still works, slowly, through its plain PyTorch definitions. To build the kernels, install a "
-                "C++17 compiler (GCC 12 or newer, or Clang), CMake and Ninja, and install again.\n"
-                f"{banner}",
+                f"{banner}\nThe compiled kernels of {ext.name} were not built: {error}\n{library.without_it}\n{banner}",
                 file=sys.stderr,
             )
 
-    def _build(self, output: Path) -> None:
+    def _build(self, library: Library, output: Path) -> None:
         torch = torch_folder()
         if torch is None:
             raise RuntimeError(f"no torch was found; install {MINIMUM_TORCH} first")
         cmake, ninja = find_tool("cmake"), find_tool("ninja")
-        build = Path(self.build_temp).resolve()
+        build = Path(self.build_temp).resolve() / library.target
         shutil.rmtree(build, ignore_errors=True)  # a cache from another environment would name its tools
         configure = [cmake, "-G", "Ninja", "-S", str(Path(__file__).parent.resolve()), "-B", str(build)]
-        settings = {"CMAKE_MAKE_PROGRAM": ninja, "MP_TORCH_DIR": torch, "MP_OUTPUT_DIR": output.parent}
+        settings = {
+            "CMAKE_MAKE_PROGRAM": ninja,
+            "MP_TORCH_DIR": torch,
+            "MP_OUTPUT_DIR": output.parent,
+            **library.settings,
+        }
         subprocess.run([*configure, *(f"-D{name}={value}" for name, value in settings.items())], check=True)
-        subprocess.run([cmake, "--build", str(build)], check=True)
+        subprocess.run([cmake, "--build", str(build), "--target", library.target], check=True)
 
 
 class PlatformWheel(bdist_wheel):
@@ -81,7 +135,7 @@ class PlatformWheel(bdist_wheel):
 
 
 setup(
-    ext_modules=[Extension("mp_kernels._C", sources=[], optional=True)],
+    ext_modules=[Extension(name, sources=[], optional=True) for name in libraries()],
     cmdclass={"build_ext": CMakeBuild, "bdist_wheel": PlatformWheel},
     setup_requires=[] if torch_folder() else [MINIMUM_TORCH],
 )

@@ -9,43 +9,23 @@
 #include <cstring>
 #include <numeric>
 #include <optional>
-#include <sstream>
-#include <stdexcept>
 #include <tuple>
 #include <vector>
 
+#include "checks.h"
 #include "cpu/compaction.h"
 #include "cpu/entropy.h"
 #include "cpu/kernels.h"
 
 namespace {
 
+using mp::require;
+using mp::require_dtype;
+using mp::shape_of;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 // ---- checks: what memory safety needs, whoever calls ----
-
-template <typename... Parts>
-void require(bool holds, const Parts&... parts) {
-  if (holds) return;
-  std::ostringstream message;
-  message << "mp_kernels.";
-  ((message << parts), ...);
-  throw std::runtime_error(message.str());
-}
-
-std::string shape_of(const Tensor& x) {
-  std::ostringstream text;
-  text << '[';
-  for (int64_t i = 0; i < x.dim(); ++i) text << (i ? ", " : "") << x.size(i);
-  text << ']';
-  return text.str();
-}
-
-void require_dtype(const char* op, const char* name, const Tensor& x, ScalarType wanted, const char* wanted_name) {
-  require(x.scalar_type() == wanted, op, ": ", name, " must be ", wanted_name, "; got dtype number ",
-          static_cast<int>(x.scalar_type()));
-}
 
 mp::Dtype floating_dtype(const char* op, const char* name, const Tensor& x) {
   switch (x.scalar_type()) {
@@ -87,6 +67,24 @@ class SequenceStarts {
   Tensor tensor_;
   const int32_t* data_;
   int64_t batch_, longest_ = 0;
+};
+
+// Which samples stay, checked: bool [batch], or none where all do.
+class Stays {
+ public:
+  Stays(const char* op, const std::optional<Tensor>& x, int64_t batch) {
+    if (!x) return;
+    require_dtype(op, "stays", *x, ScalarType::Bool, "bool");
+    require(x->dim() == 1 && x->size(0) == batch, op, ": stays must be [batch], ", batch, "; got ", shape_of(*x));
+    tensor_ = torch::stable::contiguous(*x);
+    data_ = tensor_.const_data_ptr<bool>();
+  }
+  const bool* data() const { return data_; }
+  bool operator[](int64_t sample) const { return !data_ || data_[sample]; }
+
+ private:
+  Tensor tensor_;
+  const bool* data_ = nullptr;
 };
 
 // A [total, heads, head_dim] tensor with its last dimension contiguous.
@@ -166,13 +164,15 @@ struct AttentionInputs {
 
 std::tuple<Tensor, Tensor, Tensor> ragged_attention(const Tensor& q, const Tensor& k, const Tensor& v,
                                                     const Tensor& cu_seqlens_q, const Tensor& cu_seqlens,
-                                                    int64_t max_seqlen, double scale, bool need_importance) {
-  const AttentionInputs in("ragged_attention", q, k, v, cu_seqlens_q, cu_seqlens, max_seqlen, scale);
+                                                    std::optional<Tensor> stays, int64_t max_seqlen, double scale,
+                                                    bool need_importance) {
+  const char* op = "ragged_attention";
+  const AttentionInputs in(op, q, k, v, cu_seqlens_q, cu_seqlens, max_seqlen, scale);
+  const Stays computed(op, stays, in.keys.batch());
   const int64_t heads = in.shape.heads, total = in.shape.total_k;
   Tensor out = torch::stable::new_empty(in.q, {in.q.size(0), heads, in.shape.head_dim});
   Tensor logsumexp = torch::stable::new_empty(in.q, {heads, in.shape.total_q}, ScalarType::Float);
-  Tensor importance = torch::stable::new_empty(in.q, {need_importance ? total : 0}, ScalarType::Float);
-  Tensor column_sums = torch::stable::new_empty(in.q, {need_importance ? heads : 0, total}, ScalarType::Float);
+  Tensor importance = torch::stable::new_empty(in.q, {heads, need_importance ? total : 0}, ScalarType::Float);
 
   const mp::Kernels& kernels = mp::kernels();
   const mp::AttentionForward forward{in.shape,
@@ -180,22 +180,17 @@ std::tuple<Tensor, Tensor, Tensor> ragged_attention(const Tensor& q, const Tenso
                                      heads_of(in.k),
                                      heads_of(in.v),
                                      heads_of(out),
-                                     need_importance ? column_sums.mutable_data_ptr<float>() : nullptr,
+                                     need_importance ? importance.mutable_data_ptr<float>() : nullptr,
                                      logsumexp.mutable_data_ptr<float>()};
   const std::vector<int32_t> order = by_falling_cost(in.queries, in.keys);
   run_in_order(in.keys.batch() * heads, kernels.attention_forward_scratch(in.keys.longest(), in.shape.head_dim),
                [&](int64_t task, float* scratch) {
                  const int64_t sample = order[static_cast<size_t>(task / heads)];
-                 if (in.keys.length(sample)) kernels.attention_forward(forward, sample, task % heads, scratch);
+                 if (!computed[sample])
+                   mp::attention_of_absent(forward, sample, task % heads);
+                 else if (in.keys.length(sample))
+                   kernels.attention_forward(forward, sample, task % heads, scratch);
                });
-  if (need_importance)
-    torch::stable::parallel_for(0, in.keys.batch(), 64, [&](int64_t begin, int64_t end) {
-      for (int64_t b = begin; b < end; ++b) {
-        const int64_t queries = std::max<int64_t>(in.queries.length(b), 1);
-        kernels.add_heads(forward.column_sums, heads, total, in.keys.data()[b], in.keys.data()[b + 1],
-                          1.0f / static_cast<float>(heads * queries), importance.mutable_data_ptr<float>());
-      }
-    });
   return {out, importance, logsumexp};
 }
 
@@ -215,7 +210,7 @@ std::tuple<Tensor, Tensor, Tensor> ragged_attention_backward(const Tensor& out_g
   Tensor importance_grads;
   if (importance_grad) {
     require_dtype(op, "importance_grad", *importance_grad, ScalarType::Float, "float32");
-    require(importance_grad->numel() == in.shape.total_k, op, ": importance_grad must be [total]; got ",
+    require(importance_grad->numel() == heads * in.shape.total_k, op, ": importance_grad must be [heads, total]; got ",
             shape_of(*importance_grad));
     importance_grads = torch::stable::contiguous(*importance_grad);
   }
@@ -244,55 +239,81 @@ std::tuple<Tensor, Tensor, Tensor> ragged_attention_backward(const Tensor& out_g
   return {q_grad, k_grad, v_grad};
 }
 
+Tensor mean_over_heads(const Tensor& importance) {
+  const char* op = "mean_over_heads";
+  require(importance.dim() == 2 && importance.size(0) > 0, op, ": importance must be [heads, total]; got ",
+          shape_of(importance));
+  require_dtype(op, "importance", importance, ScalarType::Float, "float32");
+  const Tensor by_head = torch::stable::contiguous(importance);
+  const int64_t heads = by_head.size(0), total = by_head.size(1);
+  Tensor means = torch::stable::new_empty(by_head, {total});
+  torch::stable::parallel_for(0, total, rows_per_thread(heads * 4), [&](int64_t begin, int64_t end) {
+    mp::kernels().mean_over_heads(by_head.const_data_ptr<float>(), heads, total, begin, end,
+                                  means.mutable_data_ptr<float>());
+  });
+  return means;
+}
+
 // ---- compaction ----
 
 struct CompactionResult {
-  Tensor index, cu_seqlens, extents;
+  Tensor index, cu_seqlens, samples, extents;
   CompactionResult(const Tensor& like, int64_t total, int64_t batch)
       : index(torch::stable::new_empty(like, {total}, ScalarType::Long)),
         cu_seqlens(torch::stable::new_empty(like, {batch + 1}, ScalarType::Int)),
+        samples(torch::stable::new_empty(like, {batch}, ScalarType::Long)),
         extents(torch::stable::new_empty(like, {4}, ScalarType::Long)) {}
   mp::Compaction pointers() {
     return {index.mutable_data_ptr<int64_t>(), cu_seqlens.mutable_data_ptr<int32_t>(),
-            extents.mutable_data_ptr<int64_t>()};
+            samples.mutable_data_ptr<int64_t>(), extents.mutable_data_ptr<int64_t>()};
   }
-  // What lies beyond the kept rows and samples is defined too: the last start repeated, and row 0.
-  std::tuple<Tensor, Tensor, Tensor> finish() {
+  // What lies beyond the kept rows and samples is defined too: the last start repeated, row 0 and sample 0.
+  std::tuple<Tensor, Tensor, Tensor, Tensor> finish() {
     const mp::Compaction out = pointers();
     std::fill(out.index + out.extents[0], out.index + index.size(0), int64_t{0});
     std::fill(out.cu_seqlens + out.extents[1] + 1, out.cu_seqlens + cu_seqlens.size(0),
               static_cast<int32_t>(out.extents[0]));
-    return {index, cu_seqlens, extents};
+    std::fill(out.samples + out.extents[1], out.samples + samples.size(0), int64_t{0});
+    return {index, cu_seqlens, samples, extents};
   }
 };
 
-std::tuple<Tensor, Tensor, Tensor> prune_tokens(const Tensor& importance, const Tensor& cu_seqlens, double threshold) {
-  const char* op = "prune_tokens";
-  require(importance.dim() == 1, op, ": importance must be [total]; got ", shape_of(importance));
+// Importance of every token, [total], from importance by token or by head and token.
+Tensor importance_of_tokens(const char* op, const Tensor& importance) {
+  require(importance.dim() == 1 || importance.dim() == 2, op, ": importance must be [total] or [heads, total]; got ",
+          shape_of(importance));
   require_dtype(op, "importance", importance, ScalarType::Float, "float32");
-  const SequenceStarts starts(op, "cu_seqlens", cu_seqlens, importance.numel());
-  const Tensor scores = torch::stable::contiguous(importance);
-  CompactionResult result(cu_seqlens, importance.numel(), starts.batch());
-  mp::prune_tokens(scores.const_data_ptr<float>(), starts.data(), starts.batch(), static_cast<float>(threshold),
-                   result.pointers());
+  return importance.dim() == 1 ? torch::stable::contiguous(importance) : mean_over_heads(importance);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> prune_tokens(const Tensor& importance, const Tensor& cu_seqlens,
+                                                        std::optional<Tensor> stays, double threshold) {
+  const char* op = "prune_tokens";
+  const Tensor scores = importance_of_tokens(op, importance);
+  const SequenceStarts starts(op, "cu_seqlens", cu_seqlens, scores.numel());
+  const Stays staying(op, stays, starts.batch());
+  CompactionResult result(cu_seqlens, scores.numel(), starts.batch());
+  mp::prune_tokens(scores.const_data_ptr<float>(), starts.data(), starts.batch(), staying.data(),
+                   static_cast<float>(threshold), result.pointers());
   return result.finish();
 }
 
-std::tuple<Tensor, Tensor, Tensor> top_k_tokens(const Tensor& importance, const Tensor& cu_seqlens, const Tensor& k) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> top_k_tokens(const Tensor& importance, const Tensor& cu_seqlens,
+                                                        std::optional<Tensor> stays, const Tensor& k) {
   const char* op = "top_k_tokens";
-  require(importance.dim() == 1, op, ": importance must be [total]; got ", shape_of(importance));
-  require_dtype(op, "importance", importance, ScalarType::Float, "float32");
   require_dtype(op, "k", k, ScalarType::Long, "int64");
-  const SequenceStarts starts(op, "cu_seqlens", cu_seqlens, importance.numel());
+  const Tensor scores = importance_of_tokens(op, importance);
+  const SequenceStarts starts(op, "cu_seqlens", cu_seqlens, scores.numel());
+  const Stays staying(op, stays, starts.batch());
   require(k.dim() == 1 && k.size(0) == starts.batch(), op, ": k must be [batch], ", starts.batch(), "; got ",
           shape_of(k));
-  const Tensor scores = torch::stable::contiguous(importance), counts = torch::stable::contiguous(k);
+  const Tensor counts = torch::stable::contiguous(k);
   for (int64_t b = 0; b < starts.batch(); ++b)
     require(counts.const_data_ptr<int64_t>()[b] >= 1, op, ": k must be at least 1 (the first token always stays); got ",
             counts.const_data_ptr<int64_t>()[b], " for sample ", b);
-  CompactionResult result(cu_seqlens, importance.numel(), starts.batch());
-  mp::top_k_tokens(scores.const_data_ptr<float>(), starts.data(), starts.batch(), counts.const_data_ptr<int64_t>(),
-                   result.pointers());
+  CompactionResult result(cu_seqlens, scores.numel(), starts.batch());
+  mp::top_k_tokens(scores.const_data_ptr<float>(), starts.data(), starts.batch(), staying.data(),
+                   counts.const_data_ptr<int64_t>(), result.pointers());
   return result.finish();
 }
 
@@ -300,19 +321,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> select_samples(const Tensor& cu_seqle
                                                           int64_t total) {
   const char* op = "select_samples";
   const SequenceStarts starts(op, "cu_seqlens", cu_seqlens, total);
-  require_dtype(op, "stays", stays, ScalarType::Bool, "bool");
-  require(stays.dim() == 1 && stays.size(0) == starts.batch(), op, ": stays must be [batch], ", starts.batch(),
-          "; got ", shape_of(stays));
-  const Tensor flags = torch::stable::contiguous(stays);
-  Tensor samples = torch::stable::new_empty(cu_seqlens, {starts.batch()}, ScalarType::Long);
-  int64_t* sample = samples.mutable_data_ptr<int64_t>();
-  std::fill_n(sample, starts.batch(), int64_t{0});
-  for (int64_t b = 0; b < starts.batch(); ++b)
-    if (flags.const_data_ptr<bool>()[b]) *sample++ = b;
+  const Stays staying(op, stays, starts.batch());
   CompactionResult result(cu_seqlens, total, starts.batch());
-  mp::select_samples(starts.data(), starts.batch(), flags.const_data_ptr<bool>(), result.pointers());
-  const auto [index, new_cu_seqlens, extents] = result.finish();
-  return {index, new_cu_seqlens, samples, extents};
+  mp::select_samples(starts.data(), starts.batch(), staying.data(), result.pointers());
+  return result.finish();
 }
 
 std::vector<Tensor> ragged_gather(std::vector<Tensor> xs, const Tensor& index) {
@@ -329,18 +341,9 @@ std::vector<Tensor> ragged_gather(std::vector<Tensor> xs, const Tensor& index) {
     if (count)
       require(*lowest >= 0 && *highest < xs[t].size(0), op, ": index must lie in 0..", xs[t].size(0) - 1, "; got ",
               *lowest < 0 ? *lowest : *highest);
-    std::vector<int64_t> sizes{count};
-    int64_t row_elements = 1;
-    for (int64_t d = 1; d < xs[t].dim(); ++d) {
-      sizes.push_back(xs[t].size(d));
-      row_elements *= xs[t].size(d);
-    }
-    // Rows may lie apart (one of several slices of a packed row); what is within a row must be together.
-    bool rows_together = true;
-    for (int64_t d = xs[t].dim() - 1, step = 1; d >= 1; step *= xs[t].size(d--))
-      rows_together = rows_together && (xs[t].size(d) <= 1 || xs[t].stride(d) == step);
-    const Tensor x = rows_together ? xs[t] : torch::stable::contiguous(xs[t]);
-    Tensor result = torch::stable::new_empty(x, sizes);
+    const Tensor x = mp::with_rows_together(xs[t]);
+    Tensor result = mp::new_rows(x, count);
+    const int64_t row_elements = mp::row_elements(x);
     const size_t bytes = static_cast<size_t>(row_elements) * x.element_size();
     const size_t stride = static_cast<size_t>(x.stride(0)) * x.element_size();
     const char* from = static_cast<const char*>(x.data_ptr());
@@ -375,8 +378,31 @@ Tensor ragged_mean(const Tensor& x, const Tensor& cu_seqlens) {
   return result;
 }
 
-Tensor add_layer_norm(const Tensor& x, const Tensor& residual, std::optional<Tensor> index, const Tensor& weight,
-                      const Tensor& bias, double eps) {
+// An index into the rows of a tensor, checked; none means row i for row i.
+class RowIndex {
+ public:
+  RowIndex(const char* op, const char* name, const std::optional<Tensor>& x, int64_t source_rows)
+      : rows_(x ? x->size(0) : source_rows) {
+    if (!x) return;
+    require(x->dim() == 1, op, ": ", name, " must be [rows]; got ", shape_of(*x));
+    require_dtype(op, name, *x, ScalarType::Long, "int64");
+    tensor_ = torch::stable::contiguous(*x);
+    data_ = tensor_.const_data_ptr<int64_t>();
+    for (int64_t i = 0; i < rows_; ++i)
+      require(data_[i] >= 0 && data_[i] < source_rows, op, ": ", name, " must lie in 0..", source_rows - 1, "; got ",
+              data_[i]);
+  }
+  const int64_t* data() const { return data_; }
+  int64_t rows() const { return rows_; }
+
+ private:
+  Tensor tensor_;
+  const int64_t* data_ = nullptr;
+  int64_t rows_;
+};
+
+Tensor add_layer_norm(const Tensor& x, std::optional<Tensor> x_index, const Tensor& residual,
+                      std::optional<Tensor> index, const Tensor& weight, const Tensor& bias, double eps) {
   const char* op = "add_layer_norm";
   require(x.dim() == 2 && residual.dim() == 2 && x.size(1) == residual.size(1), op,
           ": x and residual must be [rows, width] of one width; got ", shape_of(x), " and ", shape_of(residual));
@@ -385,33 +411,24 @@ Tensor add_layer_norm(const Tensor& x, const Tensor& residual, std::optional<Ten
     require(other->scalar_type() == x.scalar_type(), op, ": x, residual, weight and bias must have the same dtype");
   require(weight.numel() == x.size(1) && bias.numel() == x.size(1), op, ": weight and bias must be [width], ",
           x.size(1), "; got ", shape_of(weight), " and ", shape_of(bias));
-  Tensor rows;
-  if (index) {
-    require_dtype(op, "index", *index, ScalarType::Long, "int64");
-    require(index->dim() == 1 && index->size(0) == x.size(0), op, ": index must be [rows], ", x.size(0), "; got ",
-            shape_of(*index));
-    rows = torch::stable::contiguous(*index);
-    for (int64_t i = 0; i < x.size(0); ++i) {
-      const int64_t row = rows.const_data_ptr<int64_t>()[i];
-      require(row >= 0 && row < residual.size(0), op, ": index must lie in 0..", residual.size(0) - 1, "; got ", row);
-    }
-  } else {
-    require(residual.size(0) == x.size(0), op, ": without an index x and residual must have the same rows; got ",
-            shape_of(x), " and ", shape_of(residual));
-  }
+  const RowIndex x_rows(op, "x_index", x_index, x.size(0)), residual_rows(op, "index", index, residual.size(0));
+  require(x_rows.rows() == residual_rows.rows(), op,
+          ": x and residual must have the same rows, after their indices; got ", x_rows.rows(), " and ",
+          residual_rows.rows());
   const Tensor source = torch::stable::contiguous(x), residuals = torch::stable::contiguous(residual);
   const Tensor weights = torch::stable::contiguous(weight), biases = torch::stable::contiguous(bias);
-  Tensor result = torch::stable::new_empty(source, {x.size(0), x.size(1)});
+  Tensor result = torch::stable::new_empty(source, {x_rows.rows(), x.size(1)});
   const mp::LayerNorm norm{dtype,
                            source.data_ptr(),
+                           x_rows.data(),
                            residuals.data_ptr(),
-                           index ? rows.const_data_ptr<int64_t>() : nullptr,
+                           residual_rows.data(),
                            weights.data_ptr(),
                            biases.data_ptr(),
                            result.data_ptr(),
                            x.size(1),
                            static_cast<float>(eps)};
-  torch::stable::parallel_for(0, x.size(0), rows_per_thread(x.size(1) * 4),
+  torch::stable::parallel_for(0, x_rows.rows(), rows_per_thread(x.size(1) * 4),
                               [&](int64_t begin, int64_t end) { mp::kernels().add_layer_norm(norm, begin, end); });
   return result;
 }
@@ -457,6 +474,7 @@ Tensor normalized_entropy(const Tensor& logits) {
 STABLE_TORCH_LIBRARY_IMPL(mp_kernels, CPU, m) {
   m.impl("ragged_attention", TORCH_BOX(&ragged_attention));
   m.impl("ragged_attention_backward", TORCH_BOX(&ragged_attention_backward));
+  m.impl("mean_over_heads", TORCH_BOX(&mean_over_heads));
   m.impl("prune_tokens", TORCH_BOX(&prune_tokens));
   m.impl("top_k_tokens", TORCH_BOX(&top_k_tokens));
   m.impl("select_samples", TORCH_BOX(&select_samples));

@@ -5,10 +5,11 @@ The public functions are listed in ``__all__``. :mod:`mp_kernels.reference` hold
 """
 
 from . import autograd as _autograd  # noqa: F401  (registers)
-from . import extension, fakes, reference, schemas  # noqa: F401
+from . import backends, extension, fakes, reference, schemas  # noqa: F401
 from .functional import (
     add_layer_norm,
     bias_gelu,
+    exit_head,
     normalized_entropy,
     pack,
     prune_tokens,
@@ -26,6 +27,7 @@ __all__ = [
     "Ragged",
     "add_layer_norm",
     "bias_gelu",
+    "exit_head",
     "normalized_entropy",
     "pack",
     "prune_tokens",

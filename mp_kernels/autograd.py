@@ -17,8 +17,8 @@ def _register(name: str, backward, setup_context) -> None:
 
 
 def _setup_attention(ctx, inputs, output):
-    q, k, v, cu_seqlens_q, cu_seqlens, ctx.max_seqlen, ctx.scale, _ = inputs
-    ctx.save_for_backward(q, k, v, output[2], cu_seqlens_q, cu_seqlens)
+    q, k, v, cu_seqlens_q, cu_seqlens, stays, ctx.max_seqlen, ctx.scale, _ = inputs
+    ctx.save_for_backward(q, k, v, output[2], cu_seqlens_q, cu_seqlens, stays)
     ctx.set_materialize_grads(False)
 
 
@@ -28,7 +28,7 @@ def _attention_backward(ctx, out_grad, importance_grad, _):
             "ragged_attention has no second derivative (create_graph=True); "
             "differentiate mp_kernels.reference.ragged_attention twice instead"
         )
-    q, k, v, logsumexp, cu_seqlens_q, cu_seqlens = ctx.saved_tensors
+    q, k, v, logsumexp, cu_seqlens_q, cu_seqlens, stays = ctx.saved_tensors
     if out_grad is None:
         out_grad = torch.zeros_like(q)
     if importance_grad is not None and importance_grad.numel() == 0:
@@ -36,31 +36,75 @@ def _attention_backward(ctx, out_grad, importance_grad, _):
     grads = torch.ops.mp_kernels.ragged_attention_backward(
         out_grad, importance_grad, q, k, v, logsumexp, cu_seqlens_q, cu_seqlens, ctx.max_seqlen, ctx.scale
     )
-    return *grads, None, None, None, None, None
+    if stays is not None:  # constants came out for the samples that leave
+        starts = (cu_seqlens_q, cu_seqlens, cu_seqlens)
+        grads = [_zero_where_left(grad, stays, cu) for grad, cu in zip(grads, starts, strict=True)]
+    return *grads, None, None, None, None, None, None
+
+
+def _zero_where_left(grad, stays, cu_seqlens):
+    rows = torch.repeat_interleave(stays, cu_seqlens.diff().long(), output_size=grad.shape[0])
+    return torch.where(rows[:, None, None], grad, 0.0)
 
 
 _register("ragged_attention", _attention_backward, _setup_attention)
 
 
-# ragged_gather: rows of the gradient go back to where they came from
+# mean_over_heads: every head gets its share
+
+
+def _setup_heads(ctx, inputs, output):
+    ctx.heads = inputs[0].shape[0]
+
+
+def _heads_backward(ctx, grad):
+    return (grad / ctx.heads).expand(ctx.heads, -1)
+
+
+_register("mean_over_heads", _heads_backward, _setup_heads)
+
+
+# ragged_gather: rows of the gradient go back to where they came from, in rising order of their index
 
 
 def _setup_gather(ctx, inputs, output):
     xs, index = inputs
     ctx.save_for_backward(index)
     ctx.rows = [x.shape[0] for x in xs]
+    ctx.set_materialize_grads(False)  # integers that are gathered too have no gradient
 
 
 def _gather_backward(ctx, grads):
     (index,) = ctx.saved_tensors
-    scattered = [
-        None if grad is None else grad.new_zeros((rows, *grad.shape[1:])).index_add(0, index, grad)
-        for rows, grad in zip(ctx.rows, grads, strict=True)
-    ]
-    return scattered, None
+    sorted_index, order = index.sort(stable=True)
+    wanted = [t for t, grad in enumerate(grads) if grad is not None]
+    scattered = torch.ops.mp_kernels.ragged_gather_backward(
+        [grads[t] for t in wanted], sorted_index, order, [ctx.rows[t] for t in wanted]
+    )
+    results = [None] * len(grads)
+    for t, grad in zip(wanted, scattered, strict=True):
+        results[t] = grad
+    return results, None
 
 
 _register("ragged_gather", _gather_backward, _setup_gather)
+
+
+# ragged_gather_backward: linear as well; its gradient is the gather
+
+
+def _setup_gather_backward(ctx, inputs, output):
+    _, sorted_index, order, _ = inputs
+    ctx.save_for_backward(sorted_index, order)
+
+
+def _gather_backward_backward(ctx, grads):
+    sorted_index, order = ctx.saved_tensors
+    index = sorted_index if order is None else torch.empty_like(sorted_index).scatter(0, order, sorted_index)
+    return torch.ops.mp_kernels.ragged_gather(grads, index), None, None, None
+
+
+_register("ragged_gather_backward", _gather_backward_backward, _setup_gather_backward)
 
 
 # ragged_mean: every row of a sample gets the gradient divided by the sample's length
@@ -86,21 +130,22 @@ _register("ragged_mean", _mean_backward, _setup_mean)
 
 
 def _setup_add_layer_norm(ctx, inputs, output):
-    x, residual, index, weight, bias, ctx.eps = inputs
-    ctx.save_for_backward(x, residual, index, weight, bias)
+    x, x_index, residual, index, weight, bias, ctx.eps = inputs
+    ctx.save_for_backward(x, x_index, residual, index, weight, bias)
 
 
 def _add_layer_norm_backward(ctx, grad):
-    x, residual, index, weight, bias = ctx.saved_tensors
-    added = x + (residual if index is None else residual[index])
+    x, x_index, residual, index, weight, bias = ctx.saved_tensors
+    added = (x if x_index is None else x[x_index]) + (residual if index is None else residual[index])
     _, mean, inverse = torch.native_layer_norm(added, x.shape[-1:], weight, bias, ctx.eps)
     added_grad, weight_grad, bias_grad = torch.ops.aten.native_layer_norm_backward(
         grad.contiguous(), added, x.shape[-1:], mean, inverse, weight, bias, [True, True, True]
     )
-    residual_grad = added_grad
-    if index is not None:
-        residual_grad = torch.zeros_like(residual).index_add(0, index, added_grad)
-    return added_grad, residual_grad, None, weight_grad, bias_grad, None
+    x_grad, residual_grad = (
+        added_grad if rows is None else torch.zeros_like(source).index_add(0, rows, added_grad)
+        for source, rows in ((x, x_index), (residual, index))
+    )
+    return x_grad, None, residual_grad, None, weight_grad, bias_grad, None
 
 
 _register("add_layer_norm", _add_layer_norm_backward, _setup_add_layer_norm)
@@ -140,3 +185,20 @@ def _entropy_backward(ctx, grad):
 
 
 _register("normalized_entropy", _entropy_backward, _setup_entropy)
+
+
+# exit_head: a decision, not a step of training; what would be left out of a graph, nobody would notice
+
+
+def _setup_exit_head(ctx, inputs, output):
+    ctx.mark_non_differentiable(output[2])
+
+
+def _exit_head_backward(ctx, *grads):
+    raise NotImplementedError(
+        "exit_head decides and has no gradient; train a head through its layers and normalized_entropy, "
+        "or differentiate mp_kernels.reference.exit_head"
+    )
+
+
+_register("exit_head", _exit_head_backward, _setup_exit_head)

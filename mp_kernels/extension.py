@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 PATH = Path(__file__).parent / "_C.so"
+CUDA_PATH = Path(__file__).parent / "_C_cuda.so"
 
 _HOW_TO_BUILD = (
     "Every operator still works through its plain PyTorch definition, only much slower. To build the kernels, install a "
@@ -32,12 +33,35 @@ def _load() -> ctypes.CDLL | None:
     return library
 
 
+def _load_cuda() -> bool:
+    # Without the file there is nothing to say: Triton serves the same operators.
+    if torch.version.cuda is None or not CUDA_PATH.exists():
+        return False
+    try:
+        torch.ops.load_library(CUDA_PATH)
+    except OSError as error:
+        warnings.warn(
+            f"mp_kernels could not load {CUDA_PATH.name} ({error}). CUDA tensors go through the Triton kernels and plain "
+            "PyTorch instead. To build it for this torch, run `pip install -e . --no-build-isolation` in the project's "
+            f"folder, with nvcc of CUDA {torch.version.cuda} on the PATH.",
+            stacklevel=3,
+        )
+        return False
+    return True
+
+
 _library = _load()
+_cuda_is_loaded = _load_cuda()
 
 
 def is_built() -> bool:
     """Whether the compiled CPU kernels are loaded."""
     return _library is not None
+
+
+def is_cuda_built() -> bool:
+    """Whether the compiled CUDA kernels are loaded."""
+    return _cuda_is_loaded
 
 
 def instruction_sets() -> list[str]:

@@ -10,8 +10,10 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 
 from . import reference
+from .memory import read_by_host
 from .ragged import Kept, Ragged
 
 _ops = torch.ops.mp_kernels
@@ -53,6 +55,8 @@ def ragged_attention(
     *,
     cu_seqlens_q: torch.Tensor | None = None,
     need_importance: bool = True,
+    by_head: bool = False,
+    stays: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Attention within each sample of a packed ragged batch, with how much attention each token receives.
 
@@ -68,6 +72,8 @@ def ragged_attention(
         cu_seqlens_q: where each sample's *queries* begin, if only some tokens ask (``q`` is then ``[total_q, ...]``).
             Importance is the mean over these queries.
         need_importance: False saves computing the importance; None is returned in its place.
+        by_head: True returns the importance that each head gives, ``[heads, total]``, of which the mean is the importance.
+        stays: bool ``[batch]``; samples for which it is False are not computed and get zeros. None: all are.
 
     Returns:
         out: ``[total_q, heads, head_dim]`` of ``q``'s dtype.
@@ -99,68 +105,94 @@ def ragged_attention(
             raise ValueError(
                 f"cu_seqlens_q must have as many entries as cu_seqlens, {cu_seqlens.shape[0]}; got {cu_seqlens_q.shape[0]}"
             )
+    if stays is not None:
+        _check_stays(stays, cu_seqlens)
     if scale is None:
         scale = 1.0 / math.sqrt(q.shape[-1])
-    run = reference_attention if q.dtype == torch.float64 else _ops.ragged_attention
-    out, importance, _ = run(q, k, v, cu_seqlens_q, cu_seqlens, max_seqlen, scale, need_importance)
-    return out, importance if need_importance else None
+    if q.dtype == torch.float64:  # for checking gradients: there the definition itself runs
+        out, importance, _ = reference.attention_with_logsumexp(q, k, v, cu_seqlens_q, cu_seqlens, scale, stays)
+    else:
+        out, importance, _ = _ops.ragged_attention(
+            q, k, v, cu_seqlens_q, cu_seqlens, stays, max_seqlen, scale, need_importance
+        )
+    if not need_importance:
+        return out, None
+    return out, importance if by_head else _mean_over_heads(importance)
 
 
-def reference_attention(q, k, v, cu_seqlens_q, cu_seqlens, max_seqlen, scale, need_importance):
-    """float64 is for checking gradients: there the definition itself runs."""
-    return reference.attention_with_logsumexp(q, k, v, cu_seqlens_q, cu_seqlens, scale)
+def _mean_over_heads(importance: torch.Tensor) -> torch.Tensor:
+    return (reference if importance.dtype == torch.float64 else _ops).mean_over_heads(importance)
 
 
-def _kept(
-    index: torch.Tensor, cu_seqlens: torch.Tensor, extents: torch.Tensor, samples: torch.Tensor | None = None
-) -> Kept:
-    rows, batch, max_seqlen, nan_row = extents.tolist()
+def _check_stays(stays: torch.Tensor, cu_seqlens: torch.Tensor) -> None:
+    _check_tensor("stays", stays, 1, (torch.bool,), cu_seqlens)
+    if stays.shape[0] != cu_seqlens.shape[0] - 1:
+        raise ValueError(f"stays must have one entry a sample, {cu_seqlens.shape[0] - 1}; got {_describe(stays)}")
+
+
+def _kept(index: torch.Tensor, cu_seqlens: torch.Tensor, samples: torch.Tensor | None, extents: torch.Tensor) -> Kept:
+    rows, batch, max_seqlen, nan_row = read_by_host(extents)
     if nan_row >= 0:
         raise reference.nan_importance_error(nan_row)
     return Kept(index[:rows], cu_seqlens[: batch + 1], max_seqlen, None if samples is None else samples[:batch])
 
 
-def _check_importance(importance: torch.Tensor, cu_seqlens: torch.Tensor) -> None:
-    _check_tensor("importance", importance, 1, (torch.float32, torch.float64), importance)
+def _check_importance(importance: torch.Tensor, cu_seqlens: torch.Tensor, stays: torch.Tensor | None) -> None:
+    dims = importance.dim() if isinstance(importance, torch.Tensor) and importance.dim() == 2 else 1
+    _check_tensor("importance", importance, dims, (torch.float32, torch.float64), importance)
+    if dims == 2 and importance.shape[0] < 1:
+        raise ValueError(
+            f"importance must be [total] or [heads, total] with a head or more; got {_describe(importance)}"
+        )
     _check_cu_seqlens(cu_seqlens, importance)
+    if stays is not None:
+        _check_stays(stays, cu_seqlens)
 
 
-def prune_tokens(importance: torch.Tensor, cu_seqlens: torch.Tensor, threshold: float) -> Kept:
+def prune_tokens(
+    importance: torch.Tensor, cu_seqlens: torch.Tensor, threshold: float, stays: torch.Tensor | None = None
+) -> Kept:
     """Tokens that survive a layer: ``importance[j] >= threshold``, and the first of each sample ([CLS]) always.
 
     Magic Pyramid's Eq. 7, where the sigmoid of Eq. 5 passes one half.
 
     Args:
-        importance: float32 ``[total]``.
+        importance: float32 ``[total]``, or ``[heads, total]``, of which the mean is compared.
         cu_seqlens: int32 ``[batch + 1]``.
         threshold: the layer's threshold; compared in importance's dtype.
+        stays: bool ``[batch]``; samples for which it is False lose all their tokens, [CLS] too. None: all stay.
 
     Raises:
         TypeError, ValueError: a wrong dtype, device or shape; importance or threshold is NaN.
         RuntimeError: ``cu_seqlens`` decreases or does not end at ``total``.
     """
-    _check_importance(importance, cu_seqlens)
+    _check_importance(importance, cu_seqlens, stays)
     threshold = float(threshold)
-    if math.isnan(threshold):
+    if threshold != threshold:  # NaN, in a way that torch.compile can follow
         raise ValueError("threshold must be a number; got NaN")
     if importance.dtype == torch.float64:
-        return reference.prune_tokens(importance, cu_seqlens, threshold)
-    return _kept(*_ops.prune_tokens(importance, cu_seqlens, threshold))
+        return reference.prune_tokens(importance, cu_seqlens, threshold, stays)
+    index, new_cu_seqlens, samples, extents = _ops.prune_tokens(importance, cu_seqlens, stays, threshold)
+    return _kept(index, new_cu_seqlens, None if stays is None else samples, extents)
 
 
-def top_k_tokens(importance: torch.Tensor, cu_seqlens: torch.Tensor, k: int | torch.Tensor) -> Kept:
+def top_k_tokens(
+    importance: torch.Tensor, cu_seqlens: torch.Tensor, k: int | torch.Tensor, stays: torch.Tensor | None = None
+) -> Kept:
     """The ``k`` most important tokens of each sample, its first among them; ties go to the lower position.
 
     Args:
-        importance: float32 ``[total]``.
+        importance: float32 ``[total]``, or ``[heads, total]``, of which the mean is ranked.
         cu_seqlens: int32 ``[batch + 1]``.
         k: how many tokens go on, at least 1: one number, or an int tensor ``[batch]``. Shorter samples are kept whole.
+        stays: as for :func:`prune_tokens`.
 
     Raises:
         TypeError, ValueError: a wrong dtype, device or shape; ``k`` below 1; importance is NaN.
-        RuntimeError: ``cu_seqlens`` decreases or does not end at ``total``; an entry of a tensor ``k`` is below 1.
+        RuntimeError: ``cu_seqlens`` decreases or does not end at ``total``; an entry of a tensor ``k`` is below 1 (float64
+            importance: ValueError).
     """
-    _check_importance(importance, cu_seqlens)
+    _check_importance(importance, cu_seqlens, stays)
     batch = cu_seqlens.shape[0] - 1
     if isinstance(k, torch.Tensor):
         _check_tensor("k", k, 1, (torch.int64, torch.int32), importance)
@@ -174,8 +206,9 @@ def top_k_tokens(importance: torch.Tensor, cu_seqlens: torch.Tensor, k: int | to
     else:
         raise TypeError(f"k must be an int or an int tensor [batch]; got {_describe(k)}")
     if importance.dtype == torch.float64:
-        return reference.top_k_tokens(importance, cu_seqlens, counts)
-    return _kept(*_ops.top_k_tokens(importance, cu_seqlens, counts))
+        return reference.top_k_tokens(importance, cu_seqlens, counts, stays)
+    index, new_cu_seqlens, samples, extents = _ops.top_k_tokens(importance, cu_seqlens, stays, counts)
+    return _kept(index, new_cu_seqlens, None if stays is None else samples, extents)
 
 
 def select_samples(cu_seqlens: torch.Tensor, stays: torch.Tensor, total: int | None = None) -> Kept:
@@ -191,13 +224,10 @@ def select_samples(cu_seqlens: torch.Tensor, stays: torch.Tensor, total: int | N
         RuntimeError: ``cu_seqlens`` decreases or does not end at ``total``.
     """
     _check_cu_seqlens(cu_seqlens, cu_seqlens)
-    _check_tensor("stays", stays, 1, (torch.bool,), cu_seqlens)
-    if stays.shape[0] != cu_seqlens.shape[0] - 1:
-        raise ValueError(f"stays must have one entry a sample, {cu_seqlens.shape[0] - 1}; got {_describe(stays)}")
+    _check_stays(stays, cu_seqlens)
     if total is None:
-        total = int(cu_seqlens[-1])
-    index, new_cu_seqlens, samples, extents = _ops.select_samples(cu_seqlens, stays, total)
-    return _kept(index, new_cu_seqlens, extents, samples)
+        (total,) = read_by_host(cu_seqlens[-1:])
+    return _kept(*_ops.select_samples(cu_seqlens, stays, total))
 
 
 def ragged_gather(
@@ -252,25 +282,40 @@ def add_layer_norm(
     bias: torch.Tensor,
     eps: float,
     index: torch.Tensor | None = None,
+    x_index: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """``LayerNorm(x + residual[index])`` in one pass; the statistics are float32.
+    """``LayerNorm(x[x_index] + residual[index])`` in one pass; the statistics are float32.
 
     Args:
-        x: ``[rows, width]``, floating.
-        residual: ``[rows, width]``, or with an index ``[any, width]``, of ``x``'s dtype.
+        x: ``[rows, width]``, or with ``x_index`` ``[any, width]``, floating.
+        residual: ``[rows, width]``, or with ``index`` ``[any, width]``, of ``x``'s dtype.
         weight, bias: ``[width]`` of ``x``'s dtype.
         eps: added to the variance.
-        index: int64 ``[rows]``, the row of ``residual`` that belongs to each row of ``x``; None: the same row.
+        index: int64 ``[rows]``, the row of ``residual`` that belongs to each row; None: the same row.
+        x_index: int64 ``[rows]``, the row of ``x`` that belongs to each row; None: the same row.
+
+    Raises:
+        TypeError, ValueError: a wrong dtype, device or shape.
+        RuntimeError: an index outside its rows.
     """
     _check_tensor("x", x, 2, FLOATING, x)
     _check_tensor("residual", residual, 2, (x.dtype,), x)
     _check_tensor("weight", weight, 1, (x.dtype,), x)
     _check_tensor("bias", bias, 1, (x.dtype,), x)
-    if index is not None:
-        _check_tensor("index", index, 1, (torch.int64,), x)
+    for name, rows in (("index", index), ("x_index", x_index)):
+        if rows is not None:
+            _check_tensor(name, rows, 1, (torch.int64,), x)
+    if residual.shape[1] != x.shape[1] or not weight.shape == bias.shape == x.shape[1:]:
+        raise ValueError(
+            "x, residual, weight and bias must have one width; "
+            f"got {', '.join(_describe(t) for t in (x, residual, weight, bias))}"
+        )
+    rows, other_rows = ((t if i is None else i).shape[0] for t, i in ((x, x_index), (residual, index)))
+    if rows != other_rows:
+        raise ValueError(f"x and residual must have the same rows, after their indices; got {rows} and {other_rows}")
     if x.dtype == torch.float64:
-        return reference.add_layer_norm(x, residual, weight, bias, eps, index)
-    return _ops.add_layer_norm(x, residual, index, weight, bias, eps)
+        return reference.add_layer_norm(x, residual, weight, bias, eps, index, x_index)
+    return _ops.add_layer_norm(x, x_index, residual, index, weight, bias, eps)
 
 
 def bias_gelu(x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -303,12 +348,75 @@ def normalized_entropy(logits: torch.Tensor) -> torch.Tensor:
     return (reference if logits.dtype == torch.float64 else _ops).normalized_entropy(logits)
 
 
-def pack(padded: torch.Tensor, attention_mask: torch.Tensor) -> Ragged:
+def exit_head(
+    features: torch.Tensor,
+    dense_weight: torch.Tensor,
+    dense_bias: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    threshold: float | torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """An exit head's decision: dense, tanh, classifier, and whether the uncertainty exceeds the threshold.
+
+    Args:
+        features: ``[batch, features]``, floating.
+        dense_weight, dense_bias: ``[hidden, features]`` and ``[hidden]``, of the features' dtype.
+        weight, bias: ``[N, hidden]`` and ``[N]`` of the classifier, N at least 2.
+        threshold: a sample leaves where its :func:`normalized_entropy` is at most this; one number, or a floating
+            tensor ``[batch]``.
+
+    Returns:
+        logits: ``[batch, N]`` of the features' dtype.
+        uncertainty: float32 ``[batch]`` (float64 for float64 features).
+        stays: bool ``[batch]``, False for the samples that leave.
+
+    Raises:
+        TypeError, ValueError: a wrong dtype, device or shape; N is 1.
+    """
+    _check_tensor("features", features, 2, FLOATING, features)
+    for name, x, dims in (
+        ("dense_weight", dense_weight, 2),
+        ("dense_bias", dense_bias, 1),
+        ("weight", weight, 2),
+        ("bias", bias, 1),
+    ):
+        _check_tensor(name, x, dims, (features.dtype,), features)
+    hidden, labels = dense_weight.shape[0], weight.shape[0]
+    for name, x, shape in (
+        ("dense_weight", dense_weight, (hidden, features.shape[1])),
+        ("dense_bias", dense_bias, (hidden,)),
+        ("weight", weight, (labels, hidden)),
+        ("bias", bias, (labels,)),
+    ):
+        if x.shape != shape:
+            raise ValueError(f"{name} must be {list(shape)} to fit the others; got {_describe(x)}")
+    if labels < 2:
+        raise ValueError(
+            f"an exit head must have 2 classes or more, or there is no uncertainty to measure; got {_describe(weight)}"
+        )
+    thresholds = threshold if isinstance(threshold, torch.Tensor) else None
+    if thresholds is not None:
+        _check_tensor("threshold", thresholds, 1, FLOATING, features)
+        if thresholds.shape[0] != features.shape[0]:
+            raise ValueError(
+                f"threshold must have one entry a sample, {features.shape[0]}; got {_describe(thresholds)}"
+            )
+    if features.dtype == torch.float64:
+        return reference.exit_head(features, dense_weight, dense_bias, weight, bias, threshold)
+    common = 0.0 if thresholds is not None else float(threshold)
+    if common != common:
+        raise ValueError("threshold must be a number; got NaN")
+    return _ops.exit_head(features, dense_weight, dense_bias, weight, bias, thresholds, common)
+
+
+def pack(padded: torch.Tensor, attention_mask: torch.Tensor, lengths: tuple[int, int] | None = None) -> Ragged:
     """Packs a padded batch: the rows where the mask is set, sample after sample.
 
     Args:
         padded: ``[batch, width, ...]``.
         attention_mask: ``[batch, width]``, 1 (or True) for real tokens, 0 for padding, on whichever side.
+        lengths: how many real tokens there are in all, and in the longest sample; given, they need not be read from the
+            device, and are believed.
 
     Raises:
         ValueError: the mask's shape is not the first two dimensions of ``padded``.
@@ -320,7 +428,14 @@ def pack(padded: torch.Tensor, attention_mask: torch.Tensor) -> Ragged:
         )
     if attention_mask.device != padded.device:
         raise ValueError(f"attention_mask must be on {padded.device} like padded; got {_describe(attention_mask)}")
-    return reference.pack(padded, attention_mask)
+    keep = attention_mask != 0
+    starts = F.pad(keep.sum(1).cumsum(0), (1, 0))
+    if lengths is None:
+        longest = starts.diff().amax() if keep.shape[0] else starts[0]
+        lengths = tuple(read_by_host(torch.stack([starts[-1], longest])))
+    total, max_seqlen = lengths
+    index = torch.nonzero_static(keep.flatten(), size=total).squeeze(1)
+    return Ragged(padded.flatten(0, 1)[index], starts.int(), max_seqlen, index, padded.shape[1])
 
 
 def unpack(ragged: Ragged, fill: float = 0.0) -> torch.Tensor:

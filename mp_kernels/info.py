@@ -30,6 +30,7 @@ def describe() -> dict[str, str]:
         "cpu kernels": str(extension.PATH) if extension.is_built() else "not built",
         "instruction sets, best first": runnable or "none",
         "instruction set in use": extension.chosen_instruction_set() or "none: plain PyTorch definitions",
+        "cuda kernels": str(extension.CUDA_PATH) if extension.is_cuda_built() else "not built",
         "cuda": f"torch built for {torch.version.cuda}" if torch.version.cuda else "torch built without it",
         "cuda devices": ", ".join(map(torch.cuda.get_device_name, range(torch.cuda.device_count()))) or "none",
         "threads": str(torch.get_num_threads()),

@@ -1,4 +1,4 @@
-"""Where the time of a CPU goes besides arithmetic: the C library's memory, and the caches."""
+"""Where time goes besides arithmetic: the C library's memory, the caches, and the host's reads from a device."""
 
 from __future__ import annotations
 
@@ -37,3 +37,21 @@ def cache_blocks(x: torch.Tensor, bytes_per_row: int) -> Sequence[torch.Tensor]:
         return (x,)
     rows = max(1, best_bytes // bytes_per_row)
     return x.tensor_split(max(1, math.ceil(x.shape[0] / rows)))
+
+
+def read_by_host(x: torch.Tensor) -> list[int]:
+    """A few integers of a device, for the host: the one place where it waits.
+
+    The copy goes to pinned memory on the stream of the computation, and only it is waited for.
+
+    Args:
+        x: integers ``[n]``.
+    """
+    if x.device.type != "cuda":
+        return x.tolist()
+    pinned = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
+    pinned.copy_(x, non_blocking=True)
+    arrived = torch.cuda.Event()
+    arrived.record(torch.cuda.current_stream(x.device))
+    arrived.synchronize()
+    return pinned.tolist()

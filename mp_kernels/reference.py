@@ -36,20 +36,32 @@ def attention_with_logsumexp(
     cu_seqlens_q: torch.Tensor,
     cu_seqlens: torch.Tensor,
     scale: float,
+    stays: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """:func:`ragged_attention` with the log-sum-exp of every score row ``[heads, total_q]`` beside it."""
+    """:func:`ragged_attention` by head, with the log-sum-exp of every score row ``[heads, total_q]`` beside it."""
     wide_q, wide_k, wide_v = map(_at_least_float32, (q, k, v))
     heads = q.shape[1]
-    outs, importances = [wide_q[:0]], [wide_k.new_empty(0)]
+    outs, importances = [wide_q[:0]], [wide_k[:0].sum(2).t()]  # no rows yet, but part of the graph
     logsumexps = [wide_q.new_empty(heads, 0)]
     q_spans, spans = _spans(cu_seqlens_q, q.shape[0], "cu_seqlens_q"), _spans(cu_seqlens, k.shape[0])
-    for (q_begin, q_end), (begin, end) in zip(q_spans, spans, strict=True):
+    computed = [True] * len(spans) if stays is None else stays.tolist()
+    for (q_begin, q_end), (begin, end), wanted in zip(q_spans, spans, computed, strict=True):
+        if not wanted:
+            outs.append(torch.zeros_like(wide_q[q_begin:q_end]))
+            importances.append(wide_k.new_zeros(heads, end - begin))
+            logsumexps.append(wide_q.new_zeros(heads, q_end - q_begin))
+            continue
         scores = torch.einsum("ihd,jhd->hij", wide_q[q_begin:q_end], wide_k[begin:end]) * scale
         probabilities = torch.softmax(scores, dim=-1)
         outs.append(torch.einsum("hij,jhd->ihd", probabilities, wide_v[begin:end]))
-        importances.append(probabilities.sum((0, 1)) / (heads * max(q_end - q_begin, 1)))
+        importances.append(probabilities.sum(1) / max(q_end - q_begin, 1))
         logsumexps.append(torch.logsumexp(scores, dim=-1))
-    return torch.cat(outs).to(q.dtype), torch.cat(importances), torch.cat(logsumexps, dim=1)
+    return torch.cat(outs).to(q.dtype), torch.cat(importances, dim=1), torch.cat(logsumexps, dim=1)
+
+
+def mean_over_heads(importance: torch.Tensor) -> torch.Tensor:
+    """``[total]`` from ``[heads, total]``."""
+    return importance.mean(0)
 
 
 def ragged_attention(
@@ -62,19 +74,29 @@ def ragged_attention(
     *,
     cu_seqlens_q: torch.Tensor | None = None,
     need_importance: bool = True,
+    by_head: bool = False,
+    stays: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Definition of :func:`mp_kernels.ragged_attention`."""
     del max_seqlen
     scale = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
     queries = cu_seqlens if cu_seqlens_q is None else cu_seqlens_q
-    out, importance, _ = attention_with_logsumexp(q, k, v, queries, cu_seqlens, scale)
-    return out, importance if need_importance else None
+    out, importance, _ = attention_with_logsumexp(q, k, v, queries, cu_seqlens, scale, stays)
+    if not need_importance:
+        return out, None
+    return out, importance if by_head else mean_over_heads(importance)
 
 
-def _compact(keep: torch.Tensor, cu_seqlens: torch.Tensor) -> Kept:
-    lengths = [int(keep[begin:end].sum()) for begin, end in _spans(cu_seqlens, keep.shape[0])]
+def _compact(keep: torch.Tensor, cu_seqlens: torch.Tensor, stays: torch.Tensor | None = None) -> Kept:
+    spans = _spans(cu_seqlens, keep.shape[0])
+    samples = None
+    if stays is not None:
+        samples = stays.nonzero().squeeze(1)
+        keep = keep & torch.repeat_interleave(stays, cu_seqlens.diff().long())
+        spans = [spans[sample] for sample in samples.tolist()]
+    lengths = [int(keep[begin:end].sum()) for begin, end in spans]
     new_cu_seqlens = F.pad(torch.tensor(lengths, dtype=torch.int32).cumsum(0, dtype=torch.int32), (1, 0))
-    return Kept(keep.nonzero().squeeze(1), new_cu_seqlens.to(cu_seqlens.device), max(lengths, default=0))
+    return Kept(keep.nonzero().squeeze(1), new_cu_seqlens.to(cu_seqlens.device), max(lengths, default=0), samples)
 
 
 def refuse_nan(importance: torch.Tensor) -> None:
@@ -91,19 +113,31 @@ def nan_importance_error(row: int) -> ValueError:
     )
 
 
-def prune_tokens(importance: torch.Tensor, cu_seqlens: torch.Tensor, threshold: float) -> Kept:
+def _of_staying_tokens(importance: torch.Tensor, cu_seqlens: torch.Tensor, stays: torch.Tensor | None) -> torch.Tensor:
+    importance = importance if importance.dim() == 1 else mean_over_heads(importance)
+    if stays is not None:
+        importance = torch.where(torch.repeat_interleave(stays, cu_seqlens.diff().long()), importance, 0.0)
+    refuse_nan(importance)
+    return importance
+
+
+def prune_tokens(
+    importance: torch.Tensor, cu_seqlens: torch.Tensor, threshold: float, stays: torch.Tensor | None = None
+) -> Kept:
     """Definition of :func:`mp_kernels.prune_tokens`."""
-    refuse_nan(importance)
-    keep = importance >= threshold
-    for begin, end in _spans(cu_seqlens, keep.shape[0]):
+    spans = _spans(cu_seqlens, importance.shape[-1])
+    keep = _of_staying_tokens(importance, cu_seqlens, stays) >= threshold
+    for begin, end in spans:
         keep[begin : min(begin + 1, end)] = True
-    return _compact(keep, cu_seqlens)
+    return _compact(keep, cu_seqlens, stays)
 
 
-def top_k_tokens(importance: torch.Tensor, cu_seqlens: torch.Tensor, k: int | torch.Tensor) -> Kept:
+def top_k_tokens(
+    importance: torch.Tensor, cu_seqlens: torch.Tensor, k: int | torch.Tensor, stays: torch.Tensor | None = None
+) -> Kept:
     """Definition of :func:`mp_kernels.top_k_tokens`."""
-    refuse_nan(importance)
-    spans = _spans(cu_seqlens, importance.shape[0])
+    spans = _spans(cu_seqlens, importance.shape[-1])
+    importance = _of_staying_tokens(importance, cu_seqlens, stays)
     counts = [k] * len(spans) if isinstance(k, int) else k.tolist()
     keep = torch.zeros(importance.shape, dtype=torch.bool, device=importance.device)
     for (begin, end), count in zip(spans, counts, strict=True):
@@ -112,17 +146,13 @@ def top_k_tokens(importance: torch.Tensor, cu_seqlens: torch.Tensor, k: int | to
         by_rank = torch.argsort(importance[begin + 1 : end], descending=True, stable=True) + begin + 1
         keep[begin : min(begin + 1, end)] = True
         keep[by_rank[: count - 1]] = True
-    return _compact(keep, cu_seqlens)
+    return _compact(keep, cu_seqlens, stays)
 
 
 def select_samples(cu_seqlens: torch.Tensor, stays: torch.Tensor, total: int | None = None) -> Kept:
     """Definition of :func:`mp_kernels.select_samples`."""
-    _spans(cu_seqlens, int(cu_seqlens[-1]) if total is None else total)
-    lengths = (cu_seqlens[1:] - cu_seqlens[:-1]).long()
-    kept = _compact(torch.repeat_interleave(stays, lengths), cu_seqlens)
-    staying = lengths[stays]
-    new_cu_seqlens = F.pad(staying.cumsum(0), (1, 0)).int()
-    return Kept(kept.index, new_cu_seqlens, kept.max_seqlen, stays.nonzero().squeeze(1))
+    everything = torch.ones(int(cu_seqlens[-1]) if total is None else total, dtype=torch.bool, device=stays.device)
+    return _compact(everything, cu_seqlens, stays)
 
 
 def ragged_gather(
@@ -144,6 +174,20 @@ def ragged_mean(x: torch.Tensor, cu_seqlens: torch.Tensor) -> torch.Tensor:
     return torch.cat([wide[:0], *means]).to(x.dtype)
 
 
+def _rows(x: torch.Tensor, index: torch.Tensor | None, name: str) -> torch.Tensor:
+    if index is None:
+        return x
+    refuse_outside(index, x.shape[0], name)
+    return x[index]
+
+
+def refuse_outside(index: torch.Tensor, rows: int, name: str = "index") -> None:
+    """Raises RuntimeError where an index is none of the rows: a negative one does not count from the end."""
+    outside = (index < 0) | (index >= rows)
+    if outside.any():
+        raise RuntimeError(f"{name} must lie in 0..{rows - 1}; got {int(index[outside][0])}")
+
+
 def add_layer_norm(
     x: torch.Tensor,
     residual: torch.Tensor,
@@ -151,9 +195,11 @@ def add_layer_norm(
     bias: torch.Tensor,
     eps: float,
     index: torch.Tensor | None = None,
+    x_index: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Definition of :func:`mp_kernels.add_layer_norm`."""
-    added = _at_least_float32(x) + _at_least_float32(residual if index is None else residual[index])
+    x, residual = _rows(x, x_index, "x_index"), _rows(residual, index, "index")
+    added = _at_least_float32(x) + _at_least_float32(residual)
     wide_weight, wide_bias = _at_least_float32(weight), _at_least_float32(bias)
     return F.layer_norm(added, x.shape[-1:], wide_weight, wide_bias, eps).to(x.dtype)
 
@@ -174,14 +220,40 @@ def normalized_entropy(logits: torch.Tensor) -> torch.Tensor:
     return (-torch.where(p == 0, 0.0, p * log_p).sum(-1) / math.log(classes)).clamp(0.0, 1.0)
 
 
-def pack(padded: torch.Tensor, attention_mask: torch.Tensor) -> Ragged:
+def head_logits(
+    features: torch.Tensor,
+    dense_weight: torch.Tensor,
+    dense_bias: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+) -> torch.Tensor:
+    """Logits of an exit head: dense, tanh, classifier."""
+    return F.linear(torch.tanh(F.linear(features, dense_weight, dense_bias)), weight, bias)
+
+
+def exit_head(
+    features: torch.Tensor,
+    dense_weight: torch.Tensor,
+    dense_bias: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    threshold: float | torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Definition of :func:`mp_kernels.exit_head`."""
+    logits = head_logits(features, dense_weight, dense_bias, weight, bias)
+    uncertainty = normalized_entropy(logits)
+    return logits, uncertainty, ~(uncertainty <= threshold)
+
+
+def pack(padded: torch.Tensor, attention_mask: torch.Tensor, lengths: tuple[int, int] | None = None) -> Ragged:
     """Definition of :func:`mp_kernels.pack`."""
+    del lengths
     keep = attention_mask != 0
-    lengths = keep.sum(1)
+    counts = keep.sum(1)
     return Ragged(
         values=padded[keep],
-        cu_seqlens=F.pad(lengths.cumsum(0), (1, 0)).int(),
-        max_seqlen=max(lengths.tolist(), default=0),
+        cu_seqlens=F.pad(counts.cumsum(0), (1, 0)).int(),
+        max_seqlen=max(counts.tolist(), default=0),
         index=keep.flatten().nonzero().squeeze(1),
         width=padded.shape[1],
     )

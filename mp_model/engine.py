@@ -49,17 +49,26 @@ class Pruning:
             return self.top_k[layer - 1] != 1 or isinstance(self.top_k[layer - 1], int)
         return self.thresholds is not None and self.thresholds[layer - 1] > 0
 
-    def prune(self, layer: int, importance: Tensor, batch: Ragged, input_lengths: Tensor) -> Kept:
-        """Survivors of layer ``layer``, from the importance of the tokens that entered it."""
-        lengths = lengths_of(batch)
+    def layers(self) -> list[int]:
+        """The layers that can prune."""
+        return [layer for layer in range(1, len(self.thresholds or self.top_k or ()) + 1) if self.happens(layer)]
+
+    def prune(
+        self, layer: int, importance: Tensor, batch: Ragged, input_lengths: Tensor, stays: Tensor | None = None
+    ) -> Kept:
+        """Survivors of layer ``layer`` among the samples that stay.
+
+        importance: ``[heads, total]``, of the tokens that entered the layer.
+        """
         if self.top_k is not None:
-            counts = top_k_counts(self.top_k[layer - 1], lengths)
-            return mp_kernels.top_k_tokens(importance, batch.cu_seqlens, counts)
+            counts = top_k_counts(self.top_k[layer - 1], lengths_of(batch))
+            return mp_kernels.top_k_tokens(importance, batch.cu_seqlens, counts, stays)
         if self.normalizer != "alive":
+            lengths = lengths_of(batch)
             normalizer = input_lengths if self.normalizer == "input" else self.normalizer
             factor = (lengths / normalizer).to(importance.dtype)
-            importance = importance * torch.repeat_interleave(factor, lengths, output_size=importance.shape[0])
-        return mp_kernels.prune_tokens(importance, batch.cu_seqlens, self.thresholds[layer - 1])
+            importance = importance * torch.repeat_interleave(factor, lengths, output_size=importance.shape[1])
+        return mp_kernels.prune_tokens(importance, batch.cu_seqlens, self.thresholds[layer - 1], stays)
 
 
 def top_k_counts(k: int | float, lengths: Tensor) -> Tensor:
@@ -91,13 +100,18 @@ def embed(embeddings: nn.Module, ids_or_words: Tensor, types: Tensor, positions:
     Returns:
         ``[total, hidden]``.
     """
-    words = ids_or_words if ids_or_words.is_floating_point() else embeddings.word_embeddings(ids_or_words)
+    words, ids = ids_or_words, None
+    if not words.is_floating_point():
+        if type(embeddings.word_embeddings) is nn.Embedding and not torch.is_grad_enabled():
+            words, ids = embeddings.word_embeddings.weight, ids_or_words.long()
+        else:
+            words = embeddings.word_embeddings(ids_or_words)
     # Every sum of a type and a position once, so that each token adds a single row on its way into LayerNorm.
     table = embeddings.token_type_embeddings.weight[:, None] + embeddings.position_embeddings.weight[:max_position]
     norm = embeddings.LayerNorm
     rows = types * max_position + positions
     return embeddings.dropout(
-        mp_kernels.add_layer_norm(words, table.flatten(0, 1), norm.weight, norm.bias, norm.eps, rows)
+        mp_kernels.add_layer_norm(words, table.flatten(0, 1), norm.weight, norm.bias, norm.eps, rows, x_index=ids)
     )
 
 
@@ -109,8 +123,9 @@ def _attend(
     batch: Ragged,
     cu_seqlens_q: Tensor | None = None,
     need_importance: bool = False,
+    stays: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Context ``[total_q, hidden]`` and importance of projected queries, keys and values ``[total, hidden]``."""
+    """Context ``[total_q, hidden]`` and importance by head of projected queries, keys and values ``[total, hidden]``."""
     heads = layer.attention.self.num_attention_heads
     out, importance = mp_kernels.ragged_attention(
         *(x.unflatten(-1, (heads, -1)) for x in (query, key, value)),
@@ -118,6 +133,8 @@ def _attend(
         batch.max_seqlen,
         cu_seqlens_q=cu_seqlens_q,
         need_importance=need_importance,
+        by_head=True,
+        stays=stays,
     )
     return out.flatten(1), importance
 
@@ -162,14 +179,24 @@ def first_token_output(layer: nn.Module, batch: Ragged, key: Tensor, value: Tens
 
 
 def rest_of_layer(
-    layer: nn.Module, number: int, batch: Ragged, key: Tensor, value: Tensor, pruning: Pruning, input_lengths: Tensor
+    layer: nn.Module,
+    number: int,
+    batch: Ragged,
+    key: Tensor,
+    value: Tensor,
+    pruning: Pruning,
+    input_lengths: Tensor,
+    stays: Tensor | None = None,
 ) -> tuple[Ragged, Kept | None]:
-    """The layer's output for the tokens that survive it, and which these are (None: all)."""
+    """The layer's output for the tokens that survive it, and which these are (None: all).
+
+    Samples that do not stay (only where the layer prunes) leave by the same compaction as the pruned tokens.
+    """
     query = layer.attention.self.query(batch.values)
-    context, importance = _attend(layer, query, key, value, batch, need_importance=pruning.happens(number))
+    context, importance = _attend(layer, query, key, value, batch, need_importance=pruning.happens(number), stays=stays)
     if importance is None:
         return Ragged(_finish(layer, context, batch.values), batch.cu_seqlens, batch.max_seqlen), None
-    kept = pruning.prune(number, importance, batch, input_lengths)
+    kept = pruning.prune(number, importance, batch, input_lengths, stays)
     if kept.index.shape[0] == context.shape[0]:
         return Ragged(_finish(layer, context, batch.values), batch.cu_seqlens, batch.max_seqlen), None
     values = _finish(layer, mp_kernels.ragged_gather(context, kept.index), batch.values, kept.index)
@@ -259,29 +286,39 @@ class _Climb:
             rows,
         )
 
-    def predict(self, layer: int, logits: Tensor) -> Tensor:
+    def answer(self, layer: int, logits: Tensor, uncertainty: Tensor | None = None) -> Tensor:
         """Writes the alive samples' predictions down as their answers, should they leave here; returns uncertainty."""
-        uncertain = logits.shape[1] > 1
-        uncertainty = (
-            mp_kernels.normalized_entropy(logits)
-            if uncertain
-            else self.answers.uncertainty.new_full((logits.shape[0],), math.nan)
-        )
         answers = self.answers
+        if uncertainty is None:
+            certain_of_nothing = logits.shape[1] == 1
+            uncertainty = (
+                answers.uncertainty.new_full((logits.shape[0],), math.nan)
+                if certain_of_nothing
+                else mp_kernels.normalized_entropy(logits)
+            )
         answers.logits = answers.logits.index_copy(0, self.samples, logits.to(answers.logits.dtype))
         answers.uncertainty = answers.uncertainty.index_copy(0, self.samples, uncertainty)
-        answers.exit_layer[self.samples] = layer
+        answers.exit_layer.index_fill_(0, self.samples, layer)
         return uncertainty
 
     def count_tokens(self, layer: int) -> None:
-        self.answers.tokens_per_layer[self.samples, layer - 1] = lengths_of(self.batch)
+        self.answers.tokens_per_layer[:, layer - 1].index_copy_(0, self.samples, lengths_of(self.batch))
 
-    def follow(self, layer: int, kept: Kept | None) -> None:
-        """Writes down which tokens ``layer`` pruned, if they are being followed."""
-        if self.rows is not None and kept is not None:
-            self.answers.pruned_by[self.rows] = layer
-            self.rows = self.rows[kept.index]
-            self.answers.pruned_by[self.rows] = 0
+    def follow(self, layer: int, kept: Kept | None, entered: Ragged, stays: Tensor | None) -> None:
+        """Writes down which tokens ``layer`` pruned of those that entered it, if they are being followed."""
+        if self.rows is None or kept is None:
+            return
+        pruned_by = torch.full_like(self.rows, layer)
+        if stays is not None:
+            pruned_by *= torch.repeat_interleave(stays, lengths_of(entered), output_size=self.rows.shape[0])
+        self.answers.pruned_by.index_copy_(0, self.rows, pruned_by.index_fill_(0, kept.index, 0))
+        self.rows = self.rows[kept.index]
+
+    def keep_samples(self, kept: Kept | None) -> None:
+        """Forgets the samples that a compaction took out of the batch."""
+        if kept is not None and kept.samples is not None:
+            self.samples = self.samples[kept.samples]
+            self.input_lengths = self.input_lengths[kept.samples]
 
     def leave(self, stays: Tensor, *beside: Tensor) -> tuple[Tensor, ...]:
         """Takes the samples that do not stay out of the batch, and out of packed tensors ``beside`` it."""
@@ -290,8 +327,7 @@ class _Climb:
             return beside
         values, *beside = mp_kernels.ragged_gather([self.batch.values, *beside], kept.index)
         self.batch = Ragged(values, kept.cu_seqlens, kept.max_seqlen)
-        self.samples = self.samples[kept.samples]
-        self.input_lengths = self.input_lengths[kept.samples]
+        self.keep_samples(kept)
         if self.rows is not None:
             self.rows = self.rows[kept.index]
         return tuple(beside)
@@ -309,7 +345,10 @@ def run_classifier(
     """Classifies every sample, each by the first exit that is certain enough.
 
     Exits that read [CLS] alone are decided first: keys and values of all tokens, everything else of [CLS] only; the rest
-    of the layer is computed for the samples that stay. In the last layer nothing but [CLS] matters.
+    of the layer is computed for the samples that stay. Where the layer also prunes, one compaction takes out both, the
+    samples that leave and the tokens that are pruned: the queries of the former were then computed for nothing, a twelfth
+    of a layer, but keys, values and states are not copied and the host waits once. In the last layer nothing but [CLS]
+    matters.
 
     Args:
         layers: L ``BertLayer``.
@@ -322,29 +361,38 @@ def run_classifier(
     """
     climb = _Climb.start(batch, labels, len(layers), follow_tokens)
     if exits is not None and exits.decides_first(0):
-        logits = exits.logits(0, first_tokens(climb.batch), climb.batch)
-        climb.leave(exits.stays(0, climb.predict(0, logits), climb.samples))
+        logits, uncertainty, stays = exits.decide(0, first_tokens(climb.batch), climb.batch, climb.samples)
+        climb.answer(0, logits, uncertainty)
+        climb.leave(stays)
     for number, layer in enumerate(layers, 1):
         if climb.samples.shape[0] == 0:
             break
-        climb.count_tokens(number)
+        decides_first = exits is not None and exits.decides_first(number)
+        if decides_first or number == len(layers):
+            climb.count_tokens(number)  # of a sample that leaves here: those that entered
         projections = layer.attention.self
         key, value = projections.key(climb.batch.values), projections.value(climb.batch.values)
         if number == len(layers):
-            climb.predict(number, final_head(first_token_output(layer, climb.batch, key, value)))
+            climb.answer(number, final_head(first_token_output(layer, climb.batch, key, value)))
             break
-        if exits is not None and exits.decides_first(number):
+        stays = None
+        if decides_first:
             first = first_token_output(layer, climb.batch, key, value)
-            uncertainty = climb.predict(number, exits.logits(number, first, climb.batch))
-            key, value = climb.leave(exits.stays(number, uncertainty, climb.samples), key, value)
-            if climb.samples.shape[0] == 0:
-                break
-        climb.batch, kept = rest_of_layer(layer, number, climb.batch, key, value, pruning, climb.input_lengths)
-        climb.follow(number, kept)
-        if kept is not None:
+            logits, uncertainty, stays = exits.decide(number, first, climb.batch, climb.samples)
+            climb.answer(number, logits, uncertainty)
+            if not pruning.happens(number):
+                key, value = climb.leave(stays, key, value)
+                stays = None
+                if climb.samples.shape[0] == 0:
+                    break
+        entered = climb.batch
+        climb.batch, kept = rest_of_layer(layer, number, entered, key, value, pruning, climb.input_lengths, stays)
+        climb.follow(number, kept, entered, stays)
+        climb.keep_samples(kept)
+        if kept is not None or not decides_first:
             climb.count_tokens(number)
         if exits is not None and exits.decides_last(number):
-            uncertainty = climb.predict(number, exits.heads[str(number)](climb.batch))
+            uncertainty = climb.answer(number, exits.heads[number](climb.batch))
             climb.leave(exits.stays(number, uncertainty, climb.samples))
     return climb.answers
 

@@ -25,6 +25,10 @@ class ExitHead(nn.Module):
         """features: ``[batch, features]``; returns logits ``[batch, labels]``."""
         return self.classifier(torch.tanh(self.dense(features)))
 
+    def is_plain(self) -> bool:
+        """Whether the weights say it all: not where a layer was replaced, by a quantised one say."""
+        return type(self.dense) is nn.Linear and type(self.classifier) is nn.Linear
+
 
 class FastBertHead(nn.Module):
     """FastBERT's student: a narrow self-attention over all the layer's tokens, read at position 0."""
@@ -83,12 +87,12 @@ class Exits:
     """The exits that are open in one call.
 
     Attributes:
-        heads: the head of each exit layer, by the layer's number.
+        heads: the head of each exit layer, by its number.
         kind: ``"cls"``, ``"pooled"`` or ``"fastbert"``.
         thresholds: for each exit layer, by its number: one float, or a tensor ``[batch]`` with one for each sample.
     """
 
-    heads: nn.ModuleDict
+    heads: dict[int, nn.Module]
     kind: str
     thresholds: dict[int, float | Tensor]
 
@@ -100,16 +104,29 @@ class Exits:
         """Whether this layer's exit needs the layer's whole output."""
         return layer in self.thresholds and self.kind == "fastbert"
 
-    def logits(self, layer: int, first: Tensor, entering: Ragged) -> Tensor:
-        """Prediction of a head that decides first.
+    def threshold(self, layer: int, samples: Tensor) -> float | Tensor:
+        """The threshold of ``layer``, or one for each alive sample ``[batch]``; samples: their places in the batch as it
+        came."""
+        threshold = self.thresholds[layer]
+        return threshold[samples] if isinstance(threshold, Tensor) else threshold
 
-        first: the layer's output for [CLS], ``[batch, hidden]``; entering: the tokens that enter the layer.
+    def decide(self, layer: int, first: Tensor, entering: Ragged, samples: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """A head that decides first: logits ``[batch, labels]``, uncertainty ``[batch]`` and who stays, bool ``[batch]``.
+
+        first: the layer's output for [CLS], ``[batch, hidden]``; entering: the tokens that enter the layer; samples: the
+        alive samples' places in the batch as it came.
         """
-        return self.heads[str(layer)](decision_features(self.kind, first, entering))
+        head, threshold = self.heads[layer], self.threshold(layer, samples)
+        features = decision_features(self.kind, first, entering)
+        if head.is_plain() and not torch.is_grad_enabled() and not torch.is_autocast_enabled(features.device.type):
+            dense, classifier = head.dense, head.classifier
+            return mp_kernels.exit_head(
+                features, dense.weight, dense.bias, classifier.weight, classifier.bias, threshold
+            )
+        logits = head(features)
+        uncertainty = mp_kernels.normalized_entropy(logits)
+        return logits, uncertainty, ~(uncertainty <= threshold)
 
     def stays(self, layer: int, uncertainty: Tensor, samples: Tensor) -> Tensor:
-        """bool ``[batch]``: who goes on; ``samples`` are the alive samples' places in the batch as it came."""
-        threshold = self.thresholds[layer]
-        if isinstance(threshold, Tensor):
-            threshold = threshold[samples]
-        return ~(uncertainty <= threshold)
+        """bool ``[batch]``: who goes on, by a head that was called as a module."""
+        return ~(uncertainty <= self.threshold(layer, samples))

@@ -54,22 +54,31 @@ def head_flops(config: Any, tokens: Tensor) -> Tensor:
     return torch.full_like(tokens, 2 * (features * d + d * labels))
 
 
+def _constant(values: list[bool], device: torch.device) -> Tensor:
+    """A small tensor from the host, which does not wait for the device to have taken it."""
+    made = torch.tensor(values)
+    return made.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else made.to(device)
+
+
 def executed_flops(
     config: Any,
     tokens_per_layer: Tensor,
     input_lengths: Tensor,
     exit_layer: Tensor,
     decided_layers: Collection[int],
+    pruning_layers: Collection[int] = (),
 ) -> Tensor:
     """int64 ``[batch]``: the matrix products that the engine really does, heads and short cuts included.
 
     A decision costs keys and values of all tokens and the rest for [CLS]; a sample that stays pays the rest of the layer on
-    top. Layer L is a decision by the pooler and the classifier. Pruned tokens leave before the output projection.
+    top. Layer L is a decision by the pooler and the classifier. Pruned tokens leave before the output projection; where a
+    layer decides first and also prunes, queries are made before anybody leaves.
 
     Args:
         config: the model's configuration.
         tokens_per_layer, input_lengths, exit_layer: as the engine returns them.
         decided_layers: the exit layers that were open, 0 among them if it was.
+        pruning_layers: the layers that can prune.
     """
     d, f, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
     n = entering_tokens(tokens_per_layer, input_lengths)
@@ -80,7 +89,10 @@ def executed_flops(
     keys_values = 4 * d * d * n
     first_token = 2 * (d * d + 2 * d * n + d * d + 2 * d * f)
     rest = 2 * (d * d * n + 2 * d * n * n + (d * d + 2 * d * f) * m)
-    decided = torch.tensor([number in decided_layers for number in range(1, layers + 1)], device=n.device)
+    decided, prunes = (
+        _constant([number in some for number in range(1, layers + 1)], n.device)
+        for some in (decided_layers, pruning_layers)
+    )
     last = numbers == layers
 
     if config.exit_head == "fastbert":
@@ -88,6 +100,7 @@ def executed_flops(
         per_layer = keys_values + torch.where(last, first_token, rest) + decided * head_flops(config, m)
     else:
         per_layer = keys_values + (decided | last) * first_token + ~leaves_here * rest + decided * head_flops(config, n)
+        per_layer = per_layer + (leaves_here & decided & prunes) * 2 * d * d * n
     work = torch.where(_visited(exit_layer, layers), per_layer, 0).sum(1)
     if 0 in decided_layers:
         work = work + head_flops(config, input_lengths)

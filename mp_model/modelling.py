@@ -17,7 +17,7 @@ from transformers.models.bert.modeling_bert import BertEmbeddings, BertEncoder, 
 
 import mp_kernels
 from mp_kernels import Ragged
-from mp_kernels.memory import keep_freed_memory
+from mp_kernels.memory import keep_freed_memory, read_by_host
 
 from . import engine
 from .configuration import PyramidBertConfig
@@ -127,36 +127,58 @@ class PyramidBert(PyramidBertPreTrainedModel):
             if name != "attention_mask" and not _is_integer_tensor(x):
                 raise ValueError(f"{name} must be int64 or int32; got {_describe(x)}")
         keep = attention_mask != 0
-        empty_rows = (~keep.any(1)).nonzero() if shape[1] else torch.zeros(shape[0], 1, dtype=torch.int64)
-        if empty_rows.numel():
-            raise ValueError(
-                f"attention_mask has no token in row {int(empty_rows[0])}; every sample needs at least [CLS], drop the row"
-            )
-        packed = mp_kernels.pack(source, keep)
-        rows = packed.index
         if position_ids is None:
             first = keep.byte().argmax(1, keepdim=True) if shape[1] else 0
             position_ids = torch.arange(shape[1], device=device) - first
-        positions = position_ids.expand(shape).reshape(-1)[rows]
+        position_ids = position_ids.expand(shape)
+        limits = {
+            "position_ids": (position_ids, self.config.max_position_embeddings, "; truncate the text"),
+            "token_type_ids": (token_type_ids, self.config.type_vocab_size, ""),
+            "input_ids": (input_ids, self.config.vocab_size, "; was it made by this model's tokenizer?"),
+        }
+        lengths, highest_position = self._checked_extents(keep, limits)
+        packed = mp_kernels.pack(source, keep, lengths)
+        rows = packed.index
+        positions = position_ids.reshape(-1)[rows]
         types = torch.zeros_like(rows) if token_type_ids is None else token_type_ids.reshape(-1)[rows].long()
-        self._check_range("position_ids", positions, self.config.max_position_embeddings, "; truncate the text")
-        self._check_range("token_type_ids", types, self.config.type_vocab_size)
-        if input_ids is not None:
-            self._check_range(
-                "input_ids", packed.values, self.config.vocab_size, "; was it made by this model's tokenizer?"
-            )
-        highest = int(positions.max()) + 1 if rows.numel() else 0
-        packed.values = engine.embed(self.embeddings, packed.values, types, positions, highest)
+        packed.values = engine.embed(self.embeddings, packed.values, types, positions, highest_position + 1)
         return packed
 
     @staticmethod
-    def _check_range(name: str, values: Tensor, limit: int, hint: str = "") -> None:
-        if values.numel() == 0:
-            return
-        lowest, highest = (int(x) for x in values.aminmax())
-        if lowest < 0 or highest >= limit:
-            wrong = lowest if lowest < 0 else highest
-            raise ValueError(f"{name} must lie in 0..{limit - 1}; got {wrong}{hint}")
+    def _checked_extents(
+        keep: Tensor, limits: dict[str, tuple[Tensor | None, int, str]]
+    ) -> tuple[tuple[int, int], int]:
+        """All that the host must know of a padded batch, in one read.
+
+        Args:
+            keep: bool ``[batch, width]``, the real tokens.
+            limits: by name, the values ``[batch, width]``, how many of them there can be, and a hint for who passes them.
+                The first are the positions.
+
+        Returns:
+            How many real tokens there are, in all and in the longest sample; and the highest position.
+
+        Raises:
+            ValueError: a sample without a token; a value outside its limits, at a real token.
+        """
+        if keep.shape[0] == 0:
+            return (0, 0), -1
+        given = {name: entry for name, entry in limits.items() if entry[0] is not None}
+        counts = keep.sum(1)
+        facts = [counts.sum(), counts.amax(), counts.amin(), counts.argmin()]
+        if keep.shape[1]:
+            inside = [torch.where(keep, values, 0) for values, _, _ in given.values()]
+            facts += [extreme for values in inside for extreme in values.aminmax()]
+        total, longest, shortest, shortest_row, *extremes = read_by_host(torch.stack([x.long() for x in facts]))
+        if shortest == 0:
+            raise ValueError(
+                f"attention_mask has no token in row {shortest_row}; every sample needs at least [CLS], drop the row"
+            )
+        for (name, (_, limit, hint)), lowest, highest in zip(given.items(), extremes[::2], extremes[1::2], strict=True):
+            if lowest < 0 or highest >= limit:
+                wrong = lowest if lowest < 0 else highest
+                raise ValueError(f"{name} must lie in 0..{limit - 1}; got {wrong}{hint}")
+        return (total, longest), extremes[1]
 
     def forward(
         self,
@@ -229,16 +251,19 @@ class PyramidBertForSequenceClassification(PyramidBertPreTrainedModel):
                 raise ValueError(
                     "exit_threshold needs 2 labels or more: with one label a prediction has no uncertainty"
                 )
-            if not bool(((exit_threshold >= 0) & (exit_threshold <= 1)).all()):
+            # Values on a device are not read: the host would wait, and outside the range they mean always or never.
+            on_host = exit_threshold.device.type == "cpu"
+            if on_host and not bool(((exit_threshold >= 0) & (exit_threshold <= 1)).all()):
                 raise ValueError(
                     f"exit_threshold must lie in [0, 1], the range of the uncertainty; got {exit_threshold}"
                 )
-            thresholds = [exit_threshold.to(self.device)] * len(layers)
+            thresholds = [exit_threshold.to(self.device, non_blocking=True)] * len(layers)
         else:
             thresholds = self.config.resolved_exit_threshold(exit_threshold)
             if thresholds is None:
                 return None
-        return Exits(self.exits, self.config.exit_head, dict(zip(layers, thresholds, strict=True)))
+        heads = {layer: self.exits[str(layer)] for layer in layers}
+        return Exits(heads, self.config.exit_head, dict(zip(layers, thresholds, strict=True)))
 
     def forward(
         self,
@@ -282,7 +307,9 @@ class PyramidBertForSequenceClassification(PyramidBertPreTrainedModel):
             uncertainty=run.uncertainty,
             tokens_per_layer=tokens,
             flops=paper_flops(self.config, tokens, lengths, run.exit_layer),
-            executed_flops=executed_flops(self.config, run.tokens_per_layer, lengths, run.exit_layer, decided),
+            executed_flops=executed_flops(
+                self.config, run.tokens_per_layer, lengths, run.exit_layer, decided, pruning.layers()
+            ),
         )
         if run.pruned_by is not None:
             followed = Ragged(run.pruned_by, batch.cu_seqlens, batch.max_seqlen, batch.index, batch.width)

@@ -148,7 +148,7 @@ inline void attend_one_query(const AttentionForward& f, int64_t query, int64_t k
   }
   write_row(s.out, dim, inverse, at<T>(f.out, query, head));
   f.logsumexp[head * f.shape.total_q + query] = max_score + std::log(sum);
-  if (f.column_sums) write_row(s.scores, keys, inverse, f.column_sums + head * f.shape.total_k + key_begin);
+  if (f.column_means) write_row(s.scores, keys, inverse, f.column_means + head * f.shape.total_k + key_begin);
 }
 
 template <typename T>
@@ -175,7 +175,7 @@ inline void attend(const AttentionForward& f, int64_t sample, int64_t head, floa
       inverse[r] = 1.0f / sum;
       f.logsumexp[head * shape.total_q + q_begin + first + r] = max_score + std::log(sum);
     }
-    if (f.column_sums)
+    if (f.column_means)
       for (int64_t j = 0; j < padded_keys; j += kWidth) {
         Vec sum = load(s.column_sums + j);
         for (int64_t r = 0; r < rows; ++r) sum += load(s.scores + r * padded_keys + j) * inverse[r];
@@ -185,7 +185,9 @@ inline void attend(const AttentionForward& f, int64_t sample, int64_t head, floa
     for (int64_t r = 0; r < rows; ++r)
       write_row(s.out + r * padded_dim, dim, inverse[r], at<T>(f.out, q_begin + first + r, head));
   }
-  if (f.column_sums) std::copy_n(s.column_sums, keys, f.column_sums + head * shape.total_k + k_begin);
+  if (f.column_means)
+    write_row(s.column_sums, keys, 1.0f / static_cast<float>(std::max<int64_t>(queries, 1)),
+              f.column_means + head * shape.total_k + k_begin);
 }
 
 struct BackwardScratch {
@@ -230,8 +232,8 @@ inline void attend_backward(const AttentionBackward& b, int64_t sample, int64_t 
   std::fill(s.v_grad, s.v_grad + keys * padded_dim, 0.0f);
   std::fill(s.column_grad, s.column_grad + padded_keys, 0.0f);
   if (b.importance_grad)
-    write_row(b.importance_grad + k_begin, keys, 1.0f / static_cast<float>(shape.heads * std::max<int64_t>(queries, 1)),
-              s.column_grad);
+    write_row(b.importance_grad + head * shape.total_k + k_begin, keys,
+              1.0f / static_cast<float>(std::max<int64_t>(queries, 1)), s.column_grad);
 
   for (int64_t first = 0; first < queries; first += kQueryBlock) {
     const int64_t rows = std::min(kQueryBlock, queries - first), token = q_begin + first;

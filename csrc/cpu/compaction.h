@@ -10,10 +10,12 @@
 
 namespace mp {
 
-// Where the results go: index [total], cu_seqlens [batch + 1] and the counts a host needs to cut them to size.
+// Where the results go: index [total], cu_seqlens [batch + 1], samples [batch] and the counts a host needs to cut them
+// to size.
 struct Compaction {
   int64_t* index;
   int32_t* cu_seqlens;
+  int64_t* samples;
   int64_t* extents;  // [4]: rows kept, samples kept, longest sample kept, first row of NaN importance or -1
 
   void begin() {
@@ -22,9 +24,10 @@ struct Compaction {
     extents[3] = -1;
   }
   void keep(int64_t row) { index[extents[0]++] = row; }
-  void end_sample() {
+  void end_sample(int64_t sample) {
     const int64_t length = extents[0] - cu_seqlens[extents[1]];
     extents[2] = std::max(extents[2], length);
+    samples[extents[1]] = sample;
     cu_seqlens[++extents[1]] = static_cast<int32_t>(extents[0]);
   }
   void note_nan(int64_t row) {
@@ -32,25 +35,27 @@ struct Compaction {
   }
 };
 
-// Row j of a sample goes on iff importance[j] >= threshold or it is the sample's first.
-inline void prune_tokens(const float* importance, const int32_t* cu_seqlens, int64_t batch, float threshold,
-                         Compaction out) {
+// Of the samples that stay (stays null: all), row j goes on iff importance[j] >= threshold or it is its sample's first.
+inline void prune_tokens(const float* importance, const int32_t* cu_seqlens, int64_t batch, const bool* stays,
+                         float threshold, Compaction out) {
   out.begin();
   for (int64_t b = 0; b < batch; ++b) {
+    if (stays && !stays[b]) continue;
     for (int64_t row = cu_seqlens[b]; row < cu_seqlens[b + 1]; ++row) {
       if (std::isnan(importance[row])) out.note_nan(row);
       if (importance[row] >= threshold || row == cu_seqlens[b]) out.keep(row);
     }
-    out.end_sample();
+    out.end_sample(b);
   }
 }
 
-// The k[b] most important rows of sample b go on, its first among them; ties go to the lower position.
-inline void top_k_tokens(const float* importance, const int32_t* cu_seqlens, int64_t batch, const int64_t* k,
-                         Compaction out) {
+// The k[b] most important rows of a sample b that stays go on, its first among them; ties go to the lower position.
+inline void top_k_tokens(const float* importance, const int32_t* cu_seqlens, int64_t batch, const bool* stays,
+                         const int64_t* k, Compaction out) {
   out.begin();
   std::vector<int64_t> order;
   for (int64_t b = 0; b < batch; ++b) {
+    if (stays && !stays[b]) continue;
     const int64_t first = cu_seqlens[b], length = cu_seqlens[b + 1] - first;
     const int64_t kept = std::min(k[b], length);
     for (int64_t row = first; row < first + length; ++row)
@@ -66,7 +71,7 @@ inline void top_k_tokens(const float* importance, const int32_t* cu_seqlens, int
       std::sort(order.begin(), order.begin() + kept);
       for (int64_t i = 0; i < kept; ++i) out.keep(order[static_cast<size_t>(i)]);
     }
-    out.end_sample();
+    out.end_sample(b);
   }
 }
 
@@ -75,7 +80,7 @@ inline void select_samples(const int32_t* cu_seqlens, int64_t batch, const bool*
   for (int64_t b = 0; b < batch; ++b) {
     if (!stays[b]) continue;
     for (int64_t row = cu_seqlens[b]; row < cu_seqlens[b + 1]; ++row) out.keep(row);
-    out.end_sample();
+    out.end_sample(b);
   }
 }
 

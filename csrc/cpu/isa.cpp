@@ -25,12 +25,12 @@ size_t attention_backward_scratch(int64_t keys, int64_t head_dim) {
   return BackwardScratch(nullptr, round_up(keys, kPanel), head_dim).used;
 }
 
-void add_heads(const float* column_sums, int64_t heads, int64_t total, int64_t begin, int64_t end, float factor,
-               float* importance) {
-  std::copy(column_sums + begin, column_sums + end, importance + begin);
+void mean_over_heads(const float* by_head, int64_t heads, int64_t total, int64_t begin, int64_t end, float* means) {
+  std::copy(by_head + begin, by_head + end, means + begin);
   for (int64_t h = 1; h < heads; ++h)
-    for (int64_t t = begin; t < end; ++t) importance[t] += column_sums[h * total + t];
-  for (int64_t t = begin; t < end; ++t) importance[t] *= factor;
+    for (int64_t t = begin; t < end; ++t) means[t] += by_head[h * total + t];
+  const float factor = 1.0f / static_cast<float>(heads);
+  for (int64_t t = begin; t < end; ++t) means[t] *= factor;
 }
 
 void add_layer_norm(const LayerNorm& n, int64_t begin, int64_t end) {
@@ -59,7 +59,7 @@ const Kernels kKernels = {MP_STRINGIZE(MP_ISA),
                           attention_backward,
                           attention_forward_scratch,
                           attention_backward_scratch,
-                          add_heads,
+                          mean_over_heads,
                           add_layer_norm,
                           bias_gelu,
                           mean_rows};

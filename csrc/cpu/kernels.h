@@ -2,6 +2,7 @@
 // Every function does one independent piece of work; ops.cpp spreads the pieces over threads.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
@@ -28,26 +29,44 @@ struct AttentionShape {
 struct AttentionForward {
   AttentionShape shape;
   Heads q, k, v, out;
-  float* column_sums;  // [heads, total_k], or null where no importance is wanted
-  float* logsumexp;    // [heads, total_q]
+  float* column_means;  // [heads, total_k], or null where no importance is wanted
+  float* logsumexp;     // [heads, total_q]
 };
 
-// With G_j = importance_grad[j] / (heads * queries of the sample): dL/dP[h,i,j] = dO_i . V_j + G_j.
+// Zeros in everything of one head of a sample that is not to be computed.
+inline void attention_of_absent(const AttentionForward& f, int64_t sample, int64_t head) {
+  const AttentionShape& shape = f.shape;
+  const int64_t q_begin = shape.cu_seqlens_q[sample], q_end = shape.cu_seqlens_q[sample + 1];
+  const int64_t k_begin = shape.cu_seqlens_k[sample], k_end = shape.cu_seqlens_k[sample + 1];
+  for (int64_t i = q_begin; i < q_end; ++i) {
+    const int64_t first = i * f.out.token_stride + head * f.out.head_stride;
+    with_type(shape.dtype, [&](auto t) {
+      using T = decltype(t);
+      std::fill_n(static_cast<T*>(f.out.data) + first, shape.head_dim, from_float<T>(0.0f));
+    });
+  }
+  std::fill(f.logsumexp + head * shape.total_q + q_begin, f.logsumexp + head * shape.total_q + q_end, 0.0f);
+  if (f.column_means)
+    std::fill(f.column_means + head * shape.total_k + k_begin, f.column_means + head * shape.total_k + k_end, 0.0f);
+}
+
+// With G_hj = importance_grad[h,j] / queries of the sample: dL/dP[h,i,j] = dO_i . V_j + G_hj.
 struct AttentionBackward {
   AttentionShape shape;
   Heads q, k, v, out_grad;
-  const float* importance_grad;  // [total_k], or null
+  const float* importance_grad;  // [heads, total_k], or null
   const float* logsumexp;        // [heads, total_q]
   Heads q_grad, k_grad, v_grad;
 };
 
 struct LayerNorm {
   Dtype dtype;
-  const void* x;         // [rows, width]
-  const void* residual;  // [any, width]
-  const int64_t* index;  // [rows]: row of residual that belongs to each row of x; null: the same row
+  const void* x;           // [any, width]
+  const int64_t* x_index;  // [rows]: row of x that belongs to each row; null: the same row
+  const void* residual;    // [any, width]
+  const int64_t* index;    // [rows]: row of residual that belongs to each row; null: the same row
   const void *weight, *bias;
-  void* out;  // [rows, width], may be x
+  void* out;  // [rows, width], may be x where that has no index
   int64_t width;
   float eps;
 };
@@ -59,9 +78,8 @@ struct Kernels {
   void (*attention_backward)(const AttentionBackward&, int64_t sample, int64_t head, float* scratch);
   size_t (*attention_forward_scratch)(int64_t keys, int64_t head_dim);
   size_t (*attention_backward_scratch)(int64_t keys, int64_t head_dim);
-  // importance[t] = factor of t's sample * sum over heads of column_sums[:, t], for the tokens of one sample.
-  void (*add_heads)(const float* column_sums, int64_t heads, int64_t total, int64_t begin, int64_t end, float factor,
-                    float* importance);
+  // means[t] = mean over heads of by_head[:, t], for tokens begin..end of [heads, total].
+  void (*mean_over_heads)(const float* by_head, int64_t heads, int64_t total, int64_t begin, int64_t end, float* means);
   void (*add_layer_norm)(const LayerNorm&, int64_t begin, int64_t end);
   // out = gelu(x + bias) on rows begin..end of [rows, width]; out may be x; bias may be null.
   void (*bias_gelu)(Dtype, const void* x, const void* bias, void* out, int64_t width, int64_t begin, int64_t end);

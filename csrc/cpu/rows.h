@@ -50,7 +50,7 @@ inline void add_layer_norm_rows(const LayerNorm& n, int64_t begin, int64_t end) 
   constexpr int64_t kBuffer = 4096;  // the sum of a row this wide is kept instead of read and added a second time
   alignas(64) float kept[kBuffer];
   for (int64_t row = begin; row < end; ++row) {
-    const T* x = static_cast<const T*>(n.x) + row * width;
+    const T* x = static_cast<const T*>(n.x) + (n.x_index ? n.x_index[row] : row) * width;
     const T* residual = static_cast<const T*>(n.residual) + (n.index ? n.index[row] : row) * width;
     T* out = static_cast<T*>(n.out) + row * width;
     const auto added = [&](int64_t i) { return load_some(x + i, width - i) + load_some(residual + i, width - i); };

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -44,16 +45,30 @@ def assert_accurate(
     asked for).
     """
     exact = with_gradients(definition, [x.double() for x in inputs])
-    got = with_gradients(function, inputs)
-    assert len(got) == len(exact)
-    if inputs[0].dtype == torch.float32:
+    assert_near_exact(with_gradients(function, inputs), plain and with_gradients(plain, inputs), exact, inputs[0].dtype)
+
+
+def assert_near_exact(
+    got: Sequence[torch.Tensor],
+    plain: Sequence[torch.Tensor] | None,
+    exact: Sequence[torch.Tensor],
+    dtype: torch.dtype,
+) -> None:
+    """Results that came from inputs of ``dtype``, judged as :func:`assert_accurate` does."""
+    if dtype == torch.float32:
         for x, y in zip(got, exact, strict=True):
             torch.testing.assert_close(x, y.float(), atol=1e-5, rtol=0)
         return
-    for x, y, z in zip(got, with_gradients(plain, inputs), exact, strict=True):
+    for x, y, z in zip(got, plain, exact, strict=True):
         assert_no_worse_than_plain(x, y, z)
 
 
 def assert_same_bits(got: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> None:
     for x, y in zip(got, expected, strict=True):
         torch.testing.assert_close(x, y, atol=0, rtol=0)
+
+
+def plain_entropy(logits: torch.Tensor) -> torch.Tensor:
+    """The maths of normalized_entropy at the logits' own dtype."""
+    log_p = torch.log_softmax(logits, dim=-1)
+    return -(log_p.exp() * log_p).sum(-1) / math.log(logits.shape[-1])

@@ -32,28 +32,45 @@ def _distance(got: object, expected: object) -> float:
 def _cases() -> dict[str, tuple[Callable, list[torch.Tensor]]]:
     """Each operator as a function of a module, ``mp_kernels`` or its reference, and of inputs to differentiate in."""
     cu_seqlens, total = cu_seqlens_of(LENGTHS), sum(LENGTHS)
-    importance, mask = torch.rand(total), torch.rand(4, 9) < 0.6
-    stays, some = torch.arange(len(LENGTHS)) % 2 == 1, torch.randint(0, total, (40,))
+    importance, by_head, mask = torch.rand(total), torch.rand(2, total), torch.rand(4, 9) < 0.6
+    stays, (some, others) = torch.arange(len(LENGTHS)) % 2 == 1, torch.randint(0, total, (2, 40))
+    head = [torch.randn(shape) for shape in ((9, 37), (20, 37), (20,), (3, 20), (3,))]
 
     def fields(kept) -> list:
         return [kept.index, kept.cu_seqlens, kept.max_seqlen, kept.samples]
 
     return {
         "ragged_attention": (
-            lambda m, *qkv: m.ragged_attention(*qkv, cu_seqlens, max(LENGTHS)),
+            lambda m, *qkv: (
+                *m.ragged_attention(*qkv, cu_seqlens, max(LENGTHS)),
+                *m.ragged_attention(*qkv, cu_seqlens, max(LENGTHS), by_head=True, stays=stays),
+            ),
             list(random_heads(total, 3, 20)),
         ),
-        "prune_tokens": (lambda m: fields(m.prune_tokens(importance, cu_seqlens, 0.5)), []),
-        "top_k_tokens": (lambda m: fields(m.top_k_tokens(importance, cu_seqlens, 7)), []),
+        "prune_tokens": (
+            lambda m: [
+                *fields(m.prune_tokens(importance, cu_seqlens, 0.5)),
+                *fields(m.prune_tokens(by_head, cu_seqlens, 0.5, stays)),
+            ],
+            [],
+        ),
+        "top_k_tokens": (
+            lambda m: [
+                *fields(m.top_k_tokens(importance, cu_seqlens, 7)),
+                *fields(m.top_k_tokens(by_head, cu_seqlens, 7, stays)),
+            ],
+            [],
+        ),
         "select_samples": (lambda m: fields(m.select_samples(cu_seqlens, stays)), []),
         "ragged_gather": (lambda m, *xs: m.ragged_gather(xs, some), [torch.randn(total, 7), torch.randn(total, 2, 3)]),
         "ragged_mean": (lambda m, x: m.ragged_mean(x, cu_seqlens), [torch.randn(total, 37)]),
         "add_layer_norm": (
-            lambda m, *xs: m.add_layer_norm(*xs, 1e-5, some),
-            [torch.randn(40, 37), torch.randn(total, 37), torch.randn(37), torch.randn(37)],
+            lambda m, *xs: (m.add_layer_norm(*xs, 1e-5, some, others), m.add_layer_norm(*xs, 1e-5)),
+            [torch.randn(total, 37), torch.randn(total, 37), torch.randn(37), torch.randn(37)],
         ),
         "bias_gelu": (lambda m, *xs: m.bias_gelu(*xs), [torch.randn(9, 37), torch.randn(37)]),
         "normalized_entropy": (lambda m, x: m.normalized_entropy(x), [torch.randn(9, 5)]),
+        "exit_head": (lambda m: m.exit_head(*head, 0.8), []),
         "pack": (lambda m, x: m.pack(x, mask).values, [torch.randn(4, 9, 3)]),
         "unpack": (lambda m, x: m.unpack(m.pack(x, mask), -1.0), [torch.randn(4, 9, 3)]),
     }

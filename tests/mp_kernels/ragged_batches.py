@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 
@@ -16,6 +16,11 @@ EDGE_LENGTHS = (
 def cu_seqlens_of(lengths: Sequence[int]) -> torch.Tensor:
     """int32 ``[batch + 1]``, where each sample of these lengths begins."""
     return torch.tensor([0, *lengths]).cumsum(0).int()
+
+
+def stays_of(pattern: Iterable[object]) -> torch.Tensor:
+    """bool ``[batch]``, True for the samples that stay."""
+    return torch.tensor([bool(stay) for stay in pattern], dtype=torch.bool)
 
 
 def random_heads(

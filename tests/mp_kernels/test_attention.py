@@ -8,13 +8,17 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 from accuracy import assert_accurate, assert_same_bits, with_gradients
-from ragged_batches import EDGE_LENGTHS, cu_seqlens_of, random_heads, rows_of_samples
+from hypothesis import given
+from hypothesis import strategies as st
+from ragged_batches import EDGE_LENGTHS, cu_seqlens_of, random_heads, rows_of_samples, stays_of
 
 import mp_kernels
 from mp_kernels import reference
 
 HALF = (torch.float16, torch.bfloat16)
 FEW_LENGTHS = (17, 0, 1, 65, 2, 24, 33)
+FEW_STAY = stays_of([1, 0, 0, 1, 0, 1, 0])
+ONE_QUERY = [min(n, 1) for n in FEW_LENGTHS]
 
 
 def attention(lengths: Sequence[int], query_lengths: Sequence[int] | None = None, definition: bool = False, **options):
@@ -25,7 +29,7 @@ def attention(lengths: Sequence[int], query_lengths: Sequence[int] | None = None
     return lambda q, k, v: module.ragged_attention(q, k, v, cu_seqlens_of(lengths), max(lengths, default=0), **options)
 
 
-def plain_attention(lengths: Sequence[int]) -> Callable:
+def plain_attention(lengths: Sequence[int], by_head: bool = False) -> Callable:
     """The maths of the definition at the inputs' own dtype throughout."""
 
     def run(q, k, v):
@@ -34,8 +38,8 @@ def plain_attention(lengths: Sequence[int]) -> Callable:
             scores = torch.einsum("ihd,jhd->hij", q_b, k_b) / math.sqrt(q.shape[-1])
             probabilities = torch.softmax(scores, dim=-1)
             outs.append(torch.einsum("hij,jhd->ihd", probabilities, v_b))
-            importances.append(probabilities.sum((0, 1)) / (q.shape[1] * len(q_b)))
-        return torch.cat(outs), torch.cat(importances)
+            importances.append(probabilities.mean(1 if by_head else (0, 1)))
+        return torch.cat(outs), torch.cat(importances, dim=-1)
 
     return run
 
@@ -174,34 +178,181 @@ def test_gradients_without_importance() -> None:
     assert_same_bits(without, with_gradients(lambda *x: attention(FEW_LENGTHS)(*x)[0], inputs))
 
 
+# ---- importance by head ----
+
+
+@pytest.mark.parametrize("heads", [1, 2, 3, 12])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, *HALF])
+def test_the_mean_over_heads_is_the_importance(heads: int, dtype: torch.dtype) -> None:
+    inputs = random_heads(sum(FEW_LENGTHS), heads, 20, dtype=dtype)
+    out, importance = attention(FEW_LENGTHS)(*inputs)
+    same_out, by_head = attention(FEW_LENGTHS, by_head=True)(*inputs)
+    assert by_head.shape == (heads, sum(FEW_LENGTHS))
+    assert by_head.dtype == importance.dtype
+    mean = by_head.mean(0) if dtype == torch.float64 else torch.ops.mp_kernels.mean_over_heads(by_head)
+    assert_same_bits([same_out, mean], [out, importance])
+    torch.testing.assert_close(mean.double(), by_head.double().mean(0), atol=1e-7, rtol=0)
+
+
+@pytest.mark.parametrize("query_lengths", [None, ONE_QUERY], ids=["all queries", "one query"])
+@pytest.mark.parametrize("heads", [1, 3])
+def test_importance_by_head(heads: int, query_lengths: Sequence[int] | None) -> None:
+    (q,) = random_heads(sum(query_lengths or FEW_LENGTHS), heads, 20, 1)
+    k, v = random_heads(sum(FEW_LENGTHS), heads, 20, 2)
+    assert_matches_definition((q, k, v), FEW_LENGTHS, query_lengths, by_head=True)
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_importance_by_head_of_half_types_is_no_worse_than_plain_torch(dtype: torch.dtype) -> None:
+    lengths, inputs = (1, 2, 17, 64), random_heads(84, 3, 20, dtype=dtype)
+    definition = attention(lengths, by_head=True, definition=True)
+    assert_accurate(attention(lengths, by_head=True), definition, plain_attention(lengths, by_head=True), inputs)
+
+
+def test_importance_by_head_that_nobody_needs() -> None:
+    assert attention((4, 5), by_head=True, need_importance=False)(*random_heads(9, 2, 16))[1] is None
+
+
+@pytest.mark.parametrize("heads", [1, 3, 12])
+def test_mean_over_heads_of_any_strides(heads: int, with_threads: Callable) -> None:
+    mean = torch.ops.mp_kernels.mean_over_heads
+    straight, apart = torch.rand(heads, 30_000), torch.rand(30_000, 2 * heads).t()[::2]
+    for x in (straight, apart):
+        torch.testing.assert_close(mean(x).double(), x.double().mean(0), atol=1e-6, rtol=0)
+        for threads in (1, 2, 4):
+            assert_same_bits([with_threads(threads, lambda x=x: mean(x))], [mean(x.contiguous())])
+
+
+def test_every_head_gets_its_share_of_the_gradient() -> None:
+    by_head = torch.rand(4, 3, requires_grad=True)
+    torch.ops.mp_kernels.mean_over_heads(by_head).backward(torch.tensor([1.0, -2.0, 0.0]))
+    assert by_head.grad.tolist() == [[0.25, -0.5, 0.0]] * 4
+
+
+@pytest.mark.parametrize("shape", [(5,), (0, 5), (1, 1, 5)])
+def test_mean_over_heads_needs_heads(shape: tuple[int, ...]) -> None:
+    with pytest.raises(RuntimeError, match=r"importance must be \[heads, total\]; got \["):
+        torch.ops.mp_kernels.mean_over_heads(torch.zeros(shape))
+
+
+# ---- samples that leave ----
+
+
+def zero_where_left(
+    results: Sequence[torch.Tensor], lengths: Sequence[int], query_lengths: Sequence[int], stays: torch.Tensor
+) -> list[torch.Tensor]:
+    """out, importance and the gradients in q, k and v, with zeros for the samples that leave."""
+    leaving = (~stays).nonzero().squeeze(1).tolist()
+    queries, keys = (rows_of_samples(cu_seqlens_of(n), leaving) for n in (query_lengths, lengths))
+    out, importance, q_grad, k_grad, v_grad = results
+    by_queries = (x.index_fill(0, queries, 0) for x in (out, q_grad))
+    by_keys = (x.index_fill(0, keys, 0) for x in (k_grad, v_grad))
+    return [next(by_queries), importance.index_fill(-1, keys, 0), next(by_queries), *by_keys]
+
+
+@st.composite
+def leaving_samples(draw: st.DrawFn) -> tuple[list[int], list[int], torch.Tensor]:
+    """Lengths, numbers of queries and stays of a batch."""
+    lengths = draw(st.lists(st.integers(0, 40), max_size=5))
+    query_lengths = [draw(st.sampled_from([n, min(n, 1), n // 2, 0])) for n in lengths]
+    return lengths, query_lengths, stays_of(draw(st.lists(st.booleans(), min_size=len(lengths), max_size=len(lengths))))
+
+
+@given(leaving_samples(), st.integers(1, 3), st.booleans(), st.sampled_from([torch.float32, torch.float64, *HALF]))
+def test_samples_that_leave_get_zeros_and_change_nothing(
+    batch: tuple, heads: int, by_head: bool, dtype: torch.dtype
+) -> None:
+    lengths, query_lengths, stays = batch
+    (q,), (k, v) = (
+        random_heads(sum(query_lengths), heads, 16, 1, dtype),
+        random_heads(sum(lengths), heads, 16, 2, dtype),
+    )
+    got = with_gradients(attention(lengths, query_lengths, by_head=by_head, stays=stays), (q, k, v))
+    all_stay = with_gradients(attention(lengths, query_lengths, by_head=by_head), (q, k, v))
+    assert_same_bits(got, zero_where_left(all_stay, lengths, query_lengths, stays))
+
+
+@pytest.mark.parametrize("by_head", [False, True])
+@pytest.mark.parametrize("query_lengths", [None, ONE_QUERY], ids=["all queries", "one query"])
+@pytest.mark.parametrize(
+    "stays", [FEW_STAY, ~FEW_STAY, FEW_STAY | True, FEW_STAY & False], ids=["some", "others", "all", "none"]
+)
+def test_samples_that_leave_against_the_definition(
+    stays: torch.Tensor, query_lengths: Sequence[int] | None, by_head: bool
+) -> None:
+    (q,), (k, v) = random_heads(sum(query_lengths or FEW_LENGTHS), 3, 20, 1), random_heads(sum(FEW_LENGTHS), 3, 20, 2)
+    assert_matches_definition((q, k, v), FEW_LENGTHS, query_lengths, stays=stays, by_head=by_head)
+
+
+@pytest.mark.parametrize("query_lengths", [FEW_LENGTHS, ONE_QUERY], ids=["all queries", "one query"])
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_what_a_leaving_sample_holds_reaches_nothing(
+    dtype: torch.dtype, broken: float, query_lengths: Sequence[int]
+) -> None:
+    """Neither its rows nor the gradients that come back for them, as from the logarithm of its importance."""
+    (q,), (k, v) = random_heads(sum(query_lengths), 2, 20, 1, dtype), random_heads(sum(FEW_LENGTHS), 2, 20, 2, dtype)
+    leaving = (~FEW_STAY).nonzero().squeeze(1).tolist()
+    queries, keys = (rows_of_samples(cu_seqlens_of(n), leaving) for n in (query_lengths, FEW_LENGTHS))
+
+    def run(fill: float) -> list[torch.Tensor]:
+        leaves = [x.index_fill(0, rows, fill).requires_grad_() for x, rows in ((q, queries), (k, keys), (v, keys))]
+        out, importance = attention(FEW_LENGTHS, query_lengths, stays=FEW_STAY)(*leaves)
+        weights = [torch.ones_like(x).index_fill(0, rows, fill) for x, rows in ((out, queries), (importance, keys))]
+        return [out, importance, *torch.autograd.grad([out, importance], leaves, weights)]
+
+    assert_same_bits(run(broken), run(1.0))
+
+
+@pytest.mark.parametrize("stays", [FEW_STAY, ~FEW_STAY])
+def test_samples_that_leave_without_importance(stays: torch.Tensor) -> None:
+    inputs = random_heads(sum(FEW_LENGTHS), 2, 20)
+    got = with_gradients(lambda *x: attention(FEW_LENGTHS, stays=stays, need_importance=False)(*x)[0], inputs)
+    assert_same_bits(got, with_gradients(lambda *x: attention(FEW_LENGTHS, stays=stays)(*x)[0], inputs))
+
+
+def test_strided_stays() -> None:
+    inputs, spread = random_heads(sum(FEW_LENGTHS), 2, 20), torch.stack([FEW_STAY, ~FEW_STAY], dim=1)[:, 0]
+    assert not spread.is_contiguous()
+    assert_same_bits(
+        with_gradients(attention(FEW_LENGTHS, stays=spread), inputs),
+        with_gradients(attention(FEW_LENGTHS, stays=FEW_STAY), inputs),
+    )
+
+
 # ---- gradients ----
 
 
+@pytest.mark.parametrize("by_head", [False, True])
 @pytest.mark.parametrize("result", [0, 1], ids=["out", "importance"])
-@pytest.mark.parametrize("query_lengths", [None, [min(n, 1) for n in FEW_LENGTHS]], ids=["all queries", "one query"])
-def test_gradient_through_one_result_alone(result: int, query_lengths: Sequence[int] | None) -> None:
+@pytest.mark.parametrize("query_lengths", [None, ONE_QUERY], ids=["all queries", "one query"])
+def test_gradient_through_one_result_alone(result: int, query_lengths: Sequence[int] | None, by_head: bool) -> None:
     (q,), (k, v) = random_heads(sum(query_lengths or FEW_LENGTHS), 2, 20, 1), random_heads(sum(FEW_LENGTHS), 2, 20, 2)
     assert_accurate(
-        lambda *x: attention(FEW_LENGTHS, query_lengths)(*x)[result],
-        lambda *x: attention(FEW_LENGTHS, query_lengths, definition=True)(*x)[result],
+        lambda *x: attention(FEW_LENGTHS, query_lengths, by_head=by_head)(*x)[result],
+        lambda *x: attention(FEW_LENGTHS, query_lengths, by_head=by_head, definition=True)(*x)[result],
         None,
         (q, k, v),
     )
 
 
-def test_constant_importance_gradient_vanishes() -> None:
+@pytest.mark.parametrize("by_head", [False, True])
+def test_constant_importance_gradient_vanishes(by_head: bool) -> None:
+    """As what each head gives sums to 1 over a sample, its gradient may be another constant in every head."""
     leaves = [x.requires_grad_() for x in random_heads(sum(FEW_LENGTHS), 3, 64)]
-    _, importance = attention(FEW_LENGTHS)(*leaves)
-    for grad in torch.autograd.grad(importance, leaves, torch.full_like(importance, 7.0)):
+    _, importance = attention(FEW_LENGTHS, by_head=by_head)(*leaves)
+    constants = torch.tensor([[7.0], [-3.0], [0.5]]) if by_head else torch.tensor(7.0)
+    for grad in torch.autograd.grad(importance, leaves, constants.expand_as(importance)):
         torch.testing.assert_close(grad, torch.zeros_like(grad), atol=1e-6, rtol=0)
 
 
-def test_gradient_of_a_sum_has_no_strides() -> None:
+@pytest.mark.parametrize("by_head", [False, True])
+def test_gradient_of_a_sum_has_no_strides(by_head: bool) -> None:
     """``sum().backward()`` hands over gradients expanded from one element."""
     q, k, v = (x.requires_grad_() for x in random_heads(9, 2, 16))
-    out, importance = attention((4, 5))(q, k, v)
+    out, importance = attention((4, 5), by_head=by_head)(q, k, v)
     ones = torch.autograd.grad([out, importance], [q, k, v], [torch.ones_like(out), torch.ones_like(importance)])
-    out, importance = attention((4, 5))(q, k, v)
+    out, importance = attention((4, 5), by_head=by_head)(q, k, v)
     (out.sum() + importance.sum()).backward()
     assert_same_bits([q.grad, k.grad, v.grad], ones)
 
@@ -223,12 +374,13 @@ def test_second_derivative_is_refused() -> None:
         torch.autograd.grad(out.sum(), q, create_graph=True)
 
 
+@pytest.mark.parametrize("options", [{}, {"by_head": True, "stays": stays_of([0, 1, 1])}], ids=["plain", "options"])
 @pytest.mark.parametrize("query_lengths", [None, (1, 0, 2)])
-def test_gradcheck(query_lengths: Sequence[int] | None) -> None:
+def test_gradcheck(query_lengths: Sequence[int] | None, options: dict) -> None:
     lengths = (2, 0, 3)
     shapes = (sum(query_lengths or lengths), sum(lengths), sum(lengths))
     inputs = [torch.randn(n, 2, 2, dtype=torch.float64, requires_grad=True) for n in shapes]
-    assert torch.autograd.gradcheck(attention(lengths, query_lengths), inputs)
+    assert torch.autograd.gradcheck(attention(lengths, query_lengths, **options), inputs)
 
 
 # ---- memory layouts: the same bits from any strides ----
@@ -309,11 +461,12 @@ def test_a_sample_does_not_depend_on_its_batch() -> None:
         assert_same_bits(attention((length,))(*(x[rows] for x in inputs)), [x[rows] for x in together])
 
 
+@pytest.mark.parametrize("options", [{}, {"by_head": True, "stays": stays_of(n % 2 for n in EDGE_LENGTHS)}])
 @pytest.mark.parametrize("threads", [1, 2, 4])
-def test_threads_and_repeats_change_nothing(with_threads: Callable, threads: int) -> None:
-    inputs = random_heads(sum(EDGE_LENGTHS), 3, 32)
-    single = with_gradients(attention(EDGE_LENGTHS), inputs)
-    assert_same_bits(with_threads(threads, lambda: with_gradients(attention(EDGE_LENGTHS), inputs)), single)
+def test_threads_and_repeats_change_nothing(with_threads: Callable, threads: int, options: dict) -> None:
+    inputs, run = random_heads(sum(EDGE_LENGTHS), 3, 32), attention(EDGE_LENGTHS, **options)
+    single = with_gradients(run, inputs)
+    assert_same_bits(with_threads(threads, lambda: with_gradients(run, inputs)), single)
 
 
 def test_nan_stays_in_its_sample() -> None:
@@ -355,6 +508,11 @@ CU_SEQLENS = cu_seqlens_of((4, 6))
         ({"cu_seqlens_q": CU_SEQLENS.long()}, TypeError, r"cu_seqlens_q must be int32; got int64 \[3\]"),
         ({"cu_seqlens_q": CU_SEQLENS - 1}, RuntimeError, r"cu_seqlens_q must start with 0; got -1"),
         ({"cu_seqlens_q": CU_SEQLENS.flip(0)}, RuntimeError, r"cu_seqlens_q must start with 0; got 10"),
+        ({"stays": [True, False]}, TypeError, r"stays must be a tensor; got list \[True, False\]"),
+        ({"stays": torch.tensor([1, 0])}, TypeError, r"stays must be bool; got int64 \[2\]"),
+        ({"stays": stays_of([1])}, ValueError, r"stays must have one entry a sample, 2; got bool \[1\]"),
+        ({"stays": stays_of([1, 0])[None]}, ValueError, r"stays must have 1 dimension; got bool \[1, 2\]"),
+        ({"stays": stays_of([1, 0]).to("meta")}, ValueError, r"stays must be on cpu .* on meta"),
         ({"max_seqlen": 5}, RuntimeError, r"max_seqlen must be at least the longest sample, 6; got 5"),
     ],
 )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from ragged_batches import cu_seqlens_of
+from ragged_batches import cu_seqlens_of, random_heads, stays_of
 
 import mp_kernels
 from mp_kernels import Kept, reference, schemas
@@ -17,14 +17,19 @@ from mp_kernels import Kept, reference, schemas
 LENGTHS = st.lists(st.integers(0, 12), max_size=6)
 # Few different values, so that ties are the rule.
 SCORES = st.sampled_from([0.0, -0.0, 0.1, 0.25, 0.5, 0.7, 1.0, 3.4e38, math.inf, -math.inf])
+# Their means over 1, 2 or 4 heads are exact, in whatever order they are summed.
+SCORES_BY_HEAD = st.sampled_from([-1.0, 0.0, 0.25, 0.5, 1.0, math.inf])
 
 
 @st.composite
-def scored_batches(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor]:
-    """importance float32 ``[total]`` and cu_seqlens."""
-    lengths = draw(LENGTHS)
-    scores = draw(st.lists(SCORES, min_size=sum(lengths), max_size=sum(lengths)))
-    return torch.tensor(scores, dtype=torch.float32), cu_seqlens_of(lengths)
+def scored_batches(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """importance float32 ``[total]`` or ``[heads, total]``, cu_seqlens, and stays or None."""
+    lengths, heads = draw(LENGTHS), draw(st.sampled_from([None, 1, 2, 4]))
+    size = sum(lengths) * (heads or 1)
+    scores = draw(st.lists(SCORES_BY_HEAD if heads else SCORES, min_size=size, max_size=size))
+    importance = torch.tensor(scores, dtype=torch.float32)
+    stays = draw(st.none() | st.lists(st.booleans(), min_size=len(lengths), max_size=len(lengths)).map(stays_of))
+    return importance.reshape(heads, sum(lengths)) if heads else importance, cu_seqlens_of(lengths), stays
 
 
 def assert_kept(got: Kept, expected: Kept) -> None:
@@ -48,44 +53,72 @@ def kept_of(rows: Sequence[int], lengths: Sequence[int], samples: Sequence[int] 
 
 @given(scored_batches(), st.one_of(SCORES, st.floats(-1, 2)))
 def test_prune_tokens(batch: tuple, threshold: float) -> None:
-    assert_kept(mp_kernels.prune_tokens(*batch, threshold), reference.prune_tokens(*batch, threshold))
+    *scores, stays = batch
+    assert_kept(mp_kernels.prune_tokens(*scores, threshold, stays), reference.prune_tokens(*scores, threshold, stays))
 
 
 @given(scored_batches(), st.integers(1, 15))
 def test_top_k_tokens(batch: tuple, k: int) -> None:
-    assert_kept(mp_kernels.top_k_tokens(*batch, k), reference.top_k_tokens(*batch, k))
+    *scores, stays = batch
+    assert_kept(mp_kernels.top_k_tokens(*scores, k, stays), reference.top_k_tokens(*scores, k, stays))
 
 
 @given(scored_batches(), st.data(), st.sampled_from([torch.int32, torch.int64]))
 def test_top_k_tokens_of_each_sample(batch: tuple, data: st.DataObject, dtype: torch.dtype) -> None:
+    *scores, stays = batch
     samples = batch[1].shape[0] - 1
     k = torch.tensor(data.draw(st.lists(st.integers(1, 15), min_size=samples, max_size=samples)), dtype=dtype)
-    assert_kept(mp_kernels.top_k_tokens(*batch, k), reference.top_k_tokens(*batch, k))
+    assert_kept(mp_kernels.top_k_tokens(*scores, k, stays), reference.top_k_tokens(*scores, k, stays))
 
 
 @given(st.lists(st.tuples(st.integers(0, 12), st.booleans()), max_size=8), st.booleans())
 def test_select_samples(samples: list[tuple[int, bool]], total_is_given: bool) -> None:
     cu_seqlens = cu_seqlens_of([length for length, _ in samples])
-    stays = torch.tensor([stay for _, stay in samples], dtype=torch.bool)
+    stays = stays_of(stay for _, stay in samples)
     total = int(cu_seqlens[-1]) if total_is_given else None
     assert_kept(mp_kernels.select_samples(cu_seqlens, stays, total), reference.select_samples(cu_seqlens, stays))
 
 
-@given(scored_batches(), st.integers(1, 15), st.randoms())
-def test_whole_buffers_of_the_operators(batch: tuple, k: int, random) -> None:
+@given(scored_batches(), st.integers(1, 15))
+def test_whole_buffers_of_the_operators(batch: tuple, k: int) -> None:
     """Beyond what is kept the operators' buffers are defined too, or a compiled graph would see chance."""
-    importance, cu_seqlens = batch
+    importance, cu_seqlens, stays = batch
     samples = cu_seqlens.shape[0] - 1
-    counts = torch.full((samples,), k)
-    stays = torch.tensor([random.random() < 0.5 for _ in range(samples)], dtype=torch.bool)
     for name, arguments in {
-        "prune_tokens": (importance, cu_seqlens, 0.25),
-        "top_k_tokens": (importance, cu_seqlens, counts),
-        "select_samples": (cu_seqlens, stays, importance.shape[0]),
+        "prune_tokens": (importance, cu_seqlens, stays, 0.25),
+        "top_k_tokens": (importance, cu_seqlens, stays, torch.full((samples,), k)),
+        "select_samples": (cu_seqlens, stays_of([1] * samples) if stays is None else stays, importance.shape[-1]),
     }.items():
         got = getattr(torch.ops.mp_kernels, name)(*arguments)
         expected = getattr(schemas, name)(*arguments)
         assert [(x.dtype, x.tolist()) for x in got] == [(x.dtype, x.tolist()) for x in expected], name
+
+
+@given(scored_batches(), st.integers(1, 15))
+def test_leaving_and_pruning_at_once_is_one_after_the_other(batch: tuple, k: int) -> None:
+    importance, cu_seqlens, stays = batch
+    if stays is None:
+        stays = stays_of([1, 0] * len(cu_seqlens))[: len(cu_seqlens) - 1]
+    left = mp_kernels.select_samples(cu_seqlens, stays)
+    for compaction, bound in ((mp_kernels.prune_tokens, 0.25), (mp_kernels.top_k_tokens, k)):
+        then = compaction(importance[..., left.index], left.cu_seqlens, bound)
+        then.index, then.samples = left.index[then.index], left.samples
+        assert_kept(compaction(importance, cu_seqlens, bound, stays), then)
+
+
+@pytest.mark.parametrize("heads", [2, 3, 5, 12])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_importance_by_head_stands_for_its_mean_to_the_last_bit(heads: int, dtype: torch.dtype) -> None:
+    """A threshold that is a token's very importance keeps it, however importance came."""
+    qkv, cu_seqlens = random_heads(60, heads, 16, dtype=dtype), cu_seqlens_of((40, 20))
+    _, importance = mp_kernels.ragged_attention(*qkv, cu_seqlens, 40)
+    _, by_head = mp_kernels.ragged_attention(*qkv, cu_seqlens, 40, by_head=True)
+    for row in range(60):
+        kept = mp_kernels.prune_tokens(by_head, cu_seqlens, importance[row].item())
+        assert row in kept.index
+        assert_kept(kept, mp_kernels.prune_tokens(importance, cu_seqlens, importance[row].item()))
+    for k in (2, 7, 19):
+        assert_kept(mp_kernels.top_k_tokens(by_head, cu_seqlens, k), mp_kernels.top_k_tokens(importance, cu_seqlens, k))
 
 
 @pytest.mark.parametrize("length", [15, 16, 17, 63, 64, 65, 255, 256, 257, 511, 512, 513])
@@ -116,22 +149,40 @@ def test_nothing_pruned() -> None:
     assert_kept(mp_kernels.top_k_tokens(*batch, 4), expected)
 
 
+def every_compaction(lengths: Sequence[int], stays: torch.Tensor) -> list[Kept]:
+    """All three of them, where no token is pruned."""
+    batch = torch.rand(sum(lengths)), cu_seqlens_of(lengths)
+    return [
+        mp_kernels.select_samples(batch[1], stays),
+        mp_kernels.prune_tokens(*batch, -math.inf, stays),
+        mp_kernels.top_k_tokens(*batch, 9, stays),
+    ]
+
+
 def test_all_samples_exit() -> None:
-    assert_kept(
-        mp_kernels.select_samples(cu_seqlens_of((4, 0, 5)), torch.zeros(3, dtype=torch.bool)), kept_of([], [], [])
-    )
+    """The first of a sample's tokens is protected from pruning, not from its sample's exit."""
+    for kept in every_compaction((4, 0, 5), stays_of([0, 0, 0])):
+        assert_kept(kept, kept_of([], [], []))
+
+
+def test_all_samples_stay() -> None:
+    for kept in every_compaction((2, 0, 1), stays_of([1, 1, 1])):
+        assert_kept(kept, kept_of([0, 1, 2], [2, 0, 1], [0, 1, 2]))
 
 
 def test_a_sample_without_rows_may_stay() -> None:
-    stays = torch.tensor([False, True, True])
-    assert_kept(mp_kernels.select_samples(cu_seqlens_of((4, 0, 2)), stays), kept_of([4, 5], [0, 2], [1, 2]))
+    for kept in every_compaction((4, 0, 2), stays_of([0, 1, 1])):
+        assert_kept(kept, kept_of([4, 5], [0, 2], [1, 2]))
 
 
 def test_empty_batch() -> None:
     nothing, no_samples = torch.zeros(0), cu_seqlens_of(())
     assert_kept(mp_kernels.prune_tokens(nothing, no_samples, 0.5), kept_of([], []))
     assert_kept(mp_kernels.top_k_tokens(nothing, no_samples, 3), kept_of([], []))
-    assert_kept(mp_kernels.select_samples(no_samples, torch.zeros(0, dtype=torch.bool)), kept_of([], [], []))
+    assert_kept(mp_kernels.prune_tokens(torch.zeros(3, 0), no_samples, 0.5), kept_of([], []))
+    assert_kept(mp_kernels.prune_tokens(nothing, no_samples, 0.5, stays_of([])), kept_of([], [], []))
+    assert_kept(mp_kernels.top_k_tokens(nothing, no_samples, 3, stays_of([])), kept_of([], [], []))
+    assert_kept(mp_kernels.select_samples(no_samples, stays_of([])), kept_of([], [], []))
 
 
 def test_threshold_is_compared_in_float32() -> None:
@@ -150,23 +201,32 @@ def test_ties_go_to_the_lower_position() -> None:
     assert mp_kernels.top_k_tokens(importance, cu_seqlens_of((6,)), 4).index.tolist() == [0, 1, 2, 4]
 
 
-def test_strided_importance() -> None:
-    importance, cu_seqlens = torch.rand(12, 2)[:, 1], cu_seqlens_of((5, 7))
+@pytest.mark.parametrize(
+    "strided",
+    [
+        pytest.param(lambda: torch.rand(12, 2)[:, 1], id="by token"),
+        pytest.param(lambda: torch.rand(2, 24)[:, ::2], id="every other token"),
+        pytest.param(lambda: torch.rand(12, 2).t(), id="heads last"),
+        pytest.param(lambda: torch.rand(12).expand(4, 12), id="one head for all"),
+    ],
+)
+def test_strided_importance(strided: Callable) -> None:
+    importance, cu_seqlens = strided(), cu_seqlens_of((5, 7))
+    assert not importance.is_contiguous()
     assert_kept(
         mp_kernels.prune_tokens(importance, cu_seqlens, 0.5), reference.prune_tokens(importance, cu_seqlens, 0.5)
     )
     assert_kept(mp_kernels.top_k_tokens(importance, cu_seqlens, 3), reference.top_k_tokens(importance, cu_seqlens, 3))
 
 
-def test_float64_importance() -> None:
-    importance, cu_seqlens = torch.rand(12).double(), cu_seqlens_of((5, 7))
-    assert_kept(
-        mp_kernels.prune_tokens(importance, cu_seqlens, 0.5),
-        mp_kernels.prune_tokens(importance.float(), cu_seqlens, 0.5),
-    )
-    assert_kept(
-        mp_kernels.top_k_tokens(importance, cu_seqlens, 3), mp_kernels.top_k_tokens(importance.float(), cu_seqlens, 3)
-    )
+@pytest.mark.parametrize("shape", [(12,), (2, 12)])
+@pytest.mark.parametrize("stays", [None, stays_of([0, 1])])
+def test_float64_importance(shape: tuple[int, ...], stays: torch.Tensor | None) -> None:
+    importance, cu_seqlens = torch.rand(shape), cu_seqlens_of((5, 7))
+    for compaction, bound in ((mp_kernels.prune_tokens, 0.5), (mp_kernels.top_k_tokens, 3)):
+        assert_kept(
+            compaction(importance.double(), cu_seqlens, bound, stays), compaction(importance, cu_seqlens, bound, stays)
+        )
 
 
 def test_compactions_chain() -> None:
@@ -196,18 +256,57 @@ def test_nan_importance_is_an_error_that_names_its_row(rows: list[int], dtype: t
         mp_kernels.top_k_tokens(importance, CU_SEQLENS, 2)
 
 
+PRUNINGS = [
+    pytest.param(lambda importance, stays: mp_kernels.prune_tokens(importance, CU_SEQLENS, 0.05, stays), id="prune"),
+    pytest.param(lambda importance, stays: mp_kernels.top_k_tokens(importance, CU_SEQLENS, 2, stays), id="top k"),
+    pytest.param(lambda importance, stays: reference.prune_tokens(importance, CU_SEQLENS, 0.05, stays), id="defined"),
+    pytest.param(lambda importance, stays: reference.top_k_tokens(importance, CU_SEQLENS, 2, stays), id="k defined"),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("heads", [None, 1, 3])
+@pytest.mark.parametrize("pruning", PRUNINGS)
+def test_nan_importance_matters_where_a_sample_stays(pruning: Callable, heads: int | None, dtype: torch.dtype) -> None:
+    """Rows 0 to 3 are sample 0's. One head's NaN is the token's."""
+    importance = (IMPORTANCE if heads is None else IMPORTANCE.repeat(heads, 1)).to(dtype)
+    stays, other_stays = stays_of([0, 1]), stays_of([1, 0])
+    broken = importance.clone()
+    broken.view(-1, 10)[-1, [0, 3, 8]] = math.nan
+    assert_kept(pruning(broken.index_fill(-1, torch.tensor(8), 0.1), stays), pruning(importance, stays))
+    for staying, row in ((stays, 8), (other_stays, 0), (stays | other_stays, 0), (None, 0)):
+        with pytest.raises(ValueError, match=f"importance is NaN at row {row}: .* not finite"):
+            pruning(broken, staying)
+    assert pruning(broken, stays_of([0, 0])).index.tolist() == []
+
+
 def test_nan_queries_are_found_by_the_pruning_after_them() -> None:
     q = torch.randn(10, 2, 16)
     q[6] = math.nan
     _, importance = mp_kernels.ragged_attention(q, q, q, CU_SEQLENS, 6)
     with pytest.raises(ValueError, match="importance is NaN at row 4"):
         mp_kernels.prune_tokens(importance, CU_SEQLENS, 0.05)
+    assert mp_kernels.prune_tokens(importance, CU_SEQLENS, 0.05, stays_of([1, 0])).index.tolist() == [0, 1, 2, 3]
 
 
+BAD_STAYS = [
+    (torch.tensor([1, 0]), TypeError, r"stays must be bool; got int64 \[2\]"),
+    ([True, False], TypeError, r"stays must be a tensor; got list \[True, False\]"),
+    (stays_of([1]), ValueError, r"stays must have one entry a sample, 2; got bool \[1\]"),
+    (stays_of([1, 1])[None], ValueError, r"stays must have 1 dimension; got bool \[1, 2\]"),
+    (stays_of([1, 1]).to("meta"), ValueError, r"stays must be on cpu .* on meta"),
+]
 BAD_BATCHES = [
     (([0.1], CU_SEQLENS), TypeError, r"importance must be a tensor; got list \[0.1\]"),
     ((IMPORTANCE.half(), CU_SEQLENS), TypeError, r"importance must be float32 or float64; got float16 \[10\] on cpu"),
-    ((IMPORTANCE[None], CU_SEQLENS), ValueError, r"importance must have 1 dimension; got float32 \[1, 10\]"),
+    ((IMPORTANCE[None, None], CU_SEQLENS), ValueError, r"importance must .* got float32 \[1, 1, 10\]"),
+    ((IMPORTANCE[0], CU_SEQLENS), ValueError, r"importance must .* got float32 \[\]"),
+    (
+        (IMPORTANCE.expand(0, 10), CU_SEQLENS),
+        ValueError,
+        r"importance must be \[total\] or \[heads, total\] with a head or more; got float32 \[0, 10\]",
+    ),
+    ((torch.rand(3, 9), CU_SEQLENS), RuntimeError, r"cu_seqlens must be the number of rows, 9; got 10"),
     ((IMPORTANCE, CU_SEQLENS.long()), TypeError, r"cu_seqlens must be int32; got int64 \[3\]"),
     ((IMPORTANCE, CU_SEQLENS.to("meta")), ValueError, r"cu_seqlens must be on cpu .* on meta"),
     ((IMPORTANCE, CU_SEQLENS[:0]), ValueError, r"cu_seqlens must have batch \+ 1 entries, 0 first; got none"),
@@ -219,6 +318,14 @@ BAD_BATCHES = [
 def test_refused_batches(compaction, batch: tuple, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         compaction(*batch, 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("stays", "error", "message"), BAD_STAYS)
+@pytest.mark.parametrize("compaction", [mp_kernels.prune_tokens, mp_kernels.top_k_tokens])
+def test_refused_stays(compaction, stays, error: type[Exception], message: str, dtype: torch.dtype) -> None:
+    with pytest.raises(error, match=message):
+        compaction(IMPORTANCE.to(dtype), CU_SEQLENS, 1, stays)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -248,16 +355,9 @@ def test_refused_k(k, error: type[Exception], message: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ((CU_SEQLENS, torch.tensor([1, 0])), TypeError, r"stays must be bool; got int64 \[2\]"),
-        ((CU_SEQLENS, torch.tensor([True])), ValueError, r"stays must have one entry a sample, 2; got bool \[1\]"),
-        ((CU_SEQLENS, torch.tensor([[True, True]])), ValueError, r"stays must have 1 dimension; got bool \[1, 2\]"),
-        ((CU_SEQLENS, torch.tensor([True, True]).to("meta")), ValueError, r"stays must be on cpu .* on meta"),
-        ((CU_SEQLENS.long(), torch.tensor([True, True])), TypeError, r"cu_seqlens must be int32; got int64 \[3\]"),
-        (
-            (CU_SEQLENS, torch.tensor([True, True]), 11),
-            RuntimeError,
-            r"cu_seqlens must be the number of rows, 11; got 10",
-        ),
+        *(((CU_SEQLENS, stays), error, message) for stays, error, message in BAD_STAYS),
+        ((CU_SEQLENS.long(), stays_of([1, 1])), TypeError, r"cu_seqlens must be int32; got int64 \[3\]"),
+        ((CU_SEQLENS, stays_of([1, 1]), 11), RuntimeError, r"cu_seqlens must be the number of rows, 11; got 10"),
     ],
 )
 def test_refused_selections(arguments: tuple, error: type[Exception], message: str) -> None:

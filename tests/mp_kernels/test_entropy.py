@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from accuracy import assert_accurate, assert_same_bits, with_gradients
+from accuracy import assert_accurate, assert_same_bits, plain_entropy, with_gradients
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,11 +14,6 @@ import mp_kernels
 from mp_kernels import reference
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-
-
-def plain_entropy(logits: torch.Tensor) -> torch.Tensor:
-    log_p = torch.log_softmax(logits, dim=-1)
-    return -(log_p.exp() * log_p).sum(-1) / math.log(logits.shape[-1])
 
 
 @pytest.mark.parametrize("classes", [2, 3, 4, 17, 100])

@@ -6,11 +6,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from accuracy import assert_same_bits, with_gradients
+from accuracy import assert_accurate, assert_same_bits, with_gradients
 from hypothesis import given
 from hypothesis import strategies as st
 
 import mp_kernels
+from mp_kernels import reference
 
 DTYPES = (
     *(torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.complex64),
@@ -105,6 +106,50 @@ def test_gradients_of_several_tensors() -> None:
     xs, index = [torch.randn(6, 3), torch.randn(7, 2, 2), torch.randn(6)], torch.tensor([5, 0, 0, 3])
     got = with_gradients(lambda *xs: mp_kernels.ragged_gather(xs, index), xs)
     assert_same_bits(got, with_gradients(lambda *xs: tuple(x[index] for x in xs), xs))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_row_taken_often_adds_its_gradients_as_well_as_plain_torch(dtype: torch.dtype) -> None:
+    index = torch.tensor([2, 0, 2, 1, 2, 2] * 50)
+    assert_accurate(
+        lambda x: mp_kernels.ragged_gather(x, index),
+        lambda x: reference.ragged_gather(x, index),
+        lambda x: x[index],
+        [torch.randn(4, 3, 5).to(dtype)],
+    )
+
+
+@st.composite
+def returning_gradients(draw: st.DrawFn) -> tuple[list[torch.Tensor], torch.Tensor, list[int]]:
+    """Gradients of rows that were gathered, their index, and how many rows each tensor has that they came from."""
+    index = torch.tensor(draw(st.lists(st.integers(0, 5), max_size=12)), dtype=torch.int64)
+    dtypes = st.sampled_from([torch.float32, torch.float64, torch.float16, torch.bfloat16])
+    widths = draw(st.lists(st.lists(st.integers(0, 4), max_size=2), min_size=1, max_size=3))
+    # Small multiples of 1/8: their sums are exact in any order.
+    grads = [(random_rows(len(index), tuple(width), torch.float32) / 8).to(draw(dtypes)) for width in widths]
+    fewest = int(index.max()) + 1 if len(index) else 0
+    return grads, index, [draw(st.integers(fewest, 8)) for _ in grads]
+
+
+@given(returning_gradients())
+def test_backward_operator(case: tuple) -> None:
+    grads, index, rows = case
+    sorted_index, order = index.sort(stable=True)
+    expected = [
+        torch.zeros(count, *grad.shape[1:], dtype=grad.dtype).index_put((index,), grad, accumulate=True)
+        for grad, count in zip(grads, rows, strict=True)
+    ]
+    backward = torch.ops.mp_kernels.ragged_gather_backward
+    assert_same_bits(backward(grads, sorted_index, order, rows), expected)
+    assert_same_bits(backward([grad[order] for grad in grads], sorted_index, None, rows), expected)
+
+
+@pytest.mark.parametrize("order", [None, torch.tensor([2, 0, 1])])
+def test_backward_operator_on_strides(order: torch.Tensor | None) -> None:
+    backward, index = torch.ops.mp_kernels.ragged_gather_backward, torch.tensor([1, 1, 4])
+    for grad in (torch.randn(1).expand(3, 2), torch.randn(2, 3).t(), torch.randn(6, 5)[::2, 1:4]):
+        straight = backward([grad.contiguous()], index, order, [5])
+        assert_same_bits(backward([grad], index, order, [5]), straight)
 
 
 def test_gradient_beside_tensors_that_have_none() -> None:

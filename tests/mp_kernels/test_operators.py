@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from accuracy import assert_same_bits
-from ragged_batches import cu_seqlens_of, random_heads
+from ragged_batches import cu_seqlens_of, random_heads, stays_of
 
 import mp_kernels
 from mp_kernels import reference, schemas
@@ -17,6 +17,7 @@ from mp_kernels import reference, schemas
 LENGTHS = (3, 0, 17, 1)
 TOTAL = sum(LENGTHS)
 CU_SEQLENS = cu_seqlens_of(LENGTHS)
+STAYS = stays_of([1, 0, 0, 1])
 
 
 def test_fresh_memory_is_poisoned() -> None:
@@ -29,12 +30,15 @@ def test_fresh_memory_is_poisoned() -> None:
 
 
 def test_public_operators_have_definitions() -> None:
+    """With the same parameters, but for pack's lengths: what the host knows already defines nothing."""
+
+    def parameters(function: Callable) -> list[str]:
+        return [name for name in inspect.signature(function).parameters if name != "lengths"]
+
     for name in mp_kernels.__all__:
         operator = getattr(mp_kernels, name)
         if inspect.isfunction(operator):
-            assert list(inspect.signature(operator).parameters) == list(
-                inspect.signature(getattr(reference, name)).parameters
-            )
+            assert parameters(operator) == parameters(getattr(reference, name)), name
 
 
 # ---- the contract with torch ----
@@ -47,34 +51,59 @@ def grown(*shape: int) -> torch.Tensor:
 def attention_samples() -> list[tuple]:
     (q,), (k, v) = random_heads(4, 2, 20, 1), random_heads(TOTAL, 2, 20, 2)
     packed = [x.detach().requires_grad_() for x in torch.randn(TOTAL, 3, 2, 20).unbind(1)]
-    few = q.requires_grad_(), k.requires_grad_(), v.requires_grad_(), cu_seqlens_of((1, 0, 3, 0)), CU_SEQLENS, 17, 0.2
-    return [(*packed, CU_SEQLENS, CU_SEQLENS, 17, 0.2, True), (*few, True), (*few, False)]
+    few = q.requires_grad_(), k.requires_grad_(), v.requires_grad_(), cu_seqlens_of((1, 0, 3, 0)), CU_SEQLENS
+    return [
+        (*packed, CU_SEQLENS, CU_SEQLENS, None, 17, 0.2, True),
+        (*packed, CU_SEQLENS, CU_SEQLENS, STAYS, 17, 0.2, True),
+        (*few, None, 17, 0.2, True),
+        (*few, STAYS, 17, 0.2, False),
+    ]
 
 
 def attention_backward_samples() -> list[tuple]:
     out_grad, q, k, v = random_heads(TOTAL, 2, 20, 4)
-    sequences = CU_SEQLENS, CU_SEQLENS, 17, 0.2
-    logsumexp = torch.ops.mp_kernels.ragged_attention(q, k, v, *sequences, False)[2]
-    return [(out_grad, grad, q, k, v, logsumexp, *sequences) for grad in (None, torch.randn(TOTAL))]
+    starts, sizes = (CU_SEQLENS, CU_SEQLENS), (17, 0.2)
+    logsumexp = torch.ops.mp_kernels.ragged_attention(q, k, v, *starts, None, *sizes, False)[2]
+    return [(out_grad, grad, q, k, v, logsumexp, *starts, *sizes) for grad in (None, torch.randn(2, TOTAL))]
 
 
 SAMPLES: dict[str, Callable[[], list[tuple]]] = {
     "ragged_attention": attention_samples,
     "ragged_attention_backward": attention_backward_samples,
-    "prune_tokens": lambda: [(torch.rand(TOTAL), CU_SEQLENS, 0.5)],
-    "top_k_tokens": lambda: [(torch.rand(TOTAL), CU_SEQLENS, torch.tensor([1, 2, 3, 4]))],
-    "select_samples": lambda: [(CU_SEQLENS, torch.tensor([True, False, True, False]), TOTAL)],
+    "mean_over_heads": lambda: [(grown(3, TOTAL),), (grown(1, 0),)],
+    "prune_tokens": lambda: [
+        (torch.rand(TOTAL), CU_SEQLENS, None, 0.5),
+        (torch.rand(3, TOTAL), CU_SEQLENS, STAYS, 0.5),
+    ],
+    "top_k_tokens": lambda: [
+        (torch.rand(TOTAL), CU_SEQLENS, None, torch.tensor([1, 2, 3, 4])),
+        (torch.rand(3, TOTAL), CU_SEQLENS, STAYS, torch.tensor([1, 2, 3, 4])),
+    ],
+    "select_samples": lambda: [(CU_SEQLENS, STAYS, TOTAL)],
     "ragged_gather": lambda: [
         ([grown(TOTAL, 4), torch.arange(TOTAL)], torch.tensor([3, 1, 1])),
         ([grown(TOTAL, 2, 3)], torch.tensor([], dtype=torch.int64)),
     ],
+    "ragged_gather_backward": lambda: [
+        ([torch.randn(3, 4), torch.randn(3, 2, 2)], torch.tensor([1, 1, 3]), torch.tensor([1, 2, 0]), [5, 4]),
+        ([torch.randn(3, 4)], torch.tensor([0, 2, 3]), None, [5]),
+    ],
     "ragged_mean": lambda: [(grown(TOTAL, 5), CU_SEQLENS)],
     "add_layer_norm": lambda: [
-        (grown(4, 5), grown(4, 5), None, grown(5), grown(5), 1e-5),
-        (grown(4, 5), grown(9, 5), torch.tensor([0, 3, 3, 8]), grown(5), grown(5), 1e-5),
+        (grown(4, 5), None, grown(4, 5), None, grown(5), grown(5), 1e-5),
+        (grown(4, 5), None, grown(9, 5), torch.tensor([0, 3, 3, 8]), grown(5), grown(5), 1e-5),
+        (grown(3, 5), torch.tensor([2, 2]), grown(9, 5), torch.tensor([0, 8]), grown(5), grown(5), 1e-5),
     ],
     "bias_gelu": lambda: [(grown(4, 5), grown(5)), (grown(4, 5), None)],
     "normalized_entropy": lambda: [(grown(4, 5),)],
+    "exit_head": lambda: [
+        (*(torch.randn(*shape) for shape in ((4, 6), (5, 6), (5,), (3, 5), (3,))), None, 0.8),
+        (
+            *(torch.randn(*shape) for shape in ((4, 6), (5, 6), (5,), (3, 5), (3,))),
+            torch.tensor([0.0, 1, 0.9, 0.8]),
+            0.0,
+        ),
+    ],
 }
 
 
@@ -180,10 +209,12 @@ def test_malformed_cu_seqlens_in_float64(operator: Callable, starts: list[int]) 
 # ---- torch.compile ----
 
 
-def layer_step(qkv, cu_seqlens, max_seqlen, index, weight, bias):
-    out, importance = mp_kernels.ragged_attention(*qkv.unbind(1), cu_seqlens, max_seqlen)
-    rows, kept_importance = mp_kernels.ragged_gather([out.flatten(1), importance], index)
-    normed = mp_kernels.add_layer_norm(rows, qkv[:, 0].flatten(1), weight, bias, 1e-5, index)
+def layer_step(qkv, cu_seqlens, max_seqlen, stays, index, weight, bias):
+    out, importance = mp_kernels.ragged_attention(*qkv.unbind(1), cu_seqlens, max_seqlen, stays=stays)
+    _, by_head = mp_kernels.ragged_attention(*qkv.unbind(1), cu_seqlens, max_seqlen, by_head=True)
+    kept_importance, kept_by_head = mp_kernels.ragged_gather([importance, by_head.t()], index)
+    kept_importance = kept_importance * kept_by_head[:, 1]
+    normed = mp_kernels.add_layer_norm(out.flatten(1), qkv[:, 0].flatten(1), weight, bias, 1e-5, index, index)
     activated = mp_kernels.bias_gelu(normed, bias)
     means = mp_kernels.ragged_mean(qkv[:, 1].flatten(1), cu_seqlens)
     return activated * kept_importance.unsqueeze(1), mp_kernels.normalized_entropy(means)
@@ -199,23 +230,36 @@ def test_compiled_graph(backend: str, fresh_compiler: None) -> None:
     compiled = torch.compile(layer_step, fullgraph=True, backend=backend)
     for lengths in (LENGTHS, (5, 9)):
         qkv, weight, bias = grown(sum(lengths), 3, 2, 8), grown(16), grown(16)
-        arguments = qkv, cu_seqlens_of(lengths), max(lengths), torch.tensor([0, 3, 3, 8]), weight, bias
+        stays = stays_of(n % 2 for n in range(len(lengths)))
+        arguments = qkv, cu_seqlens_of(lengths), max(lengths), stays, torch.tensor([0, 3, 3, 8]), weight, bias
 
         def results_and_gradients(function, arguments=arguments):
             results = function(*arguments)
-            return [*results, *torch.autograd.grad([x.sum() for x in results], [arguments[0], *arguments[4:]])]
+            return [*results, *torch.autograd.grad([x.sum() for x in results], [arguments[0], *arguments[5:]])]
 
         assert_same_bits(results_and_gradients(compiled), results_and_gradients(layer_step))
 
 
-def test_compiled_compaction(fresh_compiler: None) -> None:
+@pytest.mark.parametrize("stays", [None, STAYS])
+@pytest.mark.parametrize("shape", [(TOTAL,), (2, TOTAL)])
+def test_compiled_compaction(shape: tuple[int, ...], stays: torch.Tensor | None, fresh_compiler: None) -> None:
     """The operator's buffers have static shapes, so a whole graph may hold it; what is kept is masked, not cut."""
 
-    def survivors(importance, cu_seqlens):
-        index, _, extents = torch.ops.mp_kernels.prune_tokens(importance, cu_seqlens, 0.5)
+    def survivors(importance, cu_seqlens, stays):
+        index, _, _, extents = torch.ops.mp_kernels.prune_tokens(importance, cu_seqlens, stays, 0.5)
         return torch.where(torch.arange(index.shape[0]) < extents[0], index, -1)
 
-    importance = torch.rand(TOTAL)
-    kept = torch.compile(survivors, fullgraph=True, backend="aot_eager")(importance, CU_SEQLENS)
-    expected = reference.prune_tokens(importance, CU_SEQLENS, 0.5).index.tolist()
+    importance = torch.rand(shape)
+    kept = torch.compile(survivors, fullgraph=True, backend="aot_eager")(importance, CU_SEQLENS, stays)
+    expected = reference.prune_tokens(importance, CU_SEQLENS, 0.5, stays).index.tolist()
     assert kept.tolist() == expected + [-1] * (TOTAL - len(expected))
+
+
+def test_compiled_exit(fresh_compiler: None) -> None:
+    def decision(features, *head):
+        logits, uncertainty, stays = mp_kernels.exit_head(features, *head, 0.9)
+        return torch.where(stays, -1, logits.argmax(1)), uncertainty
+
+    arguments = [torch.randn(shape) for shape in ((40, 6), (5, 6), (5,), (3, 5), (3,))]
+    compiled = torch.compile(decision, fullgraph=True, backend="aot_eager")
+    assert_same_bits(compiled(*arguments), decision(*arguments))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from ragged_batches import cu_seqlens_of
 
 import mp_kernels
-from mp_kernels import Ragged
+from mp_kernels import Ragged, functional, reference
 
 LEFT = [[0, 0, 1, 1], [1, 1, 1, 1], [0, 0, 0, 1]]
 RIGHT = [[1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0]]
@@ -46,6 +46,38 @@ def test_round_trip(mask: torch.Tensor, row: tuple[int, ...]) -> None:
     assert_same_bits([mp_kernels.unpack(mp_kernels.pack(padded, mask), fill=-7)], [torch.where(kept, padded, -7.0)])
 
 
+@given(masks(), st.sampled_from([(), (3,), (0,)]))
+def test_lengths_that_the_host_knows_change_nothing(mask: torch.Tensor, row: tuple[int, ...]) -> None:
+    padded = torch.randn(*mask.shape, *row)
+    lengths = int(mask.sum()), max(mask.sum(1).tolist(), default=0)
+    expected = reference.pack(padded, mask)
+    for ragged in (mp_kernels.pack(padded, mask, lengths), mp_kernels.pack(padded, mask)):
+        for got, wanted in zip(vars(ragged).values(), vars(expected).values(), strict=True):
+            assert type(got) is type(wanted)
+            torch.testing.assert_close(got, wanted, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(0, 0), (0, 4), (3, 0)])
+@pytest.mark.parametrize("lengths", [None, (0, 0)])
+def test_batches_without_samples_or_width(shape: tuple[int, int], lengths: tuple[int, int] | None) -> None:
+    ragged = mp_kernels.pack(torch.zeros(*shape, 5), torch.ones(shape), lengths)
+    assert ragged.values.shape == (0, 5)
+    assert ragged.cu_seqlens.tolist() == [0] * (shape[0] + 1)
+    assert (ragged.max_seqlen, ragged.width) == (0, shape[1])
+    assert mp_kernels.unpack(ragged).shape == (*shape, 5)
+
+
+def test_lengths_that_the_host_knows_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(x: torch.Tensor) -> list[int]:
+        raise AssertionError("the host waited")
+
+    monkeypatch.setattr(functional, "read_by_host", read)
+    mask = torch.tensor(HOLED)
+    assert mp_kernels.pack(mask, mask, (5, 3)).values.tolist() == [1] * 5
+    with pytest.raises(AssertionError, match="the host waited"):
+        mp_kernels.pack(mask, mask)
+
+
 def test_fill_is_zero_if_not_given() -> None:
     padded = torch.ones(3, 4, dtype=torch.int64)
     assert mp_kernels.unpack(mp_kernels.pack(padded, torch.tensor(HOLED))).tolist() == HOLED
@@ -66,10 +98,12 @@ def test_an_empty_batch_that_was_never_padded() -> None:
     assert mp_kernels.unpack(Ragged(torch.zeros(0, 5), cu_seqlens_of(()), 0)).shape == (0, 0, 5)
 
 
+@pytest.mark.parametrize("lengths_are_known", [False, True])
 @pytest.mark.parametrize("mask", [LEFT, RIGHT, HOLED], ids=["left", "right", "holed"])
-def test_gradients_pass_through_both(mask: list[list[int]]) -> None:
+def test_gradients_pass_through_both(mask: list[list[int]], lengths_are_known: bool) -> None:
     mask = torch.tensor(mask)
-    got = with_gradients(lambda x: mp_kernels.unpack(mp_kernels.pack(x, mask)), [torch.randn(3, 4, 2)])
+    lengths = (int(mask.sum()), int(mask.sum(1).max())) if lengths_are_known else None
+    got = with_gradients(lambda x: mp_kernels.unpack(mp_kernels.pack(x, mask, lengths)), [torch.randn(3, 4, 2)])
     expected = with_gradients(lambda x: torch.where(mask.unsqueeze(2) != 0, x, 0.0), [torch.randn(3, 4, 2)])
     assert_same_bits(got[1:], expected[1:])
 

@@ -8,6 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accuracy import assert_accurate, assert_no_worse_than_plain, assert_same_bits, with_gradients
+from hypothesis import given
+from hypothesis import strategies as st
 from ragged_batches import EDGE_LENGTHS, cu_seqlens_of, rows_of_samples
 
 import mp_kernels
@@ -26,13 +28,22 @@ def norm_inputs(
     return [torch.randn(shape).to(dtype) for shape in shapes]
 
 
-def assert_norm_accurate(inputs: list[torch.Tensor], index: torch.Tensor | None = None, eps: float = 1e-2) -> None:
+def rows_of(x: torch.Tensor, index: torch.Tensor | None) -> torch.Tensor:
+    return x if index is None else x[index]
+
+
+def assert_norm_accurate(
+    inputs: list[torch.Tensor],
+    index: torch.Tensor | None = None,
+    x_index: torch.Tensor | None = None,
+    eps: float = 1e-2,
+) -> None:
     def plain(x, residual, weight, bias):
-        return F.layer_norm(x + (residual if index is None else residual[index]), x.shape[1:], weight, bias, eps)
+        return F.layer_norm(rows_of(x, x_index) + rows_of(residual, index), x.shape[1:], weight, bias, eps)
 
     assert_accurate(
-        lambda *xs: mp_kernels.add_layer_norm(*xs, eps, index),
-        lambda *xs: reference.add_layer_norm(*xs, eps, index),
+        lambda *xs: mp_kernels.add_layer_norm(*xs, eps, index, x_index),
+        lambda *xs: reference.add_layer_norm(*xs, eps, index, x_index),
         plain,
         inputs,
     )
@@ -100,18 +111,59 @@ def test_norm_of_wide_rows(width: int, dtype: torch.dtype) -> None:
     assert_norm_accurate(norm_inputs(2, width, dtype))
 
 
+INDICES = {"rising": [0, 3, 4], "any": [8, 8, 0, 2], "none": [], "one row": [5] * 40}
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("index", [[0, 3, 4], [8, 8, 0, 2], [], [5] * 40], ids=["rising", "any", "none", "one row"])
+@pytest.mark.parametrize("index", INDICES.values(), ids=INDICES)
 def test_norm_with_index(index: list[int], dtype: torch.dtype) -> None:
     inputs = norm_inputs(len(index), 24, dtype, residual_rows=9)
     assert_norm_accurate(inputs, torch.tensor(index, dtype=torch.int64))
 
 
-@pytest.mark.parametrize("index", [None, torch.zeros(0, dtype=torch.int64)])
-def test_norm_of_no_rows(index: torch.Tensor | None) -> None:
-    results = with_gradients(lambda *xs: mp_kernels.add_layer_norm(*xs, 1e-5, index), norm_inputs(0, 6))
-    assert [tuple(x.shape) for x in results] == [(0, 6), (0, 6), (0, 6), (6,), (6,)]
-    assert results[-1].tolist() == [0] * 6
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("index", INDICES.values(), ids=INDICES)
+def test_norm_with_x_index(index: list[int], dtype: torch.dtype) -> None:
+    inputs = norm_inputs(9, 24, dtype, residual_rows=len(index))
+    assert_norm_accurate(inputs, x_index=torch.tensor(index, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [24, 5000])
+def test_norm_with_both_indices(width: int, dtype: torch.dtype) -> None:
+    inputs = norm_inputs(6, width, dtype, residual_rows=9)
+    assert_norm_accurate(inputs, torch.tensor([8, 0, 8, 2]), torch.tensor([1, 5, 5, 5]))
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5)), max_size=8), st.sampled_from([*DTYPES, torch.float64]))
+def test_norm_of_indexed_rows_is_that_of_the_rows(pairs: list[tuple[int, int]], dtype: torch.dtype) -> None:
+    x, residual, weight, bias = norm_inputs(4, 20, dtype, residual_rows=6)
+    x_index, index = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).unbind(1)
+    gathered = mp_kernels.add_layer_norm(x[x_index], residual[index], weight, bias, 1e-5)
+    assert_same_bits([mp_kernels.add_layer_norm(x, residual, weight, bias, 1e-5, index, x_index)], [gathered])
+
+
+def test_norm_reads_no_rows_but_those_of_its_indices() -> None:
+    x, residual, *vectors = norm_inputs(6, 20, residual_rows=6)
+    index, x_index = torch.tensor([5, 1]), torch.tensor([3, 3])
+    spoilt_x = x.index_fill(0, torch.tensor([0, 1, 2, 4, 5]), float("nan"))
+    spoilt_residual = residual.index_fill(0, torch.tensor([0, 2, 3, 4]), float("nan"))
+
+    def run(*inputs: torch.Tensor) -> list[torch.Tensor]:
+        return with_gradients(lambda *xs: mp_kernels.add_layer_norm(*xs, 1e-5, index, x_index), inputs)
+
+    assert_same_bits(run(spoilt_x, spoilt_residual, *vectors), run(x, residual, *vectors))
+
+
+@pytest.mark.parametrize("rows", [0, 3])
+@pytest.mark.parametrize("indexed", ["neither", "index", "x_index"])
+def test_norm_of_no_rows(indexed: str, rows: int) -> None:
+    indices = {} if indexed == "neither" else {indexed: torch.zeros(0, dtype=torch.int64)}
+    x_rows, residual_rows = (rows if name in indices else 0 for name in ("x_index", "index"))
+    inputs = norm_inputs(x_rows, 6, residual_rows=residual_rows)
+    results = with_gradients(lambda *xs: mp_kernels.add_layer_norm(*xs, 1e-5, **indices), inputs)
+    assert [tuple(x.shape) for x in results] == [(0, 6), (x_rows, 6), (residual_rows, 6), (6,), (6,)]
+    assert not any(grad.any() for grad in results[1:])
 
 
 @pytest.mark.parametrize("eps", [1e-12, 1e-5, 1.0])
@@ -140,11 +192,11 @@ def test_norm_of_nan_stays_in_its_row() -> None:
     assert_same_bits([spoilt[[0, 2]]], [clean[[0, 2]]])
 
 
-@pytest.mark.parametrize("index", [None, [1, 1, 0]])
-def test_norm_gradcheck(index: list[int] | None) -> None:
+@pytest.mark.parametrize("index", [None, torch.tensor([1, 1, 0])])
+@pytest.mark.parametrize("x_index", [None, torch.tensor([2, 0, 2])])
+def test_norm_gradcheck(index: torch.Tensor | None, x_index: torch.Tensor | None) -> None:
     inputs = [x.double().requires_grad_() for x in norm_inputs(3, 4)]
-    index = None if index is None else torch.tensor(index)
-    assert torch.autograd.gradcheck(lambda *xs: mp_kernels.add_layer_norm(*xs, 1e-5, index), inputs)
+    assert torch.autograd.gradcheck(lambda *xs: mp_kernels.add_layer_norm(*xs, 1e-5, index, x_index), inputs)
 
 
 # ---- bias_gelu ----
@@ -187,12 +239,15 @@ def test_gelu_gradcheck() -> None:
     assert torch.autograd.gradcheck(mp_kernels.bias_gelu, inputs)
 
 
-# ---- all three ----
+# ---- all of them ----
 
 CU_SEQLENS = cu_seqlens_of(EDGE_LENGTHS)
+OTHER_ROWS = torch.arange(sum(EDGE_LENGTHS))[::3]
+SOME_ROWS = OTHER_ROWS.flip(0)
 STEPS = {
     "ragged_mean": lambda x, _: mp_kernels.ragged_mean(x, CU_SEQLENS),
     "add_layer_norm": lambda x, bias: mp_kernels.add_layer_norm(x, x.flip(0), bias, bias, 1e-5),
+    "add_layer_norm of rows": lambda x, bias: mp_kernels.add_layer_norm(x, x, bias, bias, 1e-5, SOME_ROWS, OTHER_ROWS),
     "bias_gelu": mp_kernels.bias_gelu,
 }
 
@@ -245,23 +300,40 @@ def test_refused_means(arguments: tuple, error: type[Exception], message: str) -
         ({"x": VECTOR}, ValueError, r"x must have 2 dimensions; got float32 \[4\]"),
         ({"x": X.bool()}, TypeError, r"x must be float32 or .* got bool \[3, 4\]"),
         ({"residual": X.half()}, TypeError, r"residual must be float32; got float16 \[3, 4\]"),
-        ({"residual": X[:2]}, RuntimeError, r"without an index x and residual .* got \[3, 4\] and \[2, 4\]"),
-        ({"residual": X[:, :3]}, RuntimeError, r"x and residual must be .* got \[3, 4\] and \[3, 3\]"),
+        ({"residual": X[:2]}, ValueError, r"x and residual must have the same rows, .* got 3 and 2"),
+        ({"residual": X[:, :3]}, ValueError, r"must have one width; got .*\[3, 4\].*\[3, 3\].*\[4\].*\[4\]"),
         ({"weight": VECTOR.double()}, TypeError, r"weight must be float32; got float64 \[4\]"),
-        ({"weight": VECTOR[:3]}, RuntimeError, r"weight and bias must be \[width\], 4; got \[3\] and \[4\]"),
+        ({"weight": VECTOR[:3]}, ValueError, r"must have one width; got .*\[3, 4\].*\[3, 4\].*\[3\].*\[4\]"),
+        ({"bias": VECTOR[:3]}, ValueError, r"must have one width; got .*\[3, 4\].*\[3, 4\].*\[4\].*\[3\]"),
         ({"bias": X}, ValueError, r"bias must have 1 dimension; got float32 \[3, 4\]"),
         ({"bias": META}, ValueError, r"bias must be on cpu .* on meta"),
-        ({"index": torch.tensor([0, 1, 3])}, RuntimeError, r"index must lie in 0\.\.2; got 3"),
-        ({"index": torch.tensor([0, 1, -1])}, RuntimeError, r"index must lie in 0\.\.2; got -1"),
-        ({"index": torch.tensor([0, 1])}, RuntimeError, r"index must be \[rows\], 3; got \[2\]"),
-        ({"index": torch.tensor([0, 1, 2]).int()}, TypeError, r"index must be int64; got int32 \[3\]"),
-        ({"index": torch.tensor([0, 1, 2]).to("meta")}, ValueError, r"index must be on cpu .* on meta"),
+        ({"index": torch.tensor([0, 1])}, ValueError, r"x and residual must have the same rows, .* got 3 and 2"),
+        ({"x_index": torch.tensor([0, 1])}, ValueError, r"x and residual must have the same rows, .* got 2 and 3"),
     ],
 )
 def test_refused_norms(changed: dict, error: type[Exception], message: str) -> None:
     arguments = {"x": X, "residual": X, "weight": VECTOR, "bias": VECTOR, "eps": 1e-5} | changed
     with pytest.raises(error, match=message):
         mp_kernels.add_layer_norm(**arguments)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("index", "error", "message"),
+    [
+        (torch.tensor([0, 1, 3]), RuntimeError, r" must lie in 0\.\.2; got 3"),
+        (torch.tensor([0, 1, -1]), RuntimeError, r" must lie in 0\.\.2; got -1"),
+        (torch.tensor([0, 1, 2]).int(), TypeError, r" must be int64; got int32 \[3\]"),
+        (torch.tensor([[0, 1, 2]]), ValueError, r" must have 1 dimension; got int64 \[1, 3\]"),
+        (torch.tensor([0, 1, 2]).to("meta"), ValueError, r" must be on cpu .* on meta"),
+        ([0, 1, 2], TypeError, r" must be a tensor; got list \[0, 1, 2\]"),
+    ],
+)
+@pytest.mark.parametrize("name", ["index", "x_index"])
+def test_refused_indices_of_norms(name: str, index, error: type[Exception], message: str, dtype: torch.dtype) -> None:
+    x, vector = X.to(dtype), VECTOR.to(dtype)
+    with pytest.raises(error, match=rf"\b{name}{message}"):
+        mp_kernels.add_layer_norm(x, x, vector, vector, 1e-5, **{name: index})
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

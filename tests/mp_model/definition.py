@@ -222,10 +222,20 @@ def paper_flops(config: Any, entered: Sequence[int], kept: Sequence[int]) -> int
     return work
 
 
+def can_prune(config: Any, layer: int) -> bool:
+    """Importance is never negative, and a share of 1.0 is everybody."""
+    if config.top_k is not None:
+        return config.top_k[layer - 1] != 1.0 or isinstance(config.top_k[layer - 1], int)
+    return config.prune_thresholds is not None and config.prune_thresholds[layer - 1] > 0
+
+
 def executed_flops(
     config: Any, input_length: int, entered: Sequence[int], kept: Sequence[int], exit_layer: int, open_exits: Any
 ) -> int:
-    """What the answer takes when exits are decided first and pruned tokens leave before the output projection."""
+    """What the answer takes when exits are decided first and pruned tokens leave before the output projection.
+
+    Where a layer does both, the samples that leave do so with the pruned tokens: their queries have been made by then.
+    """
     d, f = config.hidden_size, config.intermediate_size
 
     def keys_and_values(n: int) -> int:
@@ -252,6 +262,8 @@ def executed_flops(
             work += first_token(n) + head_flops(config, n)
             if layer != exit_layer:
                 work += everything_else(n, m)
+            elif can_prune(config, layer):
+                work += product(n, d, d)
     return work
 
 

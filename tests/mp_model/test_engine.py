@@ -441,11 +441,16 @@ def test_executed_flops_are_those_of_the_matrix_products_that_run(
     def counted_attention(q, k, v, cu_seqlens, max_seqlen, scale=None, *, cu_seqlens_q=None, **options):
         nonlocal in_attention
         queries = (cu_seqlens if cu_seqlens_q is None else cu_seqlens_q).diff().long()
-        in_attention += 4 * int((queries * cu_seqlens.diff()).sum()) * q[0].numel()
+        computed = 1 if options.get("stays") is None else options["stays"]
+        in_attention += 4 * int((queries * cu_seqlens.diff() * computed).sum()) * q[0].numel()
         return attention(q, k, v, cu_seqlens, max_seqlen, scale, cu_seqlens_q=cu_seqlens_q, **options)
 
     monkeypatch.setattr(mp_kernels, "ragged_attention", counted_attention)
-    with FlopCounterMode(display=False) as counter:
+
+    def of_head(features, dense, _, classifier, *__, **___):
+        return 2 * features[0] * (dense[0] * dense[1] + classifier[0] * classifier[1])
+
+    with FlopCounterMode(display=False, custom_mapping={torch.ops.mp_kernels.exit_head: of_head}) as counter:
         output = model(**BATCH.padded(), exit_threshold=threshold)
 
     assert int(output.executed_flops.sum()) == in_attention + counter.get_total_flops()

@@ -42,15 +42,15 @@ void test_attention(const mp::Kernels& kernels, const Problem& p) {
   const int64_t heads = p.heads, dim = p.dim, total = p.total(), size = total * heads * dim;
   const double scale = 1 / std::sqrt(static_cast<double>(dim));
   std::vector<float> q = random_floats(size, 1), k = random_floats(size, 2), v = random_floats(size, 3);
-  std::vector<float> out_grad = random_floats(size, 4), importance_grad = random_floats(total, 5);
-  std::vector<float> out(size, NAN), sums(heads * total, NAN), logsumexp(heads * total, NAN), importance(total, NAN);
+  std::vector<float> out_grad = random_floats(size, 4), importance_grad = random_floats(heads * total, 5);
+  std::vector<float> out(size, NAN), by_head(heads * total, NAN), logsumexp(heads * total, NAN), importance(total, NAN);
   std::vector<float> q_grad(size, NAN), k_grad(size, NAN), v_grad(size, NAN);
   const auto tensor = [&](std::vector<float>& x) { return mp::Heads{x.data(), heads * dim, dim}; };
 
   const mp::AttentionShape shape{mp::Dtype::kFloat32,      p.starts.data(), p.starts.data(), heads, dim, total, total,
                                  static_cast<float>(scale)};
-  const mp::AttentionForward forward{shape,       tensor(q),   tensor(k),       tensor(v),
-                                     tensor(out), sums.data(), logsumexp.data()};
+  const mp::AttentionForward forward{shape,       tensor(q),      tensor(k),       tensor(v),
+                                     tensor(out), by_head.data(), logsumexp.data()};
   const mp::AttentionBackward backward{shape,
                                        tensor(q),
                                        tensor(k),
@@ -81,7 +81,7 @@ void test_attention(const mp::Kernels& kernels, const Problem& p) {
         for (int64_t j = 0; j < n; ++j) {
           probability[j] /= partition;
           want_importance[begin + j] += probability[j] / static_cast<double>(heads * n);
-          slope[j] = importance_grad[begin + j] / static_cast<double>(heads * n);
+          slope[j] = importance_grad[h * total + begin + j] / static_cast<double>(n);
           for (int64_t d = 0; d < dim; ++d) {
             want_out[at(i, d)] += probability[j] * v[at(j, d)];
             want_v[at(j, d)] += probability[j] * out_grad[at(i, d)];
@@ -97,8 +97,7 @@ void test_attention(const mp::Kernels& kernels, const Problem& p) {
           }
       }
     }
-    kernels.add_heads(sums.data(), heads, total, begin, begin + n, 1.0f / static_cast<float>(heads * n),
-                      importance.data());
+    kernels.mean_over_heads(by_head.data(), heads, total, begin, begin + n, importance.data());
   }
   expect_close("attention", kernels, out, want_out, 1e-5);
   expect_close("importance", kernels, importance, want_importance, 1e-5);
@@ -113,8 +112,8 @@ void test_rows(const mp::Kernels& kernels, int64_t width) {
   const std::vector<float> weight = random_floats(width, 3), bias = random_floats(width, 4);
   std::vector<float> normed(rows * width, NAN), grown(rows * width, NAN), mean(width, NAN);
   std::vector<double> want_normed(rows * width), want_grown(rows * width), want_mean(width);
-  const mp::LayerNorm norm{mp::Dtype::kFloat32, x.data(),      residual.data(), nullptr, weight.data(),
-                           bias.data(),         normed.data(), width,           1e-12f};
+  const mp::LayerNorm norm{mp::Dtype::kFloat32, x.data(),    nullptr,       residual.data(), nullptr,
+                           weight.data(),       bias.data(), normed.data(), width,           1e-12f};
   kernels.add_layer_norm(norm, 0, rows);
   kernels.bias_gelu(mp::Dtype::kFloat32, x.data(), bias.data(), grown.data(), width, 0, rows);
   kernels.mean_rows(mp::Dtype::kFloat32, x.data(), mean.data(), width, 0, rows);

@@ -1,0 +1,43 @@
+"""Which implementation runs on which device.
+
+CPU: the compiled kernels (:mod:`mp_kernels.extension`). CUDA: those written in Triton (:mod:`mp_kernels.triton`), and the
+compiled gather where it was built. Everywhere else, and where something is missing, what :mod:`mp_kernels.schemas` gives.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Collection
+from typing import Any
+
+import torch
+
+from . import extension
+from .schemas import SCHEMAS, library
+
+COMPILED_FOR_CUDA = ("ragged_gather", "ragged_gather_backward")
+
+
+def _from_triton(name: str) -> Callable:
+    def call(*arguments: Any) -> Any:
+        from .triton import IMPLEMENTATIONS  # only where a GPU is: the import takes a while
+
+        return IMPLEMENTATIONS[name](*arguments)
+
+    return call
+
+
+def register_triton(registrations: torch.library.Library, dispatch_key: str, names: Collection[str]) -> None:
+    """Makes the Triton kernels the implementation of the operators ``names`` for tensors of ``dispatch_key``."""
+    for name in names:
+        registrations.impl(name, _from_triton(name), dispatch_key)
+
+
+def has_triton() -> bool:
+    """Whether Triton is installed."""
+    return importlib.util.find_spec("triton") is not None
+
+
+if has_triton():
+    _compiled = COMPILED_FOR_CUDA if extension.is_cuda_built() else ()
+    register_triton(library, "CUDA", [name for name in SCHEMAS if name not in _compiled])

@@ -1,0 +1,26 @@
+"""The operators on GPUs, written in Triton: one file a family of kernels.
+
+Each family's file begins with the kernels and ends with the functions that are registered as the operators. Where a kernel
+is too slow or wrong, its definition stands in :mod:`mp_kernels.reference`.
+"""
+
+from . import attention, attention_backward, compaction, heads, rows
+
+IMPLEMENTATIONS = {
+    function.__name__: function
+    for function in (
+        attention.ragged_attention,
+        attention_backward.ragged_attention_backward,
+        compaction.mean_over_heads,
+        compaction.prune_tokens,
+        compaction.top_k_tokens,
+        compaction.select_samples,
+        rows.ragged_gather,
+        rows.ragged_gather_backward,
+        rows.ragged_mean,
+        rows.add_layer_norm,
+        rows.bias_gelu,
+        heads.normalized_entropy,
+        heads.exit_head,
+    )
+}

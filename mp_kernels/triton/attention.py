@@ -1,0 +1,270 @@
+"""Attention within the samples of a packed batch, with the column means of its probabilities: forward.
+
+Where the keys of every sample fit one tile, one pass does it all: a program owns a sample and a head, its keys and values
+stay on the processor, and each block of queries adds its column sums to those of the blocks before. Otherwise two passes:
+a program a block of queries with the running softmax of FlashAttention, then a program a block of keys that sums its
+columns from the log-sum-exp. Neither needs atomics: sums have one order, and runs repeat bit by bit.
+
+Probabilities are powers of two of scores in units of log 2; the log-sum-exp handed out is natural.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import configurations, launching
+from .tiles import LOG2_E, fill_rows, load_rows, sample_span, store_rows
+
+
+@triton.jit
+def attention_one_pass(
+    p_q,
+    p_k,
+    p_v,
+    p_out,
+    p_logsumexp,
+    p_importance,
+    p_cu_seqlens_q,
+    p_cu_seqlens,
+    p_stays,
+    total_q,
+    total,
+    q_row_stride,
+    q_head_stride,
+    k_row_stride,
+    k_head_stride,
+    v_row_stride,
+    v_head_stride,
+    out_row_stride,
+    scale,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    NEED_IMPORTANCE: tl.constexpr,
+    HAS_STAYS: tl.constexpr,
+):
+    """Program (head, sample): everything of a head of a sample of at most BLOCK_K keys."""
+    head = tl.program_id(0).to(tl.int64)
+    sample = tl.program_id(1)
+    q_begin, queries = sample_span(p_cu_seqlens_q, sample)
+    k_begin, keys = sample_span(p_cu_seqlens, sample)
+    p_q += q_begin * q_row_stride + head * q_head_stride
+    p_k += k_begin * k_row_stride + head * k_head_stride
+    p_v += k_begin * v_row_stride + head * v_head_stride
+    p_out += q_begin * out_row_stride + head * HEAD_DIM
+    p_logsumexp += head * total_q + q_begin
+    p_importance += head * total + k_begin
+    columns = tl.arange(0, BLOCK_K)
+    if HAS_STAYS:
+        if tl.load(p_stays + sample) == 0:
+            fill_rows(p_out, out_row_stride, p_logsumexp, 0, queries, BLOCK_Q, HEAD_DIM, BLOCK_D)
+            if NEED_IMPORTANCE:
+                tl.store(p_importance + columns, tl.zeros([BLOCK_K], tl.float32), mask=columns < keys)
+            return
+
+    b_k = load_rows(p_k, k_row_stride, 0, keys, BLOCK_K, HEAD_DIM, BLOCK_D)  # [BLOCK_K, BLOCK_D]
+    b_v = load_rows(p_v, v_row_stride, 0, keys, BLOCK_K, HEAD_DIM, BLOCK_D)  # [BLOCK_K, BLOCK_D]
+    b_sums = tl.zeros([BLOCK_K], tl.float32)
+    for first in range(0, queries, BLOCK_Q):
+        rows = first + tl.arange(0, BLOCK_Q)
+        b_q = load_rows(p_q, q_row_stride, first, queries, BLOCK_Q, HEAD_DIM, BLOCK_D)  # [BLOCK_Q, BLOCK_D]
+        b_s = tl.dot(b_q, tl.trans(b_k), input_precision="ieee") * (scale * LOG2_E)  # [BLOCK_Q, BLOCK_K]
+        b_s = tl.where(columns[None, :] < keys, b_s, float("-inf"))
+        b_max = tl.max(b_s, 1)  # [BLOCK_Q]
+        b_p = tl.exp2(b_s - b_max[:, None])  # [BLOCK_Q, BLOCK_K]
+        b_norm = tl.sum(b_p, 1)  # [BLOCK_Q]
+        b_p *= (1.0 / b_norm)[:, None]
+        if NEED_IMPORTANCE:
+            b_sums += tl.sum(tl.where(rows[:, None] < queries, b_p, 0.0), 0)
+        b_out = tl.dot(b_p.to(b_v.dtype), b_v, input_precision="ieee")  # [BLOCK_Q, BLOCK_D]
+        store_rows(p_out, out_row_stride, first, queries, b_out, BLOCK_Q, HEAD_DIM, BLOCK_D)
+        tl.store(p_logsumexp + rows, (b_max + tl.log2(b_norm)) / LOG2_E, mask=rows < queries)
+    if NEED_IMPORTANCE:
+        tl.store(p_importance + columns, b_sums / tl.maximum(queries, 1).to(tl.float32), mask=columns < keys)
+
+
+@triton.jit
+def attention_streaming(
+    p_q,
+    p_k,
+    p_v,
+    p_out,
+    p_logsumexp,
+    p_cu_seqlens_q,
+    p_cu_seqlens,
+    p_stays,
+    total_q,
+    q_row_stride,
+    q_head_stride,
+    k_row_stride,
+    k_head_stride,
+    v_row_stride,
+    v_head_stride,
+    out_row_stride,
+    scale,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    HAS_STAYS: tl.constexpr,
+):
+    """Program (query blocks, head, sample): out and log-sum-exp of every so many-th block of queries, any number of keys."""
+    head = tl.program_id(1).to(tl.int64)
+    sample = tl.program_id(2)
+    q_begin, queries = sample_span(p_cu_seqlens_q, sample)
+    k_begin, keys = sample_span(p_cu_seqlens, sample)
+    p_q += q_begin * q_row_stride + head * q_head_stride
+    p_k += k_begin * k_row_stride + head * k_head_stride
+    p_v += k_begin * v_row_stride + head * v_head_stride
+    p_out += q_begin * out_row_stride + head * HEAD_DIM
+    p_logsumexp += head * total_q + q_begin
+    if HAS_STAYS:
+        if tl.load(p_stays + sample) == 0:
+            for first in range(tl.program_id(0) * BLOCK_Q, queries, tl.num_programs(0) * BLOCK_Q):
+                last = tl.minimum(first + BLOCK_Q, queries)
+                fill_rows(p_out, out_row_stride, p_logsumexp, first, last, BLOCK_Q, HEAD_DIM, BLOCK_D)
+            return
+
+    for first in range(tl.program_id(0) * BLOCK_Q, queries, tl.num_programs(0) * BLOCK_Q):
+        rows = first + tl.arange(0, BLOCK_Q)
+        b_q = load_rows(p_q, q_row_stride, first, queries, BLOCK_Q, HEAD_DIM, BLOCK_D)  # [BLOCK_Q, BLOCK_D]
+        b_max = tl.full([BLOCK_Q], float("-inf"), tl.float32)
+        b_norm = tl.zeros([BLOCK_Q], tl.float32)
+        b_out = tl.zeros([BLOCK_Q, BLOCK_D], tl.float32)
+        for key in range(0, keys, BLOCK_K):
+            columns = key + tl.arange(0, BLOCK_K)
+            b_k = load_rows(p_k, k_row_stride, key, keys, BLOCK_K, HEAD_DIM, BLOCK_D)  # [BLOCK_K, BLOCK_D]
+            b_v = load_rows(p_v, v_row_stride, key, keys, BLOCK_K, HEAD_DIM, BLOCK_D)  # [BLOCK_K, BLOCK_D]
+            b_s = tl.dot(b_q, tl.trans(b_k), input_precision="ieee") * (scale * LOG2_E)  # [BLOCK_Q, BLOCK_K]
+            b_s = tl.where(columns[None, :] < keys, b_s, float("-inf"))
+            b_new_max = tl.maximum(b_max, tl.max(b_s, 1))
+            b_p = tl.exp2(b_s - b_new_max[:, None])  # [BLOCK_Q, BLOCK_K]
+            b_shrink = tl.exp2(b_max - b_new_max)
+            b_norm = b_norm * b_shrink + tl.sum(b_p, 1)
+            b_out = b_out * b_shrink[:, None]
+            b_out = tl.dot(b_p.to(b_v.dtype), b_v, b_out, input_precision="ieee")
+            b_max = b_new_max
+        b_out *= (1.0 / b_norm)[:, None]
+        store_rows(p_out, out_row_stride, first, queries, b_out, BLOCK_Q, HEAD_DIM, BLOCK_D)
+        tl.store(p_logsumexp + rows, (b_max + tl.log2(b_norm)) / LOG2_E, mask=rows < queries)
+
+
+@triton.jit
+def attention_column_means(
+    p_q,
+    p_k,
+    p_logsumexp,
+    p_importance,
+    p_cu_seqlens_q,
+    p_cu_seqlens,
+    p_stays,
+    total_q,
+    total,
+    q_row_stride,
+    q_head_stride,
+    k_row_stride,
+    k_head_stride,
+    scale,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    HAS_STAYS: tl.constexpr,
+):
+    """Program (key block, head, sample): column means of a block of keys, from the log-sum-exp of every query."""
+    first = tl.program_id(0) * BLOCK_K
+    head = tl.program_id(1).to(tl.int64)
+    sample = tl.program_id(2)
+    q_begin, queries = sample_span(p_cu_seqlens_q, sample)
+    k_begin, keys = sample_span(p_cu_seqlens, sample)
+    if first >= keys:
+        return
+    p_q += q_begin * q_row_stride + head * q_head_stride
+    p_k += k_begin * k_row_stride + head * k_head_stride
+    p_logsumexp += head * total_q + q_begin
+    p_importance += head * total + k_begin
+    columns = first + tl.arange(0, BLOCK_K)
+    if HAS_STAYS:
+        if tl.load(p_stays + sample) == 0:
+            tl.store(p_importance + columns, tl.zeros([BLOCK_K], tl.float32), mask=columns < keys)
+            return
+
+    b_k = load_rows(p_k, k_row_stride, first, keys, BLOCK_K, HEAD_DIM, BLOCK_D)  # [BLOCK_K, BLOCK_D]
+    b_sums = tl.zeros([BLOCK_K], tl.float32)
+    for query in range(0, queries, BLOCK_Q):
+        rows = query + tl.arange(0, BLOCK_Q)
+        b_q = load_rows(p_q, q_row_stride, query, queries, BLOCK_Q, HEAD_DIM, BLOCK_D)  # [BLOCK_Q, BLOCK_D]
+        # Of a row beyond the last query, infinity makes every probability zero.
+        b_logsumexp = tl.load(p_logsumexp + rows, mask=rows < queries, other=float("inf"))
+        b_s = tl.dot(b_k, tl.trans(b_q), input_precision="ieee") * (scale * LOG2_E)  # [BLOCK_K, BLOCK_Q]
+        b_sums += tl.sum(tl.exp2(b_s - (b_logsumexp * LOG2_E)[None, :]), 1)
+    tl.store(p_importance + columns, b_sums / tl.maximum(queries, 1).to(tl.float32), mask=columns < keys)
+
+
+def ragged_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens: Tensor,
+    stays: Tensor | None,
+    max_seqlen: int,
+    scale: float,
+    need_importance: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The operator of this name; shapes and meaning stand in :mod:`mp_kernels.schemas`."""
+    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+    total_q, heads, head_dim = q.shape
+    total, batch = k.shape[0], cu_seqlens.shape[0] - 1
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    logsumexp = q.new_empty(heads, total_q, dtype=torch.float32)
+    importance = q.new_empty(heads, total if need_importance else 0, dtype=torch.float32)
+    width = launching.padded_width(head_dim)
+    constants = {"HEAD_DIM": head_dim, "BLOCK_D": width, "HAS_STAYS": stays is not None}
+    flags = cu_seqlens if stays is None else stays  # a pointer that nobody reads, or the flags
+    strides = (*q.stride()[:2], *k.stride()[:2], *v.stride()[:2])
+
+    architecture = configurations.architecture_of(q.device)
+    keys = launching.padded_width(max_seqlen)
+    tile = configurations.one_pass(architecture, keys, width, q.element_size())
+    # With fewer programs than processors, a program a block of queries is done sooner.
+    fills_device = batch * heads >= configurations.processors_of(q.device)
+    if tile is not None and (fills_device or max_seqlen <= tile.rows):
+        launching.launch(
+            attention_one_pass,
+            (heads, batch),
+            *(q, k, v, out, logsumexp, importance, cu_seqlens_q, cu_seqlens, flags, total_q, total),
+            *(*strides, out.stride(0), scale),
+            tile=tile,
+            BLOCK_Q=tile.rows,
+            BLOCK_K=tile.columns,
+            NEED_IMPORTANCE=need_importance,
+            **constants,
+        )
+        return out, importance, logsumexp
+
+    tile = configurations.streaming(architecture, width, q.element_size())
+    launching.launch(
+        attention_streaming,
+        (triton.cdiv(max_seqlen, tile.rows), heads, batch),
+        *(q, k, v, out, logsumexp, cu_seqlens_q, cu_seqlens, flags, total_q, *strides, out.stride(0), scale),
+        tile=tile,
+        BLOCK_Q=tile.rows,
+        BLOCK_K=tile.columns,
+        **constants,
+    )
+    if need_importance:
+        launching.launch(
+            attention_column_means,
+            (triton.cdiv(max_seqlen, tile.columns), heads, batch),
+            *(q, k, logsumexp, importance, cu_seqlens_q, cu_seqlens, flags, total_q, total, *strides[:4], scale),
+            tile=tile,
+            BLOCK_Q=tile.rows,
+            BLOCK_K=tile.columns,
+            **constants,
+        )
+    return out, importance, logsumexp

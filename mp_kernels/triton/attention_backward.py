@@ -1,0 +1,236 @@
+"""Attention within the samples of a packed batch: backward, through its output and through the importance.
+
+With ``G_hj = importance_grad[h,j] / n``: ``dP_ij = dO_i . V_j + G_hj``, ``D_i = sum_j P_ij dP_ij``, ``dS = P o (dP - D)``,
+``dQ = scale dS K``, ``dK = scale dS^T Q``, ``dV = P^T dO``. One kernel a gradient of queries, one of keys and values; each
+block of a gradient is summed by one program, so there is nothing to add atomically and runs repeat bit by bit.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import configurations, launching
+from .tiles import LOG2_E, load_rows, sample_span, store_rows
+
+
+@triton.jit
+def attention_query_gradient(
+    p_out_grad,
+    p_importance_grad,
+    p_q,
+    p_k,
+    p_v,
+    p_logsumexp,
+    p_q_grad,
+    p_row_logsumexp,
+    p_row_mean,
+    p_cu_seqlens_q,
+    p_cu_seqlens,
+    total_q,
+    out_grad_row_stride,
+    out_grad_head_stride,
+    importance_grad_head_stride,
+    q_row_stride,
+    q_head_stride,
+    k_row_stride,
+    k_head_stride,
+    v_row_stride,
+    v_head_stride,
+    q_grad_row_stride,
+    scale,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    HAS_IMPORTANCE_GRAD: tl.constexpr,
+):
+    """Program (query blocks, head, sample): dQ of every so many-th block of queries.
+
+    Also writes, for the other kernel, D and the log-sum-exp in units of log 2, made exact: that of the forward pass carries
+    a rounding which large scores magnify.
+    """
+    head = tl.program_id(1).to(tl.int64)
+    sample = tl.program_id(2)
+    q_begin, queries = sample_span(p_cu_seqlens_q, sample)
+    k_begin, keys = sample_span(p_cu_seqlens, sample)
+    p_out_grad += q_begin * out_grad_row_stride + head * out_grad_head_stride
+    p_importance_grad += head * importance_grad_head_stride + k_begin
+    p_q += q_begin * q_row_stride + head * q_head_stride
+    p_k += k_begin * k_row_stride + head * k_head_stride
+    p_v += k_begin * v_row_stride + head * v_head_stride
+    p_logsumexp += head * total_q + q_begin
+    p_q_grad += q_begin * q_grad_row_stride + head * HEAD_DIM
+    p_row_logsumexp += head * total_q + q_begin
+    p_row_mean += head * total_q + q_begin
+    share = 1.0 / tl.maximum(queries, 1).to(tl.float32)
+
+    for first in range(tl.program_id(0) * BLOCK_Q, queries, tl.num_programs(0) * BLOCK_Q):
+        rows = first + tl.arange(0, BLOCK_Q)
+        b_q = load_rows(p_q, q_row_stride, first, queries, BLOCK_Q, HEAD_DIM, BLOCK_D)  # [BLOCK_Q, BLOCK_D]
+        b_out_grad = load_rows(p_out_grad, out_grad_row_stride, first, queries, BLOCK_Q, HEAD_DIM, BLOCK_D)
+        b_logsumexp = tl.load(p_logsumexp + rows, mask=rows < queries, other=0.0) * LOG2_E
+        b_norm = tl.zeros([BLOCK_Q], tl.float32)
+        b_mean = tl.zeros([BLOCK_Q], tl.float32)
+        for key in range(0, keys, BLOCK_K):
+            columns = key + tl.arange(0, BLOCK_K)
+            b_k = load_rows(p_k, k_row_stride, key, keys, BLOCK_K, HEAD_DIM, BLOCK_D)  # [BLOCK_K, BLOCK_D]
+            b_v = load_rows(p_v, v_row_stride, key, keys, BLOCK_K, HEAD_DIM, BLOCK_D)  # [BLOCK_K, BLOCK_D]
+            b_s = tl.dot(b_q, tl.trans(b_k), input_precision="ieee") * (scale * LOG2_E)  # [BLOCK_Q, BLOCK_K]
+            b_p = tl.where(columns[None, :] < keys, tl.exp2(b_s - b_logsumexp[:, None]), 0.0)
+            b_dp = tl.dot(b_out_grad, tl.trans(b_v), input_precision="ieee")
+            if HAS_IMPORTANCE_GRAD:
+                b_dp += tl.load(p_importance_grad + columns, mask=columns < keys, other=0.0)[None, :] * share
+            b_norm += tl.sum(b_p, 1)
+            b_mean += tl.sum(b_p * b_dp, 1)
+        b_mean /= b_norm
+        b_logsumexp += tl.log2(b_norm)
+
+        b_q_grad = tl.zeros([BLOCK_Q, BLOCK_D], tl.float32)
+        for key in range(0, keys, BLOCK_K):
+            columns = key + tl.arange(0, BLOCK_K)
+            b_k = load_rows(p_k, k_row_stride, key, keys, BLOCK_K, HEAD_DIM, BLOCK_D)  # [BLOCK_K, BLOCK_D]
+            b_v = load_rows(p_v, v_row_stride, key, keys, BLOCK_K, HEAD_DIM, BLOCK_D)  # [BLOCK_K, BLOCK_D]
+            b_s = tl.dot(b_q, tl.trans(b_k), input_precision="ieee") * (scale * LOG2_E)  # [BLOCK_Q, BLOCK_K]
+            b_p = tl.where(columns[None, :] < keys, tl.exp2(b_s - b_logsumexp[:, None]), 0.0)
+            b_dp = tl.dot(b_out_grad, tl.trans(b_v), input_precision="ieee")
+            if HAS_IMPORTANCE_GRAD:
+                b_dp += tl.load(p_importance_grad + columns, mask=columns < keys, other=0.0)[None, :] * share
+            b_ds = b_p * (b_dp - b_mean[:, None])
+            b_q_grad = tl.dot(b_ds.to(b_k.dtype), b_k, b_q_grad, input_precision="ieee")
+        store_rows(p_q_grad, q_grad_row_stride, first, queries, b_q_grad * scale, BLOCK_Q, HEAD_DIM, BLOCK_D)
+        tl.store(p_row_logsumexp + rows, b_logsumexp, mask=rows < queries)
+        tl.store(p_row_mean + rows, b_mean, mask=rows < queries)
+
+
+@triton.jit
+def attention_key_value_gradient(
+    p_out_grad,
+    p_importance_grad,
+    p_q,
+    p_k,
+    p_v,
+    p_k_grad,
+    p_v_grad,
+    p_row_logsumexp,
+    p_row_mean,
+    p_cu_seqlens_q,
+    p_cu_seqlens,
+    total_q,
+    out_grad_row_stride,
+    out_grad_head_stride,
+    importance_grad_head_stride,
+    q_row_stride,
+    q_head_stride,
+    k_row_stride,
+    k_head_stride,
+    v_row_stride,
+    v_head_stride,
+    k_grad_row_stride,
+    scale,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    HAS_IMPORTANCE_GRAD: tl.constexpr,
+):
+    """Program (key block, head, sample): dK and dV of a block of keys, over all queries."""
+    first = tl.program_id(0) * BLOCK_K
+    head = tl.program_id(1).to(tl.int64)
+    sample = tl.program_id(2)
+    q_begin, queries = sample_span(p_cu_seqlens_q, sample)
+    k_begin, keys = sample_span(p_cu_seqlens, sample)
+    if first >= keys:
+        return
+    p_out_grad += q_begin * out_grad_row_stride + head * out_grad_head_stride
+    p_importance_grad += head * importance_grad_head_stride + k_begin
+    p_q += q_begin * q_row_stride + head * q_head_stride
+    p_k += k_begin * k_row_stride + head * k_head_stride
+    p_v += k_begin * v_row_stride + head * v_head_stride
+    p_k_grad += k_begin * k_grad_row_stride + head * HEAD_DIM
+    p_v_grad += k_begin * k_grad_row_stride + head * HEAD_DIM
+    p_row_logsumexp += head * total_q + q_begin
+    p_row_mean += head * total_q + q_begin
+    columns = first + tl.arange(0, BLOCK_K)
+    share = 1.0 / tl.maximum(queries, 1).to(tl.float32)
+
+    b_k = load_rows(p_k, k_row_stride, first, keys, BLOCK_K, HEAD_DIM, BLOCK_D)  # [BLOCK_K, BLOCK_D]
+    b_v = load_rows(p_v, v_row_stride, first, keys, BLOCK_K, HEAD_DIM, BLOCK_D)  # [BLOCK_K, BLOCK_D]
+    b_k_grad = tl.zeros([BLOCK_K, BLOCK_D], tl.float32)
+    b_v_grad = tl.zeros([BLOCK_K, BLOCK_D], tl.float32)
+    if HAS_IMPORTANCE_GRAD:
+        b_column_grad = tl.load(p_importance_grad + columns, mask=columns < keys, other=0.0) * share
+    for query in range(0, queries, BLOCK_Q):
+        rows = query + tl.arange(0, BLOCK_Q)
+        b_q = load_rows(p_q, q_row_stride, query, queries, BLOCK_Q, HEAD_DIM, BLOCK_D)  # [BLOCK_Q, BLOCK_D]
+        b_out_grad = load_rows(p_out_grad, out_grad_row_stride, query, queries, BLOCK_Q, HEAD_DIM, BLOCK_D)
+        # Of a row beyond the last query, infinity makes every probability zero.
+        b_logsumexp = tl.load(p_row_logsumexp + rows, mask=rows < queries, other=float("inf"))
+        b_mean = tl.load(p_row_mean + rows, mask=rows < queries, other=0.0)
+        b_s = tl.dot(b_k, tl.trans(b_q), input_precision="ieee") * (scale * LOG2_E)  # [BLOCK_K, BLOCK_Q]
+        b_p = tl.exp2(b_s - b_logsumexp[None, :])
+        b_v_grad = tl.dot(b_p.to(b_out_grad.dtype), b_out_grad, b_v_grad, input_precision="ieee")
+        b_dp = tl.dot(b_v, tl.trans(b_out_grad), input_precision="ieee")  # [BLOCK_K, BLOCK_Q]
+        if HAS_IMPORTANCE_GRAD:
+            b_dp += b_column_grad[:, None]
+        b_ds = b_p * (b_dp - b_mean[None, :])
+        b_k_grad = tl.dot(b_ds.to(b_q.dtype), b_q, b_k_grad, input_precision="ieee")
+    store_rows(p_k_grad, k_grad_row_stride, first, keys, b_k_grad * scale, BLOCK_K, HEAD_DIM, BLOCK_D)
+    store_rows(p_v_grad, k_grad_row_stride, first, keys, b_v_grad, BLOCK_K, HEAD_DIM, BLOCK_D)
+
+
+def ragged_attention_backward(
+    out_grad: Tensor,
+    importance_grad: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    logsumexp: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The operator of this name; shapes and meaning stand in :mod:`mp_kernels.schemas`."""
+    out_grad, q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (out_grad, q, k, v))
+    has_importance_grad = importance_grad is not None
+    column_grad = importance_grad if has_importance_grad else logsumexp  # or a pointer that nobody reads
+    column_grad = column_grad if column_grad.stride(-1) == 1 else column_grad.contiguous()
+    total_q, heads, head_dim = q.shape
+    batch = cu_seqlens.shape[0] - 1
+    q_grad, k_grad, v_grad = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+    row_logsumexp, row_mean = torch.empty_like(logsumexp), torch.empty_like(logsumexp)
+
+    width = launching.padded_width(head_dim)
+    tile = configurations.backward(configurations.architecture_of(q.device), width, q.element_size())
+    strides = (
+        *out_grad.stride()[:2],
+        column_grad.stride(0),
+        *(stride for x in (q, k, v) for stride in x.stride()[:2]),
+    )
+    constants = {
+        "HEAD_DIM": head_dim,
+        "BLOCK_D": width,
+        "BLOCK_Q": tile.rows,
+        "BLOCK_K": tile.columns,
+        "HAS_IMPORTANCE_GRAD": has_importance_grad,
+    }
+    launching.launch(
+        attention_query_gradient,
+        (triton.cdiv(max_seqlen, tile.rows), heads, batch),
+        *(out_grad, column_grad, q, k, v, logsumexp, q_grad, row_logsumexp, row_mean, cu_seqlens_q, cu_seqlens),
+        *(total_q, *strides, q_grad.stride(0), scale),
+        tile=tile,
+        **constants,
+    )
+    launching.launch(
+        attention_key_value_gradient,
+        (triton.cdiv(max_seqlen, tile.columns), heads, batch),
+        *(out_grad, column_grad, q, k, v, k_grad, v_grad, row_logsumexp, row_mean, cu_seqlens_q, cu_seqlens),
+        *(total_q, *strides, k_grad.stride(0), scale),
+        tile=tile,
+        **constants,
+    )
+    return q_grad, k_grad, v_grad

@@ -1,0 +1,396 @@
+"""Compaction of a packed batch: which rows go on, and where the samples then begin.
+
+Token pruning and sample exits are one compaction over different flags. A usual batch takes one launch of one program,
+which walks over the rows with a running count; a large one takes three launches: flags and counts of every block, places,
+samples. Everything is counted in integers and written at its place: no atomics, and no result depends on timing.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import configurations, launching
+
+
+@triton.jit
+def samples_of_rows(rows, p_cu_seqlens, batch, LOG_BATCH: tl.constexpr):
+    """The sample of each row: the last one that begins at it or before it, by bisection."""
+    sample = tl.zeros_like(rows)
+    for bit in tl.static_range(LOG_BATCH):
+        later = sample + (1 << (LOG_BATCH - 1 - bit))
+        begins = tl.load(p_cu_seqlens + later, mask=later < batch, other=2147483647)
+        sample = tl.where(begins <= rows, later, sample)
+    return sample
+
+
+@triton.jit
+def mean_of_heads(p_importance, rows, inside, head_stride, HEADS: tl.constexpr):
+    """Mean over the heads, added in their order."""
+    b_sum = tl.load(p_importance + rows, mask=inside, other=0.0)
+    for head in tl.static_range(1, HEADS):
+        b_sum += tl.load(p_importance + head * head_stride + rows, mask=inside, other=0.0)
+    return b_sum * (1.0 / HEADS)
+
+
+@triton.jit
+def kept_rows(
+    rows,
+    p_importance,
+    p_flags,
+    p_cu_seqlens,
+    p_stays,
+    head_stride,
+    threshold,
+    total,
+    batch,
+    HEADS: tl.constexpr,
+    LOG_BATCH: tl.constexpr,
+    HAS_FLAGS: tl.constexpr,
+    HAS_STAYS: tl.constexpr,
+):
+    """0 or 1 for each row, and the first row whose importance is NaN (or a large number).
+
+    HEADS is 0 where the importance has no say. A flag of 2 stands for a row that goes on with a NaN.
+    """
+    inside = rows < total
+    keep = inside
+    broken = rows < 0
+    if HEADS > 0 or HAS_STAYS:
+        sample = samples_of_rows(rows, p_cu_seqlens, batch, LOG_BATCH)
+    if HEADS > 0:
+        b_importance = mean_of_heads(p_importance, rows.to(tl.int64), inside, head_stride, HEADS)
+        protected = rows == tl.load(p_cu_seqlens + sample, mask=inside, other=0)
+        broken = inside & (b_importance != b_importance)
+        keep = inside & ((b_importance >= threshold) | protected)
+    if HAS_FLAGS:
+        flags = tl.load(p_flags + rows, mask=inside, other=0)
+        broken = flags == 2
+        keep = flags != 0
+    if HAS_STAYS:
+        stays = tl.load(p_stays + sample, mask=inside, other=0) != 0
+        broken = broken & stays
+        keep = keep & stays
+    return keep.to(tl.int32), tl.min(tl.where(broken, rows, 2147483647), 0)
+
+
+@triton.jit
+def bound_samples(
+    p_places,
+    p_cu_seqlens,
+    p_stays,
+    p_new_cu_seqlens,
+    p_samples,
+    p_extents,
+    kept,
+    first_nan,
+    batch,
+    BLOCK: tl.constexpr,
+    HAS_STAYS: tl.constexpr,
+):
+    """Where the samples that stay begin, which they are, and the extents; from the places of all rows."""
+    count = 0
+    longest = 0
+    for first in range(0, batch, BLOCK):
+        samples = first + tl.arange(0, BLOCK)
+        inside = samples < batch
+        stays = inside
+        if HAS_STAYS:
+            stays = tl.load(p_stays + samples, mask=inside, other=0) != 0
+        begins = tl.load(p_places + tl.load(p_cu_seqlens + samples, mask=inside, other=0), mask=inside, other=0)
+        ends = tl.load(p_places + tl.load(p_cu_seqlens + samples + 1, mask=inside, other=0), mask=inside, other=0)
+        staying = stays.to(tl.int32)
+        rank = count + tl.cumsum(staying, 0) - staying
+        tl.store(p_new_cu_seqlens + rank, begins, mask=stays)
+        tl.store(p_samples + rank, samples.to(tl.int64), mask=stays)
+        longest = tl.maximum(longest, tl.max(tl.where(stays, ends - begins, 0), 0))
+        count += tl.sum(staying, 0)
+    # Beyond what is kept: the last start repeated, and sample 0.
+    for first in range(0, batch + 1, BLOCK):
+        beyond = first + tl.arange(0, BLOCK)
+        tl.store(
+            p_new_cu_seqlens + beyond, tl.zeros([BLOCK], tl.int32) + kept, mask=(beyond >= count) & (beyond <= batch)
+        )
+        tl.store(p_samples + beyond, tl.zeros([BLOCK], tl.int64), mask=(beyond >= count) & (beyond < batch))
+    tl.store(p_extents, kept.to(tl.int64))
+    tl.store(p_extents + 1, count.to(tl.int64))
+    tl.store(p_extents + 2, longest.to(tl.int64))
+    tl.store(p_extents + 3, tl.where(first_nan == 2147483647, -1, first_nan).to(tl.int64))
+
+
+@triton.jit
+def compact(
+    p_importance,
+    p_flags,
+    p_cu_seqlens,
+    p_stays,
+    p_index,
+    p_places,
+    p_new_cu_seqlens,
+    p_samples,
+    p_extents,
+    head_stride,
+    threshold,
+    total,
+    batch,
+    BLOCK: tl.constexpr,
+    HEADS: tl.constexpr,
+    LOG_BATCH: tl.constexpr,
+    HAS_FLAGS: tl.constexpr,
+    HAS_STAYS: tl.constexpr,
+):
+    """One program: the whole compaction. ``p_places [total + 1]`` receives how many rows before each are kept."""
+    kept = 0
+    first_nan = 2147483647
+    for first in range(0, total, BLOCK):
+        rows = first + tl.arange(0, BLOCK)
+        keep, nan = kept_rows(
+            *(rows, p_importance, p_flags, p_cu_seqlens, p_stays, head_stride, threshold, total, batch),
+            *(HEADS, LOG_BATCH, HAS_FLAGS, HAS_STAYS),
+        )
+        places = kept + tl.cumsum(keep, 0) - keep
+        tl.store(p_index + places, rows.to(tl.int64), mask=keep != 0)
+        tl.store(p_places + rows, places, mask=rows < total)
+        kept += tl.sum(keep, 0)
+        first_nan = tl.minimum(first_nan, nan)
+    tl.store(p_places + total, kept)
+    for first in range(0, total, BLOCK):
+        rows = first + tl.arange(0, BLOCK)
+        tl.store(p_index + rows, tl.zeros([BLOCK], tl.int64), mask=(rows >= kept) & (rows < total))
+    tl.debug_barrier()  # the places are read by other threads than wrote them
+    bound_samples(
+        *(p_places, p_cu_seqlens, p_stays, p_new_cu_seqlens, p_samples, p_extents, kept, first_nan, batch),
+        *(BLOCK, HAS_STAYS),
+    )
+
+
+@triton.jit
+def count_kept(
+    p_importance,
+    p_flags,
+    p_cu_seqlens,
+    p_stays,
+    p_keep,
+    p_counts,
+    p_first_nan,
+    head_stride,
+    threshold,
+    total,
+    batch,
+    BLOCK: tl.constexpr,
+    HEADS: tl.constexpr,
+    LOG_BATCH: tl.constexpr,
+    HAS_FLAGS: tl.constexpr,
+    HAS_STAYS: tl.constexpr,
+):
+    """Program (row block): which of the block's rows go on, how many these are, and its first NaN."""
+    block = tl.program_id(0)
+    rows = block * BLOCK + tl.arange(0, BLOCK)
+    keep, nan = kept_rows(
+        *(rows, p_importance, p_flags, p_cu_seqlens, p_stays, head_stride, threshold, total, batch),
+        *(HEADS, LOG_BATCH, HAS_FLAGS, HAS_STAYS),
+    )
+    tl.store(p_keep + rows, keep.to(tl.int8), mask=rows < total)
+    tl.store(p_counts + block, tl.sum(keep, 0))
+    tl.store(p_first_nan + block, nan)
+
+
+@triton.jit
+def sum_before(p_counts, count, BLOCK: tl.constexpr):
+    """Sum of the first ``count`` entries."""
+    total = 0
+    for first in range(0, count, BLOCK):
+        entries = first + tl.arange(0, BLOCK)
+        total += tl.sum(tl.load(p_counts + entries, mask=entries < count, other=0), 0)
+    return total
+
+
+@triton.jit
+def place_kept(p_keep, p_counts, p_index, p_places, total, blocks, BLOCK: tl.constexpr):
+    """Program (row block): the places of the block's rows, and row 0 beyond what is kept."""
+    block = tl.program_id(0)
+    before = sum_before(p_counts, block, BLOCK)
+    everything = sum_before(p_counts, blocks, BLOCK)
+    rows = block * BLOCK + tl.arange(0, BLOCK)
+    keep = tl.load(p_keep + rows, mask=rows < total, other=0).to(tl.int32)
+    places = before + tl.cumsum(keep, 0) - keep
+    tl.store(p_index + places, rows.to(tl.int64), mask=keep != 0)
+    tl.store(p_places + rows, places, mask=rows < total)
+    if block == blocks - 1:
+        tl.store(p_places + total, everything)
+    tl.store(p_index + rows, tl.zeros([BLOCK], tl.int64), mask=(rows >= everything) & (rows < total))
+
+
+@triton.jit
+def place_samples(
+    p_places,
+    p_first_nan,
+    p_cu_seqlens,
+    p_stays,
+    p_new_cu_seqlens,
+    p_samples,
+    p_extents,
+    total,
+    blocks,
+    batch,
+    BLOCK: tl.constexpr,
+    HAS_STAYS: tl.constexpr,
+):
+    """One program: what the rows' places say about the samples."""
+    first_nan = 2147483647
+    for first in range(0, blocks, BLOCK):
+        entries = first + tl.arange(0, BLOCK)
+        found = tl.load(p_first_nan + entries, mask=entries < blocks, other=2147483647)
+        first_nan = tl.minimum(first_nan, tl.min(found, 0))
+    bound_samples(
+        *(p_places, p_cu_seqlens, p_stays, p_new_cu_seqlens, p_samples, p_extents, tl.load(p_places + total)),
+        *(first_nan, batch, BLOCK, HAS_STAYS),
+    )
+
+
+@triton.jit
+def rank_tokens(p_importance, p_cu_seqlens, p_k, p_flags, BLOCK: tl.constexpr):
+    """Program (sample): 1 for the k most important rows, the first among them, ties to the lower; 2 where one is NaN."""
+    sample = tl.program_id(0)
+    begin = tl.load(p_cu_seqlens + sample)
+    length = tl.load(p_cu_seqlens + sample + 1) - begin
+    k = tl.load(p_k + sample)
+    for first in range(0, length, BLOCK):
+        rows = first + tl.arange(0, BLOCK)
+        b_row = tl.load(p_importance + begin + rows, mask=rows < length, other=0.0)
+        nan = b_row != b_row
+        b_row = tl.where(rows == 0, float("inf"), b_row)
+        rank = tl.zeros([BLOCK], tl.int32)
+        for other in range(0, length, BLOCK):
+            others = other + tl.arange(0, BLOCK)
+            b_other = tl.load(p_importance + begin + others, mask=others < length, other=float("-inf"))
+            b_other = tl.where(others == 0, float("inf"), b_other)
+            ahead = b_other[None, :] > b_row[:, None]
+            ahead = ahead | ((b_other[None, :] == b_row[:, None]) & (others[None, :] < rows[:, None]))
+            rank += tl.sum((ahead & (others[None, :] < length)).to(tl.int32), 1)
+        flags = tl.where(nan, 2, (rank < k).to(tl.int32))
+        tl.store(p_flags + begin + rows, flags.to(tl.int8), mask=rows < length)
+
+
+@triton.jit
+def mean_heads(p_importance, p_mean, head_stride, total, BLOCK: tl.constexpr, HEADS: tl.constexpr):
+    """Program (row block): mean over the heads of ``[heads, total]``."""
+    rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    b_mean = mean_of_heads(p_importance, rows.to(tl.int64), rows < total, head_stride, HEADS)
+    tl.store(p_mean + rows, b_mean, mask=rows < total)
+
+
+def mean_over_heads(importance: Tensor) -> Tensor:
+    """The operator of this name; shapes and meaning stand in :mod:`mp_kernels.schemas`."""
+    importance = importance if importance.stride(1) == 1 else importance.contiguous()
+    heads, total = importance.shape
+    mean = importance.new_empty(total)
+    tile = configurations.ROWS
+    launching.launch(
+        mean_heads,
+        (triton.cdiv(total, tile.columns),),
+        *(importance, mean, importance.stride(0), total),
+        tile=tile,
+        BLOCK=tile.columns,
+        HEADS=heads,
+    )
+    return mean
+
+
+def _compact(
+    importance: Tensor | None,
+    flags: Tensor | None,
+    threshold: float,
+    cu_seqlens: Tensor,
+    stays: Tensor | None,
+    total: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    batch = cu_seqlens.shape[0] - 1
+    cu_seqlens = cu_seqlens.contiguous()
+    index = cu_seqlens.new_empty(total, dtype=torch.int64)
+    new_cu_seqlens, places = cu_seqlens.new_empty(batch + 1), cu_seqlens.new_empty(total + 1)
+    samples, extents = (cu_seqlens.new_empty(size, dtype=torch.int64) for size in (batch, 4))
+    unread = cu_seqlens  # stands for a pointer that nobody reads
+    choice = (
+        unread if importance is None else importance,
+        unread if flags is None else flags,
+        cu_seqlens,
+        unread if stays is None else stays.contiguous(),
+    )
+    head_stride = 0 if importance is None else importance.stride(0)
+    constants = {
+        "HEADS": 0 if importance is None else importance.shape[0],
+        "LOG_BATCH": max(batch - 1, 0).bit_length(),
+        "HAS_FLAGS": flags is not None,
+        "HAS_STAYS": stays is not None,
+    }
+    tile = configurations.COMPACTION
+    blocks = triton.cdiv(total, tile.columns)
+    if total <= configurations.ONE_PROGRAM_ROWS:
+        launching.launch(
+            compact,
+            (1,),
+            *(*choice, index, places, new_cu_seqlens, samples, extents, head_stride, threshold, total, batch),
+            tile=tile,
+            BLOCK=tile.columns,
+            **constants,
+        )
+        return index, new_cu_seqlens, samples, extents
+    keep = cu_seqlens.new_empty(total, dtype=torch.int8)
+    counts, first_nan = cu_seqlens.new_empty(blocks), cu_seqlens.new_empty(blocks)
+    launching.launch(
+        count_kept,
+        (blocks,),
+        *(*choice, keep, counts, first_nan, head_stride, threshold, total, batch),
+        tile=tile,
+        BLOCK=tile.columns,
+        **constants,
+    )
+    launching.launch(
+        place_kept, (blocks,), *(keep, counts, index, places, total, blocks), tile=tile, BLOCK=tile.columns
+    )
+    launching.launch(
+        place_samples,
+        (1,),
+        *(places, first_nan, *choice[2:], new_cu_seqlens, samples, extents, total, blocks, batch),
+        tile=tile,
+        BLOCK=tile.columns,
+        HAS_STAYS=stays is not None,
+    )
+    return index, new_cu_seqlens, samples, extents
+
+
+def _by_head(importance: Tensor) -> Tensor:
+    by_head = importance.unsqueeze(0) if importance.dim() == 1 else importance
+    return by_head if by_head.stride(1) == 1 else by_head.contiguous()
+
+
+def prune_tokens(
+    importance: Tensor, cu_seqlens: Tensor, stays: Tensor | None, threshold: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The operator of this name; shapes and meaning stand in :mod:`mp_kernels.schemas`."""
+    return _compact(_by_head(importance), None, threshold, cu_seqlens, stays, importance.shape[-1])
+
+
+def top_k_tokens(
+    importance: Tensor, cu_seqlens: Tensor, stays: Tensor | None, k: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The operator of this name; shapes and meaning stand in :mod:`mp_kernels.schemas`."""
+    of_tokens = importance.contiguous() if importance.dim() == 1 else mean_over_heads(importance)
+    flags = of_tokens.new_empty(of_tokens.shape, dtype=torch.int8)
+    tile = configurations.RANKING
+    launching.launch(
+        rank_tokens,
+        (k.shape[0],),
+        *(of_tokens, cu_seqlens.contiguous(), k.contiguous(), flags),
+        tile=tile,
+        BLOCK=tile.columns,
+    )
+    return _compact(None, flags, 0.0, cu_seqlens, stays, of_tokens.shape[0])
+
+
+def select_samples(cu_seqlens: Tensor, stays: Tensor, total: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The operator of this name; shapes and meaning stand in :mod:`mp_kernels.schemas`."""
+    return _compact(None, None, 0.0, cu_seqlens, stays, total)

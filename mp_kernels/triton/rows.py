@@ -1,0 +1,251 @@
+"""Token-wise steps between the matrix products, each in one pass over memory; statistics and means in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import configurations, launching
+
+
+@triton.jit
+def add_norm(
+    p_x,
+    p_x_index,
+    p_residual,
+    p_index,
+    p_weight,
+    p_bias,
+    p_out,
+    x_stride,
+    residual_stride,
+    width,
+    eps,
+    BLOCK: tl.constexpr,
+    HAS_X_INDEX: tl.constexpr,
+    HAS_INDEX: tl.constexpr,
+):
+    """Program (row): LayerNorm of a sum of two rows, each read through its index, so that neither is gathered before."""
+    row = tl.program_id(0).to(tl.int64)
+    x_row = tl.load(p_x_index + row) if HAS_X_INDEX else row
+    residual_row = tl.load(p_index + row) if HAS_INDEX else row
+    columns = tl.arange(0, BLOCK)
+    inside = columns < width
+    b_x = tl.load(p_x + x_row * x_stride + columns, mask=inside, other=0.0).to(tl.float32)
+    b_x += tl.load(p_residual + residual_row * residual_stride + columns, mask=inside, other=0.0).to(tl.float32)
+    b_centred = tl.where(inside, b_x - tl.sum(b_x, 0) / width, 0.0)
+    inverse = 1.0 / tl.sqrt(tl.sum(b_centred * b_centred, 0) / width + eps)
+    b_weight = tl.load(p_weight + columns, mask=inside, other=0.0).to(tl.float32)
+    b_bias = tl.load(p_bias + columns, mask=inside, other=0.0).to(tl.float32)
+    b_y = b_centred * inverse * b_weight + b_bias
+    tl.store(p_out + row * width + columns, b_y.to(p_out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def add_bias_gelu(p_x, p_bias, p_out, x_stride, width, BLOCK: tl.constexpr, HAS_BIAS: tl.constexpr):
+    """Program (row, column block): the exact GELU of x + bias."""
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = columns < width
+    b_x = tl.load(p_x + row * x_stride + columns, mask=inside, other=0.0).to(tl.float32)
+    if HAS_BIAS:
+        b_x += tl.load(p_bias + columns, mask=inside, other=0.0).to(tl.float32)
+    b_y = 0.5 * b_x * (1.0 + tl.erf(b_x * 0.7071067811865476))
+    tl.store(p_out + row * width + columns, b_y.to(p_out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def mean_of_rows(p_x, p_cu_seqlens, p_out, x_stride, width, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """Program (sample, column block): mean of the sample's rows; zero for a sample without rows."""
+    sample = tl.program_id(0)
+    begin = tl.load(p_cu_seqlens + sample)
+    length = tl.load(p_cu_seqlens + sample + 1) - begin
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    p_x += begin.to(tl.int64) * x_stride
+    b_sum = tl.zeros([BLOCK], tl.float32)
+    for first in range(0, length, ROWS):
+        rows = first + tl.arange(0, ROWS)
+        inside = (rows[:, None] < length) & (columns[None, :] < width)
+        b_x = tl.load(p_x + rows[:, None].to(tl.int64) * x_stride + columns[None, :], mask=inside, other=0.0)
+        b_sum += tl.sum(b_x.to(tl.float32), 0)
+    b_mean = b_sum / tl.maximum(length, 1).to(tl.float32)
+    tl.store(p_out + sample.to(tl.int64) * width + columns, b_mean.to(p_out.dtype.element_ty), mask=columns < width)
+
+
+@triton.jit
+def gather_rows(p_x, p_index, p_out, x_stride, x_rows, width, BLOCK: tl.constexpr):
+    """Program (row, column block): a row of x by its index; an index outside reads nothing."""
+    row = tl.program_id(0).to(tl.int64)
+    source = tl.load(p_index + row)
+    tl.device_assert((source >= 0) & (source < x_rows), "index must lie within the rows of x")
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = (columns < width) & (source >= 0) & (source < x_rows)
+    b_x = tl.load(p_x + source * x_stride + columns, mask=inside, other=0)
+    tl.store(p_out + row * width + columns, b_x, mask=columns < width)
+
+
+@triton.jit
+def add_gathered(
+    p_grad, p_sorted, p_order, p_out, grad_stride, count, width, LOG_COUNT: tl.constexpr, BLOCK: tl.constexpr,
+    HAS_ORDER: tl.constexpr,
+):  # fmt: skip
+    """Program (row of x, column block): the sum of the gradients of its copies, found by bisection in the sorted index."""
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    first = row * 0  # how many entries of the index lie below the row
+    for bit in tl.static_range(LOG_COUNT):
+        further = first + (1 << (LOG_COUNT - 1 - bit))
+        entry = tl.load(p_sorted + further - 1, mask=further <= count, other=9223372036854775807)
+        first = tl.where(entry < row, further, first)
+    b_sum = tl.zeros([BLOCK], tl.float32)
+    entry = first
+    while (entry < count) & (tl.load(p_sorted + entry, mask=entry < count, other=-1) == row):
+        copy = tl.load(p_order + entry) if HAS_ORDER else entry
+        b_grad = tl.load(p_grad + copy * grad_stride + columns, mask=columns < width, other=0.0)
+        b_sum += b_grad.to(tl.float32)
+        entry += 1
+    tl.store(p_out + row * width + columns, b_sum.to(p_out.dtype.element_ty), mask=columns < width)
+
+
+@triton.jit
+def entropy_of_logits(b_logits, inside, log_classes):
+    """Normalised entropy of each row of ``b_logits [rows, classes]``; a probability of 0 contributes 0."""
+    b_logits = tl.where(inside, b_logits, float("-inf"))
+    b_max = tl.max(b_logits, 1)
+    b_p = tl.exp(b_logits - b_max[:, None])
+    b_log_sum = tl.log(tl.sum(b_p, 1))
+    b_log_p = b_logits - b_max[:, None] - b_log_sum[:, None]
+    b_p = tl.exp(b_log_p)
+    b_entropy = -tl.sum(tl.where(b_p > 0, b_p * b_log_p, 0.0), 1) / log_classes
+    # Not by minimum and maximum, which may lose a NaN.
+    b_entropy = tl.where(b_entropy < 0.0, 0.0, b_entropy)
+    return tl.where(b_entropy > 1.0, 1.0, tl.where(b_max != b_max, b_max, b_entropy))
+
+
+@triton.jit
+def entropy(p_logits, p_out, logits_stride, batch, classes, log_classes, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """Program (block of samples): uncertainty of predictions."""
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    columns = tl.arange(0, BLOCK)
+    inside = (rows[:, None] < batch) & (columns[None, :] < classes)
+    offsets = rows[:, None].to(tl.int64) * logits_stride + columns[None, :]
+    # Rows beyond the last hold zeros, or the exponential of nothing would be a NaN.
+    b_logits = tl.load(p_logits + offsets, mask=inside, other=0.0).to(tl.float32)
+    b_entropy = entropy_of_logits(b_logits, columns[None, :] < classes, log_classes)
+    tl.store(p_out + rows, b_entropy, mask=rows < batch)
+
+
+def _rows_together(x: Tensor) -> Tensor:
+    """x as ``[rows, width]`` with contiguous rows, which may lie apart."""
+    flat = x.flatten(1) if x.dim() > 1 else x.unsqueeze(1)
+    return flat if flat.stride(1) == 1 or flat.shape[1] == 1 else flat.contiguous()
+
+
+def add_layer_norm(
+    x: Tensor, x_index: Tensor | None, residual: Tensor, index: Tensor | None, weight: Tensor, bias: Tensor, eps: float
+) -> Tensor:
+    """The operator of this name; shapes and meaning stand in :mod:`mp_kernels.schemas`."""
+    x, residual = _rows_together(x), _rows_together(residual)
+    rows, width = (x if x_index is None else x_index).shape[0], x.shape[1]
+    out = x.new_empty(rows, width)
+    block = launching.padded_width(width)
+    launching.launch(
+        add_norm,
+        (rows,),
+        *(x, x if x_index is None else x_index.contiguous(), residual, x if index is None else index.contiguous()),
+        *(weight.contiguous(), bias.contiguous(), out, x.stride(0), residual.stride(0), width, eps),
+        tile=configurations.one_row(block),
+        BLOCK=block,
+        HAS_X_INDEX=x_index is not None,
+        HAS_INDEX=index is not None,
+    )
+    return out
+
+
+def bias_gelu(x: Tensor, bias: Tensor | None) -> Tensor:
+    """The operator of this name; shapes and meaning stand in :mod:`mp_kernels.schemas`."""
+    x = _rows_together(x)
+    rows, width = x.shape
+    out = x.new_empty(rows, width)
+    tile = configurations.ROWS
+    launching.launch(
+        add_bias_gelu,
+        (rows, triton.cdiv(width, tile.columns)),
+        *(x, x if bias is None else bias.contiguous(), out, x.stride(0), width),
+        tile=tile,
+        BLOCK=tile.columns,
+        HAS_BIAS=bias is not None,
+    )
+    return out
+
+
+def ragged_mean(x: Tensor, cu_seqlens: Tensor) -> Tensor:
+    """The operator of this name; shapes and meaning stand in :mod:`mp_kernels.schemas`."""
+    x = _rows_together(x)
+    batch, width = cu_seqlens.shape[0] - 1, x.shape[1]
+    out = x.new_empty(batch, width)
+    tile = configurations.MEANS
+    launching.launch(
+        mean_of_rows,
+        (batch, triton.cdiv(width, tile.columns)),
+        *(x, cu_seqlens.contiguous(), out, x.stride(0), width),
+        tile=tile,
+        ROWS=tile.rows,
+        BLOCK=tile.columns,
+    )
+    return out
+
+
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def ragged_gather(xs: Sequence[Tensor], index: Tensor) -> list[Tensor]:
+    """The operator of this name; shapes and meaning stand in :mod:`mp_kernels.schemas`."""
+    index = index.contiguous()
+    gathered = []
+    for x in xs:
+        out = x.new_empty(index.shape[0], *x.shape[1:])
+        # Rows are moved, not understood: as integers of the elements' size.
+        source, target = (torch.view_as_real(t) if t.is_complex() else t for t in (x, out))
+        integer = _INTEGERS[source.element_size()]
+        source, target = _rows_together(source.view(integer)), target.view(integer)
+        width = source.shape[1]
+        tile = configurations.ROWS
+        launching.launch(
+            gather_rows,
+            (index.shape[0], triton.cdiv(width, tile.columns)),
+            *(source, index, target, source.stride(0), source.shape[0], width),
+            tile=tile,
+            BLOCK=tile.columns,
+        )
+        gathered.append(out)
+    return gathered
+
+
+def ragged_gather_backward(
+    grads: Sequence[Tensor], sorted_index: Tensor, order: Tensor | None, rows: Sequence[int]
+) -> list[Tensor]:
+    """The operator of this name; shapes and meaning stand in :mod:`mp_kernels.schemas`."""
+    count = sorted_index.shape[0]
+    scattered = []
+    for grad, source_rows in zip(grads, rows, strict=True):
+        out = grad.new_empty(source_rows, *grad.shape[1:])
+        grad = _rows_together(grad)
+        width = grad.shape[1]
+        tile = configurations.ROWS
+        launching.launch(
+            add_gathered,
+            (source_rows, triton.cdiv(width, tile.columns)),
+            *(grad, sorted_index.contiguous(), sorted_index if order is None else order.contiguous(), out),
+            *(grad.stride(0), count, width),
+            tile=tile,
+            LOG_COUNT=count.bit_length(),
+            BLOCK=tile.columns,
+            HAS_ORDER=order is not None,
+        )
+        scattered.append(out)
+    return scattered

@@ -1,0 +1,51 @@
+"""What the attention kernels share: spans of samples, and tiles of rows of a head."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def sample_span(p_cu_seqlens, sample):
+    """First row of a sample (int64), and the number of its rows (int32)."""
+    begin = tl.load(p_cu_seqlens + sample)
+    return begin.to(tl.int64), tl.load(p_cu_seqlens + sample + 1) - begin
+
+
+@triton.jit
+def rows_of_head(first, count, row_stride, BLOCK: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Offsets of rows ``first`` to ``first + BLOCK`` of a head, and which of them lie below row ``count``."""
+    rows = first + tl.arange(0, BLOCK)
+    columns = tl.arange(0, BLOCK_D)
+    inside = rows[:, None] < count
+    if HEAD_DIM < BLOCK_D:
+        inside &= columns[None, :] < HEAD_DIM
+    return rows[:, None].to(tl.int64) * row_stride + columns[None, :], inside
+
+
+@triton.jit
+def load_rows(p_x, row_stride, first, count, BLOCK: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Tile ``[BLOCK, BLOCK_D]`` of rows from ``first`` on; zeros from row ``count`` on."""
+    offsets, inside = rows_of_head(first, count, row_stride, BLOCK, HEAD_DIM, BLOCK_D)
+    return tl.load(p_x + offsets, mask=inside, other=0.0)
+
+
+@triton.jit
+def store_rows(p_x, row_stride, first, count, b_x, BLOCK: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Writes the rows of a tile ``[BLOCK, BLOCK_D]`` that lie below row ``count``."""
+    offsets, inside = rows_of_head(first, count, row_stride, BLOCK, HEAD_DIM, BLOCK_D)
+    tl.store(p_x + offsets, b_x.to(p_x.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def fill_rows(
+    p_x, row_stride, p_beside, begin, end, BLOCK: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr
+):
+    """Zeros in rows ``begin`` to ``end`` of a head and in the vector beside it: of samples that are not computed."""
+    for first in range(begin, end, BLOCK):
+        rows = first + tl.arange(0, BLOCK)
+        store_rows(p_x, row_stride, first, end, tl.zeros([BLOCK, BLOCK_D], tl.float32), BLOCK, HEAD_DIM, BLOCK_D)
+        tl.store(p_beside + rows, tl.zeros([BLOCK], tl.float32), mask=rows < end)

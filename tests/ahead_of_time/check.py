@@ -1,0 +1,120 @@
+"""Compiles the Triton kernels ahead of time and holds them to the budget: ``python tests/ahead_of_time/check.py``.
+
+Every kernel must compile without spills and local memory, with the shared memory of its target, with tensor-core
+instructions where it multiplies, and with no more registers than ``budget.json`` allows. ``--all`` takes every target, dtype
+and head_dim instead of the core; ``--write`` (with ``--all``) writes what was found as the new budget.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+import os
+import re
+import tempfile
+import time
+from collections.abc import Iterator
+from typing import Annotated
+
+import triton
+import typer
+from compiling import Compiled, compile_launch
+from matrix import BUDGET, launches
+from rich.console import Console
+from rich.table import Table
+
+from mp_kernels.triton import configurations
+
+MULTIPLYING = ("attention", "head_shares")
+REGISTERS_OF_GRACE = 8  # between compiler versions
+
+
+def _compile(number_and_core: tuple[int, bool]) -> tuple[tuple[str, str], Compiled | str]:
+    number, core = number_and_core
+    target, name, launch = _LAUNCHES[core][number]
+    try:
+        return (target, name), compile_launch(launch, target)
+    except Exception as error:  # whatever the compiler raises is the finding
+        return (target, name), f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def breaches(target: str, name: str, made: Compiled | str, allowed: dict | None) -> list[str]:
+    """What is wrong with a compiled kernel."""
+    if isinstance(made, str):
+        return [f"does not compile: {made}"]
+    found = []
+    if made.spills or made.local:
+        found.append(f"{made.spills} spills, {made.local} bytes of local memory")
+    room = configurations.SHARED_MEMORY[target] * 1024
+    if made.shared > room:
+        found.append(f"{made.shared} bytes of shared memory, the target has {room}")
+    if name.split(": ")[1].startswith(MULTIPLYING) and not made.tensor_core:
+        found.append("no tensor-core instruction")
+    if allowed is None:
+        found.append(f"not in {BUDGET.name}; add it with --all --write")
+    elif made.registers > allowed["registers"] + REGISTERS_OF_GRACE:
+        found.append(f"{made.registers} registers, the budget allows {allowed['registers']}")
+    return found
+
+
+_LAUNCHES: dict[bool, list] = {}
+
+
+def main(
+    everything: Annotated[bool, typer.Option("--all", help="Every target, dtype and head_dim.")] = False,
+    write: Annotated[bool, typer.Option(help="Write the budget (with --all).")] = False,
+    matching: Annotated[str, typer.Option(help="Only what this regular expression finds.")] = "",
+    jobs: Annotated[int | None, typer.Option(help="Processes; otherwise one a processor.")] = None,
+) -> None:
+    """Compiles the Triton kernels ahead of time and holds them to the budget."""
+    if write and (not everything or matching):
+        raise typer.BadParameter("--write needs --all, and all of it")
+    core = not everything
+    _LAUNCHES[core] = [entry for entry in launches(core) if re.search(matching, f"{entry[0]} {entry[1]}")]
+    budget = json.loads(BUDGET.read_text())
+    begin = time.monotonic()
+    made = dict(_compiled(core, jobs or os.cpu_count()))
+    if write:
+        budget["kernels"] = {}
+        for (target, name), result in made.items():
+            budget["kernels"].setdefault(target, {})[name] = budgeted(result)
+
+    table = Table(title=f"Triton {triton.__version__}, compiled ahead of time")
+    for heading in ("target", "kernel", "registers", "spills", "shared", "tensor core", "occupancy"):
+        table.add_column(heading, justify="left" if heading in ("target", "kernel") else "right")
+    wrong: list[str] = []
+    for (target, name), result in made.items():
+        found = breaches(target, name, result, budget["kernels"].get(target, {}).get(name))
+        wrong += [f"{target}, {name}: {problem}" for problem in found]
+        if isinstance(result, Compiled):
+            occupancy = "" if math.isnan(result.occupancy) else f"{result.occupancy:.0%}"
+            cells = (result.registers, result.spills, result.shared, result.tensor_core, occupancy)
+            table.add_row(target, name, *map(str, cells), style="red" if found else None)
+    console = Console(width=130)
+    console.print(table)
+    console.print(f"{len(made)} kernels in {time.monotonic() - begin:.0f} s, {len(wrong)} breaches")
+    for problem in wrong:
+        console.print(problem, style="red", highlight=False, markup=False)
+    if wrong:
+        raise typer.Exit(1)
+    if write:
+        BUDGET.write_text(json.dumps(budget, indent=1) + "\n")
+
+
+def budgeted(result: Compiled | str) -> dict[str, int] | None:
+    """What the budget says about a kernel that compiled."""
+    if isinstance(result, str):
+        return None
+    return {field: getattr(result, field) for field in ("registers", "shared", "tensor_core")}
+
+
+def _compiled(core: bool, jobs: int) -> Iterator[tuple[tuple[str, str], Compiled | str]]:
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["TRITON_CACHE_DIR"] = cache  # what another compiler left must not be taken for this one's
+        with multiprocessing.get_context("fork").Pool(jobs) as pool:
+            yield from pool.imap(_compile, [(number, core) for number in range(len(_LAUNCHES[core]))])
+
+
+if __name__ == "__main__":
+    typer.run(main)

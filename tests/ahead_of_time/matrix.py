@@ -1,0 +1,100 @@
+"""What is compiled: every operator in the shapes of BERT, by dtype and head_dim."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from compiling import TARGETS, Launch, launches_of
+
+from mp_kernels.triton import IMPLEMENTATIONS
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+HEAD_DIMS = (32, 64, 128)
+BATCH = 32
+HIDDEN = 768
+ROWS = 2048
+
+Call = Callable[[], object]
+
+
+def _empty(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.empty(*shape, dtype=dtype, device="meta")
+
+
+CU_SEQLENS = _empty(BATCH + 1, dtype=torch.int32)
+STAYS = _empty(BATCH, dtype=torch.bool)
+INDEX = _empty(ROWS, dtype=torch.int64)
+
+
+def attention_calls(dtype: torch.dtype, head_dim: int) -> dict[str, Call]:
+    """Attention forward for tiles of every width and beyond, the decision of an exit, and backward."""
+    heads = HIDDEN // head_dim
+    heads_of = _empty(ROWS, heads, head_dim, dtype=dtype)
+    by_head = _empty(heads, ROWS, dtype=torch.float32)
+    forward, backward = IMPLEMENTATIONS["ragged_attention"], IMPLEMENTATIONS["ragged_attention_backward"]
+    qkv, starts = (heads_of, heads_of, heads_of), (CU_SEQLENS, CU_SEQLENS)
+
+    def with_importance(keys: int) -> Call:
+        return lambda: forward(*qkv, *starts, STAYS, keys, 0.125, True)
+
+    return {
+        **{f"attention {keys}": with_importance(keys) for keys in (128, 256, 512, 2048)},
+        "decision 128": lambda: forward(*qkv, *starts, None, 128, 0.125, False),
+        "attention backward": lambda: backward(heads_of, by_head, *qkv, by_head, *starts, 512, 0.125),
+    }
+
+
+def other_calls(dtype: torch.dtype) -> dict[str, Call]:
+    """The operators that know no head_dim."""
+    x, importance = _empty(ROWS, HIDDEN, dtype=dtype), _empty(12, ROWS, dtype=torch.float32)
+    grown, width = _empty(ROWS, 4 * HIDDEN, dtype=dtype), _empty(HIDDEN, dtype=dtype)
+    many = _empty(12, 64 * ROWS, dtype=torch.float32)
+    first, pooled = _empty(BATCH, HIDDEN, dtype=dtype), _empty(BATCH, 2 * HIDDEN, dtype=dtype)
+    op = IMPLEMENTATIONS
+
+    def head(classes: int) -> Call:
+        dense, weight = _empty(HIDDEN, 2 * HIDDEN, dtype=dtype), _empty(classes, HIDDEN, dtype=dtype)
+        return lambda: op["exit_head"](pooled, dense, width, weight, _empty(classes, dtype=dtype), None, 0.1)
+
+    return {
+        "mean over heads": lambda: op["mean_over_heads"](importance),
+        "prune": lambda: op["prune_tokens"](importance, CU_SEQLENS, None, 0.01),
+        "prune with exits": lambda: op["prune_tokens"](importance, CU_SEQLENS, STAYS, 0.01),
+        "prune many": lambda: op["prune_tokens"](many, CU_SEQLENS, STAYS, 0.01),
+        "top k": lambda: op["top_k_tokens"](importance, CU_SEQLENS, None, _empty(BATCH, dtype=torch.int64)),
+        "select samples": lambda: op["select_samples"](CU_SEQLENS, STAYS, ROWS),
+        "gather": lambda: op["ragged_gather"]([x], INDEX),
+        "gather backward": lambda: op["ragged_gather_backward"]([x], INDEX, INDEX, [ROWS]),
+        "mean": lambda: op["ragged_mean"](x, CU_SEQLENS),
+        "add and norm": lambda: op["add_layer_norm"](x, None, x, None, width, width, 1e-12),
+        "add pruned and norm": lambda: op["add_layer_norm"](x, None, x, INDEX, width, width, 1e-12),
+        "embed and norm": lambda: op["add_layer_norm"](x, INDEX, x, INDEX, width, width, 1e-12),
+        "bias and gelu": lambda: op["bias_gelu"](grown, _empty(4 * HIDDEN, dtype=dtype)),
+        "entropy": lambda: op["normalized_entropy"](first[:, :4]),
+        "exit head of 4": head(4),
+        "exit head of 77": head(77),
+    }
+
+
+def launches(core: bool) -> Iterator[tuple[str, str, Launch]]:
+    """Target, name and launch of everything to be compiled; ``core``: two targets, bfloat16, head_dim 64."""
+    for target in ("sm_80", "sm_90") if core else TARGETS:
+        seen = set()
+        for dtype_name in ("bf16",) if core else DTYPES:
+            dtype = DTYPES[dtype_name]
+            calls = {f"{name} {dtype_name}": call for name, call in other_calls(dtype).items()}
+            for head_dim in (64,) if core else HEAD_DIMS:
+                of_heads = attention_calls(dtype, head_dim)
+                calls |= {f"{name} d{head_dim} {dtype_name}": call for name, call in of_heads.items()}
+            for name, call in calls.items():
+                for launch in launches_of(call, target):
+                    same = json.dumps([launch.kernel.__name__, launch.signature, launch.constants, launch.aligned])
+                    if same not in seen:
+                        seen.add(same)
+                        yield target, f"{name}: {launch.kernel.__name__}", launch
+
+
+BUDGET = Path(__file__).with_name("budget.json")

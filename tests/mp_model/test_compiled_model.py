@@ -1,0 +1,30 @@
+"""torch.compile of a whole model: its graph is left where the host reads sizes, and nowhere else."""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+import torch
+from torch._dynamo.utils import counters
+
+BATCH = tiny.samples((9, 1, 17, 4, 12, 6))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_answers_and_graph_breaks(backend: str) -> None:
+    model = tiny.classifier(num_hidden_layers=2, exit_head="pooled", exit_layers=[0, 1])
+    tiny.calibrate_pruning(model, BATCH)
+    thresholds = tiny.calibrate_exits(model, BATCH)
+    expected = model(**BATCH.padded(), exit_threshold=thresholds)
+    assert len(expected.exit_layer.unique()) > 1
+
+    torch.compiler.reset()
+    counters.clear()
+    got = torch.compile(model, backend=backend)(**BATCH.padded(), exit_threshold=thresholds)
+    reasons = {reason.splitlines()[0] for reason in counters["graph_break"]}
+    torch.compiler.reset()
+    assert reasons == {"Data dependent operator"}
+    for name in ("exit_layer", "tokens_per_layer", "executed_flops"):
+        assert torch.equal(got[name], expected[name]), name
+    torch.testing.assert_close(got.logits, expected.logits, atol=1e-5, rtol=0)

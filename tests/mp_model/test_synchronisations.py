@@ -1,0 +1,156 @@
+"""How often the host waits for the device, and how much it launches there, layer by layer.
+
+Counted without a device: what the engine does in Python is the same everywhere. An operator of mp_kernels counts as the
+launches that its Triton implementation makes for these shapes, any other operator of torch that computes something as one.
+The figures are held to those of ``tests/ahead_of_time/budget.json``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import compiling
+import pytest
+import tiny
+import torch
+from test_engine import BATCH, calibrated
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import mp_kernels.functional
+import mp_model.modelling
+from mp_kernels.triton import IMPLEMENTATIONS
+
+BUDGET = json.loads((Path(compiling.__file__).with_name("budget.json")).read_text())["engine"]
+READING = {
+    getattr(torch.Tensor, name)
+    for name in (
+        *("tolist", "item", "cpu", "numpy", "nonzero", "unique", "masked_select", "equal", "is_nonzero"),
+        *("__bool__", "__int__", "__float__", "__index__", "__contains__"),
+    )
+} | {torch.nonzero, torch.unique, torch.masked_select, torch.equal, torch.is_nonzero}
+
+
+def reads(function: Callable, arguments: tuple, options: dict) -> bool:
+    """Whether a call would have the host read from the device."""
+    if function in READING:
+        return True
+    if function in (torch.Tensor.__getitem__, torch.Tensor.__setitem__):
+        places = arguments[1] if isinstance(arguments[1], tuple) else (arguments[1],)
+        return any(isinstance(x, torch.Tensor) and x.dtype == torch.bool for x in places)
+    if function in (torch.repeat_interleave, torch.Tensor.repeat_interleave):
+        return isinstance(arguments[-1], torch.Tensor) and options.get("output_size") is None
+    return False
+
+
+class HiddenReads(TorchFunctionMode):
+    """Refuses what would make the host wait."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        options = kwargs or {}
+        if reads(function, args, options):
+            raise AssertionError(f"{function.__name__} makes the host wait for the device")
+        return function(*args, **options)
+
+
+class Launches(TorchDispatchMode):
+    """Counts what would be launched, into the last entry of ``counts``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts = [0]
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        if operator.namespace == "mp_kernels":
+            name = operator.name().removeprefix("mp_kernels::")
+            on_meta = torch.utils._pytree.tree_map_only(torch.Tensor, lambda x: x.to("meta"), args)
+            self.counts[-1] += len(compiling.launches_of(lambda: IMPLEMENTATIONS[name](*on_meta), "sm_90"))
+        elif not operator.is_view and operator.namespace == "aten" and "empty" not in operator.name():
+            self.counts[-1] += 1
+        return operator(*args, **(kwargs or {}))
+
+
+@contextmanager
+def counted(model: torch.nn.Module, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, list[int]]]:
+    """Reads and launches: before layer 1 at first, then one entry a layer (the last with what follows it)."""
+    launches, waits = Launches(), [0]
+
+    def counted_read(x: torch.Tensor) -> list[int]:
+        waits[-1] += 1
+        with torch._C.DisableTorchFunction():
+            return x.tolist()
+
+    for module in (mp_kernels.functional, mp_model.modelling):
+        monkeypatch.setattr(module, "read_by_host", counted_read)
+
+    def next_layer(*_: Any) -> None:
+        launches.counts.append(0)
+        waits.append(0)
+
+    for layer in model.bert.encoder.layer:  # keys are every layer's first step
+        layer.attention.self.key.register_forward_pre_hook(next_layer)
+    with HiddenReads(), launches:
+        yield {"launches": launches.counts, "synchronisations": waits}
+
+
+SITUATIONS = {
+    "dense": ("nothing", "cls", False),
+    "pruning": ("alive", "cls", False),
+    "exits": ("nothing", "pooled_from_0", True),
+    "exits and pruning": ("alive", "pooled_from_0", True),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("situation", SITUATIONS)
+def test_synchronisations_and_launches_of_each_layer(situation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pruning, head, exits = SITUATIONS[situation]
+    template, thresholds, _ = calibrated(pruning, head)
+    model = tiny.classifier()
+    model = type(template)(template.config).eval()
+    model.load_state_dict(template.state_dict())
+    inputs = BATCH.padded()
+    with counted(model, monkeypatch) as counts:
+        output = model(**inputs, exit_threshold=list(thresholds.values()) if exits else None)
+
+    last = model.config.num_hidden_layers
+    assert len(counts["launches"]) == 1 + last, "every layer must be entered for its steps to be counted"
+    if exits:
+        assert len(output.exit_layer.unique()) > 2
+    shrinks = {
+        "dense": [],
+        "pruning": [1, 2, 3],
+        "exits": model.config.resolved_exit_layers(),
+        "exits and pruning": [0, 1, 2, 3],
+    }[situation]
+    # Before layer 1 the host reads the batch's sizes; layer L compacts nothing.
+    expected = [int(layer in shrinks) + (layer == 0) for layer in range(1 + last)]
+    assert counts["synchronisations"] == expected
+    assert max(counts["synchronisations"][1:]) <= BUDGET[situation]["synchronisations a layer"] <= 1
+    assert max(counts["launches"][1:last]) == BUDGET[situation]["launches a layer"]
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda x: x.tolist(),
+        lambda x: x[0].item(),
+        lambda x: bool(x[0]),
+        lambda x: int(x[0]),
+        lambda x: float(x[0]),
+        lambda x: x.cpu(),
+        lambda x: x.nonzero(),
+        lambda x: x[x > 0],
+        lambda x: x.repeat_interleave(x),
+        lambda x: torch.repeat_interleave(x, x),
+        lambda x: list(range(x[0])),
+    ],
+)
+def test_hidden_reads_are_found(read: Callable) -> None:
+    x = torch.tensor([1, 2])
+    with HiddenReads(), pytest.raises(AssertionError, match="makes the host wait"):
+        read(x)

@@ -1,0 +1,23 @@
+// csrc/cuda/ops_cuda.cu with CPU tensors for CUDA tensors and the emulator for a device, so that its checks and its
+// launches can be tested without one. Its operators stand in torch.ops.simt_mp_kernels.
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/macros.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+namespace torch::stable::accelerator {
+struct NoGuard {
+  explicit NoGuard(DeviceIndex) {}
+};
+}  // namespace torch::stable::accelerator
+
+#define DeviceGuard NoGuard
+#define CUDA CPU
+#define is_cuda is_cpu
+#define mp_kernels simt_mp_kernels
+#define aoti_torch_get_current_cuda_stream(index, stream) (*(stream) = nullptr, TORCH_SUCCESS)
+#undef STD_CUDA_KERNEL_LAUNCH_CHECK
+#define STD_CUDA_KERNEL_LAUNCH_CHECK()
+
+#include "../../csrc/cuda/ops_cuda.cu"
