@@ -8,7 +8,7 @@ TORCH_DIR = $(shell $(BIN)/python -c "import pathlib, torch; print(pathlib.Path(
 CMAKE = $(BIN)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DMP_TORCH_DIR=$(TORCH_DIR)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format sanitize simt-sanitize native nvcc cuda arm benchmark clean
+.PHONY: help demo test lint format sanitize simt-sanitize native kernels kernels-all nvcc cuda arm benchmark clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -63,6 +63,12 @@ native: $(READY) ## run the kernels' own test on this processor
 	$(CMAKE) -B build/native -DMP_NATIVE_TEST=ON
 	$(BIN)/cmake --build build/native --target kernels_test
 	build/native/kernels_test
+
+kernels: $(READY) ## compile the Triton kernels for two GPUs that need not be here, and hold them to their budget
+	$(BIN)/python tests/ahead_of_time/check.py
+
+kernels-all: $(READY) ## the same for every target, dtype and head_dim: 524 kernels, about eight minutes
+	$(BIN)/python tests/ahead_of_time/check.py --all
 
 nvcc: ## compile the CUDA kernels for every architecture and show their registers; needs nvcc, no device
 	$(PYTHON) csrc/cuda/check_registers.py

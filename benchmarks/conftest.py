@@ -1,4 +1,4 @@
-"""Two threads, and figures that outlive the run.
+"""Two threads (or a GPU, where there is one), and figures that outlive the run.
 
 A case times two or more ways to do one thing in turn, round after round, so that a drift of the machine's speed meets them
 all alike; what counts is the median of the rounds' ratios. No case fails on a ratio: a slow machine is not a bug.
@@ -17,13 +17,15 @@ from typing import Any
 import cpuinfo
 import pytest
 import torch
+import workload
 
 import mp_kernels
 from mp_kernels.memory import keep_freed_memory
 from mp_model.files import whole_file
 
 THREADS = 2
-FIGURES = Path(__file__).parent / "figures.json"
+ON_CUDA = workload.DEVICE.type == "cuda"
+FIGURES = Path(__file__).parent / ("figures-cuda.json" if ON_CUDA else "figures.json")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -38,6 +40,7 @@ def _threads() -> None:
 def _machine() -> dict[str, Any]:
     processor = cpuinfo.get_cpu_info()
     return {
+        **({"device": torch.cuda.get_device_name()} if ON_CUDA else {}),
         "processor": processor.get("brand_raw", processor["arch"]),
         "threads": THREADS,
         "kernels": mp_kernels.extension.chosen_instruction_set(),
@@ -63,7 +66,7 @@ def record(benchmark: Any, request: pytest.FixtureRequest) -> Callable[..., None
 
 @pytest.fixture
 def compare(benchmark: Any, record: Callable[..., None]) -> Callable[..., None]:
-    """Times functions in turn. ``target``: the least wanted ratio; it is stored beside the figure, not asserted."""
+    """Times functions in turn. ``target``: the ratio wanted on a CPU; it is stored beside the figure, not asserted."""
 
     def run(
         claim: str,
@@ -83,6 +86,8 @@ def compare(benchmark: Any, record: Callable[..., None]) -> Callable[..., None]:
                 begin = time.perf_counter()
                 for _ in range(repeats):
                     function()
+                if ON_CUDA:
+                    torch.cuda.synchronize()
                 times[name].append((time.perf_counter() - begin) / repeats)
 
         with torch.inference_mode():
@@ -97,7 +102,7 @@ def compare(benchmark: Any, record: Callable[..., None]) -> Callable[..., None]:
             ratio=statistics.median(ratios),
             lowest=min(ratios),
             highest=max(ratios),
-            target=target,
+            target=None if ON_CUDA else target,
             at_most=at_most,
             milliseconds={name: 1e3 * statistics.median(measured) for name, measured in times.items()},
             facts=facts,

@@ -21,7 +21,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 from torch.utils._python_dispatch import TorchDispatchMode
-from workload import ag_news_lengths, cu_seqlens_of
+from workload import ag_news_lengths
 
 from mp_kernels import Ragged
 from mp_model import PyramidBertConfig, PyramidBertForSequenceClassification, engine
@@ -145,7 +145,8 @@ def layer_steps(lengths: list[int], keep: float | None, decide: bool) -> list[St
     settings = {} if keep is None else {"top_k": [1.0, 1.0]}
     config = PyramidBertConfig(num_hidden_layers=2, num_labels=4, exit_layers=[1], **settings)
     model = PyramidBertForSequenceClassification(config).eval().bfloat16()
-    batch = Ragged(torch.randn(sum(lengths), config.hidden_size).bfloat16(), cu_seqlens_of(lengths), max(lengths))
+    starts = torch.tensor([0, *lengths]).cumsum(0).int()
+    batch = Ragged(torch.randn(sum(lengths), config.hidden_size).bfloat16(), starts, max(lengths))
     pruning = engine.Pruning.of(config)
     if keep is not None:
         pruning = engine.Pruning([threshold_for(model, batch, keep), 0.0], None, "alive")

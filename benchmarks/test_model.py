@@ -89,7 +89,7 @@ def _spread_thresholds(model: PyramidBertForSequenceClassification) -> list[floa
             outputs = [model(**batch, exit_threshold=only) for batch in batches]
             assert all((out.exit_layer == open_layer).all() for out in outputs)
             uncertainty.append(torch.cat([out.uncertainty for out in outputs]))
-    alive = torch.ones(workload.TEXTS, dtype=torch.bool)
+    alive = torch.ones(workload.TEXTS, dtype=torch.bool, device=workload.DEVICE)
     thresholds = []
     for column in uncertainty:
         leaving = workload.TEXTS // model.config.num_hidden_layers
@@ -114,7 +114,7 @@ def test_pruned_with_exits(compare: Any, model: PyramidBertForSequenceClassifica
 @pytest.mark.parametrize("batch_size", [8, 32])
 def test_decision(compare: Any, model: PyramidBertForSequenceClassification, batch_size: int) -> None:
     """Keys and values of all tokens and the rest for [CLS] alone, against the whole layer; 55 tokens a text."""
-    states = torch.randn(batch_size * 55, model.config.hidden_size)
+    states = workload.states(batch_size * 55, model.config.hidden_size)
     batch = engine.Ragged(states, workload.cu_seqlens_of([55] * batch_size), 55)
     layer, attention = model.bert.encoder.layer[0], model.bert.encoder.layer[0].attention.self
     pruning = engine.Pruning.of(model.config)
@@ -159,6 +159,7 @@ def _peak_megabytes(which: str) -> float:
     return float(subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the resident set of a process is not a device's memory")
 def test_memory(benchmark: Any, record: Callable[..., None]) -> None:
     """Growth of the resident set while the batches run, each model in a process of its own."""
     theirs = _peak_megabytes("stock")

@@ -17,7 +17,7 @@ HEADS, HEAD_DIM = 12, 64
 def _packed(tokens: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
     """q, k and v as slices of one packed projection ``[total, 3, heads, head_dim]``, and the starts of its samples."""
     batch = max(1, tokens // length)
-    return torch.randn(batch * length, 3, HEADS, HEAD_DIM), workload.cu_seqlens_of([length] * batch)
+    return workload.states(batch * length, 3, HEADS, HEAD_DIM), workload.cu_seqlens_of([length] * batch)
 
 
 @pytest.mark.parametrize("length", [16, 32, 55, 64, 128, 256, 512])
@@ -34,6 +34,24 @@ def test_attention_against_sdpa(compare: Any, length: int) -> None:
         },
         target=1.3 if length == 128 else 1.0,
         rounds=31,
+    )
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch's attention on packed rows needs a CUDA device")
+@pytest.mark.parametrize("length", [16, 55, 128, 256, 512, 2048])
+def test_attention_against_varlen(compare: Any, length: int) -> None:
+    """With the score on our side; torch's FlashAttention on packed rows without one."""
+    varlen = pytest.importorskip("torch.nn.attention.varlen").varlen_attn
+    qkv, cu_seqlens = _packed(16384, length)
+    q, k, v = (x.contiguous() for x in qkv.unbind(1))
+    compare(
+        f"torch's varlen attention over ours with importance, {length} tokens",
+        {
+            "torch": lambda: varlen(q, k, v, cu_seqlens, cu_seqlens, length, length),
+            "ours": lambda: mp_kernels.ragged_attention(q, k, v, cu_seqlens, length),
+        },
+        rounds=31,
+        repeats=5,
     )
 
 
@@ -56,8 +74,9 @@ def test_importance_is_free(compare: Any, length: int) -> None:
 
 def test_gather_against_copy(compare: Any) -> None:
     """Four fifths of the rows of a batch's states, against a plain copy of as many bytes."""
-    x = torch.randn(1760, 768)
-    index = torch.arange(1760)[torch.arange(1760) % 5 != 0]
+    x = workload.states(1760, 768)
+    every = torch.arange(1760, device=workload.DEVICE)
+    index = every[every % 5 != 0]
     same_bytes = x[: index.shape[0]]  # out of the same memory, so that the caches favour neither
     compare(
         "plain copy's time over gather's, same bytes",
@@ -70,7 +89,8 @@ def test_gather_against_copy(compare: Any) -> None:
 
 def test_add_layer_norm(compare: Any) -> None:
     """Add and LayerNorm in one pass against torch's two."""
-    x, residual, norm = torch.randn(1760, 768), torch.randn(1760, 768), torch.nn.LayerNorm(768)
+    x, residual = workload.states(1760, 768), workload.states(1760, 768)
+    norm = torch.nn.LayerNorm(768).to(x.device, x.dtype)
     compare(
         "torch's add and LayerNorm over ours",
         {
@@ -84,5 +104,5 @@ def test_add_layer_norm(compare: Any) -> None:
 
 def test_gelu(compare: Any) -> None:
     """The exact GELU against torch's."""
-    x = torch.randn(1760, 3072)
+    x = workload.states(1760, 3072)
     compare("torch's GELU over ours", {"torch": lambda: F.gelu(x), "ours": lambda: mp_kernels.bias_gelu(x)}, rounds=51)

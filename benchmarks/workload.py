@@ -1,4 +1,7 @@
-"""What is measured: BERT-base shapes with random weights, and texts as long as AG News'."""
+"""What is measured: BERT-base shapes with random weights, and texts as long as AG News'.
+
+On a GPU where there is one, in bfloat16; otherwise on the CPU in float32.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,13 @@ from mp_model import PyramidBertConfig, PyramidBertForSequenceClassification
 TEXTS = 96
 BATCH_SIZE = 32
 LABELS = 4
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+DTYPE = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32
+
+
+def states(*shape: int) -> Tensor:
+    """Random numbers of the workload's dtype on its device."""
+    return torch.randn(*shape).to(DEVICE, DTYPE)
 
 
 def ag_news_lengths(count: int = TEXTS) -> list[int]:
@@ -24,8 +34,8 @@ def ag_news_lengths(count: int = TEXTS) -> list[int]:
 
 
 def cu_seqlens_of(lengths: list[int]) -> Tensor:
-    """int32 ``[batch + 1]``."""
-    return torch.nn.functional.pad(torch.tensor(lengths).cumsum(0), (1, 0)).int()
+    """int32 ``[batch + 1]`` on the workload's device."""
+    return torch.nn.functional.pad(torch.tensor(lengths).cumsum(0), (1, 0)).int().to(DEVICE)
 
 
 def batches(length_sorted: bool) -> list[dict[str, Tensor]]:
@@ -37,8 +47,8 @@ def batches(length_sorted: bool) -> list[dict[str, Tensor]]:
     groups = [texts[begin : begin + BATCH_SIZE] for begin in range(0, TEXTS, BATCH_SIZE)]
     return [
         {
-            "input_ids": pad_sequence(group, batch_first=True),
-            "attention_mask": pad_sequence([torch.ones_like(text) for text in group], batch_first=True),
+            "input_ids": pad_sequence(group, batch_first=True).to(DEVICE),
+            "attention_mask": pad_sequence([torch.ones_like(text) for text in group], batch_first=True).to(DEVICE),
         }
         for group in groups
     ]
@@ -48,12 +58,12 @@ def batches(length_sorted: bool) -> list[dict[str, Tensor]]:
 def ours() -> PyramidBertForSequenceClassification:
     """BERT-base with random weights, as a pyramid."""
     torch.manual_seed(0)
-    return PyramidBertForSequenceClassification(PyramidBertConfig(num_labels=LABELS)).eval()
+    return PyramidBertForSequenceClassification(PyramidBertConfig(num_labels=LABELS)).eval().to(DEVICE, DTYPE)
 
 
 @functools.cache
 def stock() -> BertForSequenceClassification:
     """The same weights in transformers' own model, with its scaled-dot-product attention."""
-    model = BertForSequenceClassification(BertConfig(num_labels=LABELS)).eval()
+    model = BertForSequenceClassification(BertConfig(num_labels=LABELS)).eval().to(DEVICE, DTYPE)
     model.load_state_dict({name: x for name, x in ours().state_dict().items() if not name.startswith("exits.")})
     return model

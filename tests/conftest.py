@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections.abc import Iterator
 
 import hypothesis
+import numpy as np
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when the kernels are first imported, so set before
+
+from mp_kernels import backends, schemas
 
 # The first call of an operator may take long; what is fast enough is the benchmarks' question.
 hypothesis.settings.register_profile("magic_pyramid", deadline=None, max_examples=60, print_blob=True)
@@ -37,3 +45,15 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def on_triton() -> Iterator[None]:
+    """The Triton kernels stand behind every operator on CPU tensors, through Triton's interpreter."""
+    registrations = torch.library.Library("mp_kernels", "IMPL")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "(?s).*Overriding a previously registered kernel", UserWarning)
+        backends.register_triton(registrations, "CPU", schemas.SCHEMAS)
+    with np.errstate(all="ignore"):  # a lane that is masked out may compute nonsense, on a device too
+        yield
+    registrations._destroy()
