@@ -63,12 +63,21 @@ class Pruning:
         if self.top_k is not None:
             counts = top_k_counts(self.top_k[layer - 1], lengths_of(batch))
             return mp_kernels.top_k_tokens(importance, batch.cu_seqlens, counts, stays)
-        if self.normalizer != "alive":
-            lengths = lengths_of(batch)
-            normalizer = input_lengths if self.normalizer == "input" else self.normalizer
-            factor = (lengths / normalizer).to(importance.dtype)
-            importance = importance * torch.repeat_interleave(factor, lengths, output_size=importance.shape[1])
+        importance = self.normalized(importance, batch, input_lengths)
         return mp_kernels.prune_tokens(importance, batch.cu_seqlens, self.thresholds[layer - 1], stays)
+
+    def normalized(self, importance: Tensor, batch: Ragged, input_lengths: Tensor) -> Tensor:
+        """``[..., total]`` importance, divided by what :attr:`normalizer` says instead of by the entering tokens."""
+        if self.normalizer == "alive":
+            return importance
+        lengths = lengths_of(batch)
+        normalizer = input_lengths if self.normalizer == "input" else self.normalizer
+        factor = (lengths / normalizer).to(importance.dtype)
+        return importance * torch.repeat_interleave(factor, lengths, output_size=importance.shape[-1])
+
+    def soft_mask(self, layer: int, importance: Tensor, batch: Ragged, input_lengths: Tensor) -> Tensor | None:
+        """What to multiply layer ``layer``'s output rows by, ``[total]``, instead of removing any; None: remove them."""
+        return None
 
 
 def top_k_counts(k: int | float, lengths: Tensor) -> Tensor:
@@ -196,6 +205,10 @@ def rest_of_layer(
     context, importance = _attend(layer, query, key, value, batch, need_importance=pruning.happens(number), stays=stays)
     if importance is None:
         return Ragged(_finish(layer, context, batch.values), batch.cu_seqlens, batch.max_seqlen), None
+    mask = pruning.soft_mask(number, importance, batch, input_lengths)
+    if mask is not None:
+        softened = _finish(layer, context, batch.values) * mask.unsqueeze(1).to(context.dtype)
+        return Ragged(softened, batch.cu_seqlens, batch.max_seqlen), None
     kept = pruning.prune(number, importance, batch, input_lengths, stays)
     if kept.index.shape[0] == context.shape[0]:
         return Ragged(_finish(layer, context, batch.values), batch.cu_seqlens, batch.max_seqlen), None
@@ -395,6 +408,18 @@ def run_classifier(
             uncertainty = climb.answer(number, exits.heads[number](climb.batch))
             climb.leave(exits.stays(number, uncertainty, climb.samples))
     return climb.answers
+
+
+def run_layers(layers: Sequence[nn.Module], batch: Ragged, pruning: Pruning) -> list[Ragged]:
+    """The batch as it came and as every layer leaves it: L + 1 batches; nobody exits."""
+    input_lengths = lengths_of(batch)
+    outputs = [batch]
+    for number, layer in enumerate(layers, 1):
+        projections = layer.attention.self
+        key, value = projections.key(batch.values), projections.value(batch.values)
+        batch, _ = rest_of_layer(layer, number, batch, key, value, pruning, input_lengths)
+        outputs.append(batch)
+    return outputs
 
 
 def run_features(layers: Sequence[nn.Module], batch: Ragged, pruning: Pruning, kind: str) -> list[Tensor]:

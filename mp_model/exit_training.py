@@ -49,6 +49,19 @@ def collect_features(
     return Features([torch.cat(layer)[order] for layer in zip(*rows, strict=True)], torch.tensor(labels))
 
 
+def standardise(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Features of mean 0 and spread 1, the mean that they had, and the spread; ``[texts, features]``."""
+    mean, scale = features.mean(0), features.std(0) + 1e-3
+    return (features - mean) / scale, mean, scale
+
+
+@torch.no_grad()
+def unstandardise(dense: nn.Linear, mean: Tensor, scale: Tensor) -> None:
+    """Makes a layer that was trained on standardised features read plain ones."""
+    dense.weight.div_(scale)
+    dense.bias.sub_(dense.weight @ mean)
+
+
 def train_head(
     dense: nn.Linear,
     classifier: nn.Linear,
@@ -72,8 +85,7 @@ def train_head(
             bound = layer.in_features**-0.5
             layer.weight.uniform_(-bound, bound, generator=generator)
             layer.bias.zero_()
-    mean, scale = features.mean(0), features.std(0) + 1e-3
-    standardised = (features - mean) / scale
+    standardised, mean, scale = standardise(features)
     parameters = [dense.weight, dense.bias, classifier.weight, classifier.bias]
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.01)
     with torch.enable_grad():
@@ -83,9 +95,7 @@ def train_head(
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-    with torch.no_grad():
-        dense.weight.div_(scale)
-        dense.bias.sub_(dense.weight @ mean)
+    unstandardise(dense, mean, scale)
 
 
 def train_all_heads(model: PyramidBertForSequenceClassification, features: Features) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -39,13 +40,51 @@ def read_texts(path: Path, file_format: str | None = None) -> Iterator[Text]:
     if not path.is_file():
         raise TableError(f"{path}: no such file")
     file_format = file_format or format_of(path)
-    if file_format in ("tsv", "csv"):
-        yield from _texts_of_rows(str(path), _delimited_rows(path, "\t" if file_format == "tsv" else ","))
-    elif file_format == "parquet":
-        yield from _texts_of_rows(str(path), _parquet_rows(path))
-    else:
+    if file_format in ("txt", "jsonl"):
         with path.open(encoding="utf-8-sig") as lines:
             yield from read_lines(lines, file_format, str(path))
+    else:
+        yield from _texts_of_rows(str(path), _rows_of(path, file_format, COLUMNS))
+
+
+def read_labelled(path: Path, file_format: str | None = None) -> Iterator[tuple[Text, str]]:
+    """The texts of a file as :func:`read_texts` gives them, each with what its column ``label`` says.
+
+    Raises:
+        TableError: as for :func:`read_texts`; a row without a label.
+    """
+    if not path.is_file():
+        raise TableError(f"{path}: no such file")
+    file_format = file_format or format_of(path)
+    if file_format == "txt":
+        raise TableError(f"{path}: a txt file has no column 'label'; expected tsv, csv, jsonl or parquet")
+    with contextlib.closing(_rows_of(path, file_format, (*COLUMNS, "label"))) as rows:
+        labels: list[str] = []
+        texts = _texts_of_rows(str(path), _noting_labels(str(path), rows, labels))
+        for text in texts:
+            yield text, labels.pop()
+
+
+def _noting_labels(name: str, rows: Iterable[dict[str, Any]], labels: list[str]) -> Iterator[dict[str, Any]]:
+    for number, row in enumerate(rows, 1):
+        label = row.get("label")
+        if label is None or str(label).strip() == "":
+            raise TableError(
+                f"{name}: row {number} has no label; expected a column 'label' with a value in every row; "
+                f"got {', '.join(map(repr, row)) or 'nothing'}"
+            )
+        labels.append(str(label).strip())
+        yield row
+
+
+def _rows_of(path: Path, file_format: str, columns: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    if file_format in ("tsv", "csv"):
+        yield from _delimited_rows(path, "\t" if file_format == "tsv" else ",", columns)
+    elif file_format == "parquet":
+        yield from _parquet_rows(path, columns)
+    else:
+        with path.open(encoding="utf-8-sig") as lines:
+            yield from _json_rows(lines, str(path))
 
 
 def read_lines(lines: TextIO, file_format: str, name: str) -> Iterator[Text]:
@@ -75,12 +114,12 @@ def _texts_of_rows(name: str, rows: Iterable[dict[str, Any]]) -> Iterator[Text]:
             )
 
 
-def _wanted(names: list[str]) -> list[str]:
+def _wanted(names: list[str], columns: tuple[str, ...]) -> list[str]:
     """The columns to read, where there are any: another's values need not fit the type that they begin with."""
-    return [name for name in COLUMNS if name in names] or names
+    return [name for name in columns if name in names] or names
 
 
-def _delimited_rows(path: Path, delimiter: str) -> Iterator[dict[str, Any]]:
+def _delimited_rows(path: Path, delimiter: str, columns: tuple[str, ...]) -> Iterator[dict[str, Any]]:
     import pyarrow as pa
     from pyarrow import csv
 
@@ -91,7 +130,7 @@ def _delimited_rows(path: Path, delimiter: str) -> Iterator[dict[str, Any]]:
     try:
         with csv.open_csv(path, in_turn, parse) as reader:
             names = reader.schema.names
-        wanted = _wanted(names)
+        wanted = _wanted(names, columns)
         strings = csv.ConvertOptions(
             strings_can_be_null=False, include_columns=wanted, column_types=dict.fromkeys(wanted, pa.string())
         )
@@ -102,13 +141,13 @@ def _delimited_rows(path: Path, delimiter: str) -> Iterator[dict[str, Any]]:
         raise TableError(f"{path}: {error}") from error
 
 
-def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
+def _parquet_rows(path: Path, columns: tuple[str, ...]) -> Iterator[dict[str, Any]]:
     import pyarrow as pa
     from pyarrow import parquet
 
     try:
         with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(columns=_wanted(file.schema_arrow.names)):
+            for batch in file.iter_batches(columns=_wanted(file.schema_arrow.names, columns)):
                 yield from batch.to_pylist()
     except pa.ArrowInvalid as error:
         raise TableError(f"{path}: {error}") from error

@@ -91,8 +91,8 @@ def bound_samples(
     HAS_STAYS: tl.constexpr,
 ):
     """Where the samples that stay begin, which they are, and the extents; from the places of all rows."""
-    count = 0
-    longest = 0
+    count = tl.full([], 0, tl.int32)
+    longest = tl.full([], 0, tl.int32)
     for first in range(0, batch, BLOCK):
         samples = first + tl.arange(0, BLOCK)
         inside = samples < batch
@@ -142,8 +142,8 @@ def compact(
     HAS_STAYS: tl.constexpr,
 ):
     """One program: the whole compaction. ``p_places [total + 1]`` receives how many rows before each are kept."""
-    kept = 0
-    first_nan = 2147483647
+    kept = tl.full([], 0, tl.int32)
+    first_nan = tl.full([], 2147483647, tl.int32)
     for first in range(0, total, BLOCK):
         rows = first + tl.arange(0, BLOCK)
         keep, nan = kept_rows(
@@ -200,7 +200,7 @@ def count_kept(
 @triton.jit
 def sum_before(p_counts, count, BLOCK: tl.constexpr):
     """Sum of the first ``count`` entries."""
-    total = 0
+    total = tl.full([], 0, tl.int32)
     for first in range(0, count, BLOCK):
         entries = first + tl.arange(0, BLOCK)
         total += tl.sum(tl.load(p_counts + entries, mask=entries < count, other=0), 0)
@@ -239,7 +239,7 @@ def place_samples(
     HAS_STAYS: tl.constexpr,
 ):
     """One program: what the rows' places say about the samples."""
-    first_nan = 2147483647
+    first_nan = tl.full([], 2147483647, tl.int32)
     for first in range(0, blocks, BLOCK):
         entries = first + tl.arange(0, BLOCK)
         found = tl.load(p_first_nan + entries, mask=entries < blocks, other=2147483647)

@@ -120,10 +120,10 @@ def entropy_of_logits(b_logits, inside, log_classes):
     b_log_sum = tl.log(tl.sum(b_p, 1))
     b_log_p = b_logits - b_max[:, None] - b_log_sum[:, None]
     b_p = tl.exp(b_log_p)
-    b_entropy = -tl.sum(tl.where(b_p > 0, b_p * b_log_p, 0.0), 1) / log_classes
-    # Not by minimum and maximum, which may lose a NaN.
+    # A NaN must come out as one, or the sample would seem certain: so no "greater", and no minimum or maximum.
+    b_entropy = -tl.sum(tl.where(b_p == 0, 0.0, b_p * b_log_p), 1) / log_classes
     b_entropy = tl.where(b_entropy < 0.0, 0.0, b_entropy)
-    return tl.where(b_entropy > 1.0, 1.0, tl.where(b_max != b_max, b_max, b_entropy))
+    return tl.where(b_entropy > 1.0, 1.0, b_entropy)
 
 
 @triton.jit

@@ -1,0 +1,7 @@
+"""Training a pyramid: data, stages and recipes. Not imported at inference."""
+
+from .data import LabelledTexts, Task, load_task
+from .fitting import Summary, fit
+from .recipes import RECIPES, Recipe, Settings
+
+__all__ = ["RECIPES", "LabelledTexts", "Recipe", "Settings", "Summary", "Task", "fit", "load_task"]

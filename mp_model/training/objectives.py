@@ -1,0 +1,190 @@
+"""What each stage minimises: modules whose forward pass takes a batch and returns its loss.
+
+A stage is a module around the model, not a function beside it, so that whatever wraps modules (mixed precision, several
+devices) sees one forward pass a step.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import engine
+from ..exits import ExitHead
+from ..modelling import PyramidBertForSequenceClassification
+from .soft_pruning import SoftPruning, rising_thresholds
+
+Loss = dict[str, Tensor]
+
+
+def distillation_loss(teacher: Tensor, student: Tensor, reverse: bool = False) -> Tensor:
+    """KL(teacher || student) of the predictions, a mean over the batch; ``reverse``: KL(student || teacher), Eq. 1.
+
+    teacher, student: logits ``[batch, labels]``; no gradient reaches the teacher.
+    """
+    teacher, student = torch.log_softmax(teacher.detach(), -1), torch.log_softmax(student, -1)
+    target, guess = (student, teacher) if reverse else (teacher, student)
+    return F.kl_div(guess, target, reduction="batchmean", log_target=True)
+
+
+def mixed_target_loss(
+    logits: Tensor, labels: Tensor, teacher: Tensor, share_of_teacher: float, reverse: bool = False
+) -> Tensor:
+    """Part teacher (:func:`distillation_loss`), part label (cross entropy)."""
+    loss = logits.new_zeros(())
+    if share_of_teacher > 0:
+        loss = loss + share_of_teacher * distillation_loss(teacher, logits, reverse)
+    if share_of_teacher < 1:
+        loss = loss + (1 - share_of_teacher) * F.cross_entropy(logits, labels)
+    return loss
+
+
+class FineTuning(nn.Module):
+    """Cross entropy of the model's own head; with pruning as the model's configuration says (plain, or hard pruning)."""
+
+    def __init__(self, model: PyramidBertForSequenceClassification) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, labels: Tensor, **inputs: Tensor) -> Loss:
+        output = self.model(**inputs, labels=labels)
+        return {"loss": output.loss, "logits": output.logits}
+
+
+class SoftPruningObjective(nn.Module):
+    """Cross entropy with tokens fading out, plus ``penalty * mean of the masks``; learns weights and thresholds.
+
+    Args:
+        model: the classifier.
+        temperature, penalty: the step's width, and the price of a token that stays.
+        final_threshold: where layer L's threshold starts; layer l's starts at the share l / L of it.
+    """
+
+    def __init__(
+        self, model: PyramidBertForSequenceClassification, temperature: float, penalty: float, final_threshold: float
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.temperature, self.penalty = temperature, penalty
+        self.thresholds = nn.Parameter(rising_thresholds(final_threshold, model.config.num_hidden_layers))
+
+    def forward(self, labels: Tensor, **inputs: Tensor) -> Loss:
+        model = self.model
+        batch = model.bert.embed(**inputs, position_ids=None, inputs_embeds=None)
+        soft = SoftPruning(self.thresholds, self.temperature, model.config.importance_normalizer)
+        run = engine.run_classifier(model.bert.encoder.layer, batch, soft, None, model._final_head, model.num_labels)
+        loss = F.cross_entropy(run.logits, labels) + self.penalty * soft.penalty()
+        return {"loss": loss, "logits": run.logits}
+
+    def harden(self) -> None:
+        """Writes the learned thresholds into the model's configuration, from where they prune for real."""
+        self.model.config.prune_thresholds = self.thresholds.detach().float().cpu().tolist()
+
+
+class JointExits(nn.Module):
+    """The main head first, every exit beside it at a lower weight (deep supervision); tokens pruned for real.
+
+    Args:
+        model: the classifier, with ``"cls"`` or ``"pooled"`` heads.
+        exit_weight: weight of each exit's loss, where the main head's is 1.
+        share_of_teacher: how much of an exit's target is the main head's prediction; the rest is the label.
+    """
+
+    def __init__(
+        self, model: PyramidBertForSequenceClassification, exit_weight: float, share_of_teacher: float
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.exit_weight, self.share_of_teacher = exit_weight, share_of_teacher
+
+    def forward(self, labels: Tensor, **inputs: Tensor) -> Loss:
+        model = self.model
+        batch = model.bert.embed(**inputs, position_ids=None, inputs_embeds=None)
+        pruning = engine.Pruning.of(model.config)
+        features = engine.run_features(model.bert.encoder.layer, batch, pruning, model.config.exit_head)
+        logits = model._final_head(features[-1])
+        loss = F.cross_entropy(logits, labels)
+        for layer, head in model.exits.items():
+            exit_logits = head(features[int(layer)])
+            loss = loss + self.exit_weight * mixed_target_loss(exit_logits, labels, logits, self.share_of_teacher)
+        return {"loss": loss, "logits": logits}
+
+
+class FrozenExits(nn.Module):
+    """Exit heads that read all tokens (``"fastbert"``), under a frozen backbone: KL from the main head's prediction."""
+
+    def __init__(self, model: PyramidBertForSequenceClassification, reverse: bool = False) -> None:
+        super().__init__()
+        self.heads = model.exits
+        self.frozen = [model]  # in a list, so that its weights are neither trained nor saved with each checkpoint
+        self.reverse = reverse
+
+    def forward(self, labels: Tensor, **inputs: Tensor) -> Loss:
+        (model,) = self.frozen
+        model.eval()
+        with torch.no_grad():
+            batch = model.bert.embed(**inputs, position_ids=None, inputs_embeds=None)
+            outputs = engine.run_layers(model.bert.encoder.layer, batch, engine.Pruning.of(model.config))
+            teacher = model._final_head(engine.first_tokens(outputs[-1]))
+        losses = [
+            distillation_loss(teacher, head(outputs[int(layer)]), self.reverse) for layer, head in self.heads.items()
+        ]
+        return {"loss": torch.stack(losses).mean(), "logits": teacher}
+
+
+class HeadsOnFeatures(nn.Module):
+    """Exit heads on features that were computed once (:func:`mp_model.exit_training.collect_features`).
+
+    Args:
+        heads: the exit heads by their layer's number.
+        share_of_teacher: how much of a head's target is the main head's prediction; the rest is the label.
+        reverse: the direction of the KL divergence.
+    """
+
+    def __init__(self, heads: nn.ModuleDict, share_of_teacher: float, reverse: bool = False) -> None:
+        super().__init__()
+        self.heads = heads
+        self.share_of_teacher, self.reverse = share_of_teacher, reverse
+
+    def forward(self, labels: Tensor, teacher: Tensor, **features: Tensor) -> Loss:
+        losses = [
+            mixed_target_loss(head(features[f"layer_{layer}"]), labels, teacher, self.share_of_teacher, self.reverse)
+            for layer, head in self.heads.items()
+        ]
+        return {"loss": torch.stack(losses).mean(), "logits": teacher}
+
+
+class Distillation(nn.Module):
+    """A smaller model learns from a larger one: half its predictions, half the labels (DistilBERT's recipe for a task)."""
+
+    def __init__(
+        self, student: PyramidBertForSequenceClassification, teacher: PyramidBertForSequenceClassification
+    ) -> None:
+        super().__init__()
+        self.model = student
+        self.frozen = [teacher.eval()]
+
+    def forward(self, labels: Tensor, **inputs: Tensor) -> Loss:
+        (teacher,) = self.frozen
+        with torch.no_grad():
+            wanted = teacher.to(labels.device)(**inputs).logits
+        logits = self.model(**inputs).logits
+        return {"loss": mixed_target_loss(logits, labels, wanted, 0.5), "logits": logits}
+
+
+def half_of(model: PyramidBertForSequenceClassification) -> PyramidBertForSequenceClassification:
+    """A model of every second layer of this one, from the first on."""
+    settings = {**model.config.to_dict(), "num_hidden_layers": (model.config.num_hidden_layers + 1) // 2}
+    student = PyramidBertForSequenceClassification(type(model.config).from_dict(settings))
+    for mine, yours in zip(student.bert.encoder.layer, model.bert.encoder.layer[::2], strict=True):
+        mine.load_state_dict(yours.state_dict())
+    for name in ("embeddings", "pooler"):
+        getattr(student.bert, name).load_state_dict(getattr(model.bert, name).state_dict())
+    student.classifier.load_state_dict(model.classifier.state_dict())
+    return student
+
+
+def is_feature_head(head: nn.Module) -> bool:
+    """Whether a head reads fixed-size features, which can be computed once."""
+    return isinstance(head, ExitHead)

@@ -1,0 +1,141 @@
+"""Running one stage with ``transformers.Trainer``: resumable after a kill, stopped at a loss that is not finite."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+from transformers import Trainer, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+
+class LossNotFiniteError(ValueError):
+    """Training has diverged; the message says at which step and batch."""
+
+
+class StageTrainer(Trainer):
+    """Trains a module of :mod:`mp_model.training.objectives`.
+
+    Args:
+        stage: its name, for messages.
+        groups: parameters by learning rate.
+    """
+
+    def __init__(self, stage: str, groups: list[dict[str, Any]], **options: Any) -> None:
+        super().__init__(**options)
+        self.stage = stage
+        self.groups = groups
+        self.model_accepts_loss_kwargs = False  # a loss is the mean over its batch
+
+    def create_optimizer(self, *_: Any) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            self.optimizer = torch.optim.AdamW(self.groups)
+        return self.optimizer
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        inputs = dict(inputs)
+        places = inputs.pop("place")
+        outputs = model(**inputs)
+        loss = outputs["loss"]
+        if not torch.isfinite(loss):
+            raise LossNotFiniteError(
+                f"the loss is {loss.item()} at step {self.state.global_step} of stage {self.stage!r}; the batch is training "
+                f"texts {places.tolist()} (counted from 0). Lower the learning rate, or look at these texts"
+            )
+        return (loss, outputs) if return_outputs else loss
+
+
+def parameter_groups(module: nn.Module, learning_rate: float, threshold_learning_rate: float) -> list[dict[str, Any]]:
+    """Weights with decay, biases and norms without, thresholds at a rate of their own."""
+    groups: dict[str, list[nn.Parameter]] = {"decayed": [], "plain": [], "thresholds": []}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            kind = "thresholds" if name == "thresholds" else "decayed" if parameter.dim() > 1 else "plain"
+            groups[kind].append(parameter)
+    rates = {"decayed": learning_rate, "plain": learning_rate, "thresholds": threshold_learning_rate}
+    return [
+        {"params": members, "lr": rates[kind], "weight_decay": 0.01 if kind == "decayed" else 0.0}
+        for kind, members in groups.items()
+        if members
+    ]
+
+
+def complete_checkpoint(folder: Path) -> Path | None:
+    """The last checkpoint that was written to its end; later ones, cut off by a kill, are removed."""
+    found = sorted(folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=lambda path: -int(path.name.split("-")[-1]))
+    for path in found:
+        try:
+            json.loads((path / "trainer_state.json").read_text())  # Trainer writes it last
+            return path
+        except (OSError, ValueError):
+            shutil.rmtree(path)
+    return None
+
+
+def run_stage(
+    stage: str,
+    module: nn.Module,
+    data: Dataset,
+    collator: Callable,
+    folder: Path,
+    *,
+    epochs: float,
+    batch_size: int,
+    learning_rate: float,
+    threshold_learning_rate: float,
+    seed: int,
+    quiet: bool,
+) -> dict[str, float]:
+    """Trains ``module`` in place, from the last complete checkpoint in ``folder`` if there is one.
+
+    Returns:
+        ``steps``, ``seconds`` of this run, ``loss`` (mean over the run).
+
+    Raises:
+        LossNotFiniteError: training has diverged.
+    """
+    on_cuda = torch.cuda.is_available()
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=epochs,
+        per_device_train_batch_size=batch_size,
+        learning_rate=learning_rate,
+        lr_scheduler_type="linear",
+        warmup_steps=0.1,
+        max_grad_norm=1.0,
+        seed=seed,
+        data_seed=seed,
+        bf16=on_cuda and torch.cuda.is_bf16_supported(),
+        save_strategy="steps",
+        save_steps=0.1,
+        save_total_limit=2,
+        logging_steps=0.02,
+        report_to="none",
+        log_level="warning",
+        disable_tqdm=quiet,
+        remove_unused_columns=False,
+        dataloader_pin_memory=on_cuda,
+    )
+    trainer = StageTrainer(
+        stage,
+        parameter_groups(module, learning_rate, threshold_learning_rate),
+        model=module,
+        args=arguments,
+        train_dataset=data,
+        data_collator=collator,
+    )
+    checkpoint = complete_checkpoint(folder)
+    result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    return {
+        "steps": result.global_step,
+        "seconds": result.metrics["train_runtime"],
+        "loss": result.training_loss,
+    }

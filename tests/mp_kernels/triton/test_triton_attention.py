@@ -1,0 +1,240 @@
+"""The attention kernels in Triton's interpreter, forward and backward, against the definition in float64."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from accuracy import assert_accurate, assert_no_worse_than_plain, assert_same_bits, with_gradients
+from ragged_batches import cu_seqlens_of, random_heads, rows_of_samples, stays_of
+
+import mp_kernels
+from mp_kernels import reference
+from mp_kernels.triton import configurations
+
+LENGTHS = (17, 0, 1, 2, 15, 16, 33, 31, 32)
+EDGES = (65, 63, 64, 1, 129, 127, 128)
+
+
+def attention(module: object, lengths: tuple[int, ...], **options: object) -> Callable:
+    cu_seqlens = cu_seqlens_of(lengths)
+
+    def call(q, k, v):
+        return module.ragged_attention(q, k, v, cu_seqlens, max(lengths, default=0), **options)
+
+    return call
+
+
+def both(lengths: tuple[int, ...], **options: object) -> tuple[Callable, Callable]:
+    return attention(mp_kernels, lengths, **options), attention(reference, lengths, **options)
+
+
+def plain_attention(lengths: tuple[int, ...]) -> Callable:
+    """The same maths in plain PyTorch at the inputs' own dtype."""
+
+    def call(q, k, v):
+        outs, importances, begin = [q[:0]], [q[:0, 0, 0]], 0
+        for n in lengths:
+            rows = slice(begin, begin + n)
+            scores = torch.einsum("ihd,jhd->hij", q[rows], k[rows]) * q.shape[-1] ** -0.5
+            p = torch.softmax(scores, dim=-1)
+            outs.append(torch.einsum("hij,jhd->ihd", p, v[rows]))
+            importances.append(p.sum((0, 1)) / (q.shape[1] * max(n, 1)))
+            begin += n
+        return torch.cat(outs), torch.cat(importances)
+
+    return call
+
+
+@pytest.mark.parametrize("head_dim", [16, 20, 32, 64, 128])
+def test_one_pass(head_dim: int) -> None:
+    assert_accurate(*both(LENGTHS), None, random_heads(sum(LENGTHS), 2, head_dim))
+
+
+def test_one_pass_at_the_edges_of_tiles() -> None:
+    assert_accurate(*both(EDGES), None, random_heads(sum(EDGES), 1, 32))
+
+
+@pytest.mark.parametrize("length", [511, 512, 513])
+def test_the_longest_tile_and_beyond(length: int) -> None:
+    lengths = (length, 3)
+    ours, definition = both(lengths)
+    qkv = random_heads(sum(lengths), 1, 16)
+    for got, exact in zip(ours(*qkv), definition(*(x.double() for x in qkv)), strict=True):
+        torch.testing.assert_close(got, exact.float(), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("head_dim", [20, 64])
+def test_two_passes(head_dim: int, small_tiles: None) -> None:
+    assert_accurate(*both(LENGTHS), None, random_heads(sum(LENGTHS), 2, head_dim))
+
+
+@pytest.mark.parametrize("passes", ["one", "two"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision(
+    dtype: torch.dtype, passes: str, honest_bfloat16: None, request: pytest.FixtureRequest
+) -> None:
+    if passes == "two":
+        request.getfixturevalue("small_tiles")
+    ours, definition = both(LENGTHS)
+    qkv = random_heads(sum(LENGTHS), 2, 32, dtype=dtype)
+    exact = with_gradients(definition, [x.double() for x in qkv])
+    plain = with_gradients(plain_attention(LENGTHS), qkv)
+    for got, near, true in zip(with_gradients(ours, qkv), plain, exact, strict=True):
+        assert_no_worse_than_plain(got.to(near.dtype), near, true)
+
+
+def test_bfloat16_of_the_interpreter_still_needs_its_repair() -> None:
+    """Should this fail, the interpreter has learned bfloat16, and the repair can go."""
+    ours, definition = both((16,), need_importance=False)
+    qkv = random_heads(16, 1, 16, dtype=torch.bfloat16)
+    error = (ours(*qkv)[0].double() - definition(*(x.double() for x in qkv))[0]).abs().nan_to_num(nan=math.inf).max()
+    assert error > 0.1
+
+
+@pytest.mark.parametrize("passes", ["one", "two"])
+@pytest.mark.parametrize("lengths_q", [(1, 1, 1, 1), (0, 5, 40, 2), (3, 0, 0, 0)], ids=str)
+def test_queries_of_their_own(lengths_q: tuple[int, ...], passes: str, request: pytest.FixtureRequest) -> None:
+    """One a sample (a decision), none, or more than there are keys."""
+    if passes == "two":
+        request.getfixturevalue("small_tiles")
+    lengths = (9, 33, 17, 1)
+    options = {"cu_seqlens_q": cu_seqlens_of(lengths_q)}
+    q, (k, v) = random_heads(sum(lengths_q), 2, 16, 1)[0], random_heads(sum(lengths), 2, 16, 2)
+    assert_accurate(*both(lengths, **options), None, (q, k, v))
+
+
+@pytest.mark.parametrize("passes", ["one", "two"])
+@pytest.mark.parametrize("stays", ["10110", "00000", "11111"])
+def test_samples_that_leave(stays: str, passes: str, request: pytest.FixtureRequest) -> None:
+    if passes == "two":
+        request.getfixturevalue("small_tiles")
+    lengths = (17, 5, 1, 0, 33)
+    flags = stays_of(map(int, stays))
+    qkv = random_heads(sum(lengths), 2, 16)
+    assert_accurate(*both(lengths, stays=flags), None, qkv)
+    poisoned = [x.clone() for x in qkv]
+    gone = rows_of_samples(cu_seqlens_of(lengths), [b for b in range(5) if stays[b] == "0"])
+    for x in poisoned:
+        x[gone] = math.nan
+    for got, clean in zip(
+        attention(mp_kernels, lengths, stays=flags)(*poisoned),
+        attention(mp_kernels, lengths, stays=flags)(*qkv),
+        strict=True,
+    ):
+        assert_same_bits([got], [clean])
+
+
+def test_slices_of_one_projection() -> None:
+    packed = torch.randn(sum(LENGTHS), 3, 2, 16)
+    ours, definition = both(LENGTHS)
+
+    def of_packed(call: Callable) -> Callable:
+        return lambda x: call(*x.unbind(1))
+
+    assert_accurate(of_packed(ours), of_packed(definition), None, [packed])
+
+
+def test_by_head_and_without_importance() -> None:
+    qkv = random_heads(sum(LENGTHS), 3, 16)
+    assert_accurate(*both(LENGTHS, by_head=True), None, qkv)
+    out, none = attention(mp_kernels, LENGTHS, need_importance=False)(*qkv)
+    assert none is None
+    assert_same_bits([out], attention(mp_kernels, LENGTHS)(*qkv)[:1])
+
+
+@pytest.mark.parametrize("scale", [-0.3, 0.0, 1.0])
+def test_any_scale(scale: float) -> None:
+    assert_accurate(*both((17, 5), scale=scale), None, random_heads(22, 2, 16))
+
+
+@pytest.mark.parametrize("passes", ["one", "two"])
+def test_saturated_scores(passes: str, request: pytest.FixtureRequest) -> None:
+    """Scores of a thousand, most probabilities zero."""
+    if passes == "two":
+        request.getfixturevalue("small_tiles")
+    q, k, v = random_heads(22, 2, 16)
+    ours, definition = both((17, 5), scale=100.0)
+    for got, exact in zip(ours(q, k, v), definition(q.double(), k.double(), v.double()), strict=True):
+        torch.testing.assert_close(got.double(), exact.double(), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("passes", ["one", "two"])
+def test_constant_importance_gradient_moves_nothing(passes: str, request: pytest.FixtureRequest) -> None:
+    """The importance of a sample sums to 1 whatever the scores."""
+    if passes == "two":
+        request.getfixturevalue("small_tiles")
+    q, k, v = (x.requires_grad_() for x in random_heads(sum(LENGTHS), 2, 32))
+    _, importance = attention(mp_kernels, LENGTHS)(q, k, v)
+    for begin, end in itertools.pairwise(cu_seqlens_of(LENGTHS).tolist()):
+        assert end == begin or abs(importance[begin:end].sum().item() - 1) < 1e-6
+    (3 * importance).sum().backward()
+    for x in (q, k, v):
+        torch.testing.assert_close(x.grad, torch.zeros_like(x), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("passes", ["one", "two"])
+def test_same_bits_again_and_elsewhere_in_the_batch(passes: str, request: pytest.FixtureRequest) -> None:
+    if passes == "two":
+        request.getfixturevalue("small_tiles")
+    qkv = random_heads(sum(LENGTHS), 2, 16)
+    first = with_gradients(attention(mp_kernels, LENGTHS), qkv)
+    assert_same_bits(with_gradients(attention(mp_kernels, LENGTHS), qkv), first)
+    order = torch.randperm(len(LENGTHS)).tolist()
+    rows = rows_of_samples(cu_seqlens_of(LENGTHS), order)
+    permuted = attention(mp_kernels, tuple(LENGTHS[b] for b in order))(*(x[rows] for x in qkv))
+    assert_same_bits(permuted, [x[rows] for x in first[:2]])
+
+
+def test_few_programs_are_split_over_blocks_of_queries(
+    monkeypatch: pytest.MonkeyPatch, launches: Callable[[], list[str]]
+) -> None:
+    qkv = random_heads(70, 1, 16)
+    whole = attention(mp_kernels, (70,))(*qkv)
+    monkeypatch.setattr(configurations, "processors_of", lambda device: 132)
+    for got, expected in zip(attention(mp_kernels, (70,))(*qkv), whole, strict=True):
+        torch.testing.assert_close(got, expected, atol=1e-6, rtol=0)
+    kernels = ["attention_one_pass", "mean_heads", "attention_streaming", "attention_column_means", "mean_heads"]
+    assert launches() == kernels
+
+
+def test_nothing_to_do(launches: Callable[[], list[str]]) -> None:
+    for lengths in ((), (0, 0)):
+        out, importance = attention(mp_kernels, lengths)(*random_heads(0, 2, 16))
+        assert out.shape == (0, 2, 16)
+        assert importance.shape == (0,)
+    assert "attention_streaming" not in launches()
+
+
+def test_longest_sample_overstated() -> None:
+    qkv = random_heads(22, 2, 16)
+    cu_seqlens = cu_seqlens_of((17, 5))
+    expected = mp_kernels.ragged_attention(*qkv, cu_seqlens, 17)
+    for overstated in (64, 600):
+        got = mp_kernels.ragged_attention(*qkv, cu_seqlens, overstated)
+        for x, y in zip(got, expected, strict=True):
+            torch.testing.assert_close(x, y, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("architecture", configurations.SHARED_MEMORY)
+def test_tiles_fit_their_architecture(architecture: str) -> None:
+    room = configurations.SHARED_MEMORY[architecture] * 1024
+    for itemsize in (2, 4):
+        for width in (16, 32, 64, 128, 256):
+            for keys in (16, 32, 64, 128, 256, 512, 1024):
+                tile = configurations.one_pass(architecture, keys, width, itemsize)
+                if tile is not None:
+                    assert (2 * keys * width + tile.rows * keys) * itemsize <= room
+                    assert tile.columns == keys
+    assert configurations.one_pass(architecture, 128, 64, 2) is not None
+    wide = architecture in ("sm_80", "sm_90", "sm_100")
+    assert (configurations.one_pass(architecture, 512, 64, 2) is not None) == wide
+
+
+def test_every_length_with_every_other_sample_leaving() -> None:
+    lengths = tuple(range(12))
+    stays = stays_of(b % 2 for b in lengths)
+    assert_accurate(*both(lengths, stays=stays), None, random_heads(sum(lengths), 1, 16))

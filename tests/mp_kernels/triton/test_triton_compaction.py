@@ -1,0 +1,140 @@
+"""Compaction by the Triton kernels, in one launch and in three, gives the definition's rows and whole buffers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import hypothesis
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from ragged_batches import cu_seqlens_of, stays_of
+from test_compaction import assert_kept
+
+import mp_kernels
+from mp_kernels import reference, schemas
+from mp_kernels.triton import configurations
+from mp_kernels.triton.configurations import Tile
+
+# The fixture that turns the operators to Triton stays in place from one example to the next.
+hypothesis.settings.register_profile(
+    "interpreter", deadline=None, max_examples=25, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]
+)
+interpreted = hypothesis.settings.get_profile("interpreter")
+WAYS = ("one_launch", "three_launches")
+
+
+@pytest.fixture(params=WAYS)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both ways, in blocks of 16 rows, so that short batches have several."""
+    monkeypatch.setattr(configurations, "COMPACTION", Tile(1, 16, 1))
+    monkeypatch.setattr(configurations, "RANKING", Tile(1, 16, 1))
+    monkeypatch.setattr(configurations, "ONE_PROGRAM_ROWS", 10**6 if request.param == "one_launch" else 0)
+    return request.param
+
+
+@st.composite
+def batches(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Importance by row or by head and row, in steps that make ties; starts; who stays."""
+    lengths = draw(st.lists(st.sampled_from([0, 1, 2, 5, 15, 16, 17, 33]), max_size=7))
+    heads, total = draw(st.integers(0, 3)), sum(lengths)
+    levels = st.sampled_from([0.0, 0.25, 0.5, 1.0, math.inf])
+    values = draw(st.lists(levels, min_size=max(heads, 1) * total, max_size=max(heads, 1) * total))
+    importance = torch.tensor(values).reshape((heads, total) if heads else (total,))
+    flags = draw(st.one_of(st.none(), st.lists(st.booleans(), min_size=len(lengths), max_size=len(lengths))))
+    return importance, cu_seqlens_of(lengths), None if flags is None else stays_of(flags)
+
+
+def assert_same_buffers(name: str, *arguments: object) -> None:
+    got = getattr(torch.ops.mp_kernels, name)(*arguments)
+    expected = getattr(schemas, name)(*arguments)
+    assert [(x.dtype, x.tolist()) for x in got] == [(x.dtype, x.tolist()) for x in expected]
+
+
+@interpreted
+@given(batches(), st.sampled_from([-1.0, 0.25, 0.3, 2.0, math.inf]))
+def test_prune_tokens(way: str, batch: tuple, threshold: float) -> None:
+    importance, cu_seqlens, stays = batch
+    assert_kept(
+        mp_kernels.prune_tokens(importance, cu_seqlens, threshold, stays),
+        reference.prune_tokens(importance, cu_seqlens, threshold, stays),
+    )
+    assert_same_buffers("prune_tokens", importance, cu_seqlens, stays, threshold)
+
+
+@interpreted
+@given(batches(), st.integers(1, 40))
+def test_top_k_tokens(way: str, batch: tuple, k: int) -> None:
+    importance, cu_seqlens, stays = batch
+    counts = torch.full((cu_seqlens.shape[0] - 1,), k)
+    assert_kept(
+        mp_kernels.top_k_tokens(importance, cu_seqlens, counts, stays),
+        reference.top_k_tokens(importance, cu_seqlens, counts, stays),
+    )
+    assert_same_buffers("top_k_tokens", importance, cu_seqlens, stays, counts)
+
+
+@interpreted
+@given(batches())
+def test_select_samples(way: str, batch: tuple) -> None:
+    _, cu_seqlens, stays = batch
+    stays = torch.ones(cu_seqlens.shape[0] - 1, dtype=torch.bool) if stays is None else stays
+    assert_kept(mp_kernels.select_samples(cu_seqlens, stays), reference.select_samples(cu_seqlens, stays))
+    assert_same_buffers("select_samples", cu_seqlens, stays, int(cu_seqlens[-1]))
+
+
+@pytest.mark.parametrize("samples", [1, 2, 15, 16, 17, 300])
+def test_many_samples(way: str, samples: int) -> None:
+    """More samples than a block holds, a third of them empty."""
+    lengths = [b % 3 for b in range(samples)]
+    importance, cu_seqlens = torch.rand(2, sum(lengths)), cu_seqlens_of(lengths)
+    stays = torch.rand(samples) < 0.7
+    assert_kept(
+        mp_kernels.prune_tokens(importance, cu_seqlens, 0.5, stays),
+        reference.prune_tokens(importance, cu_seqlens, 0.5, stays),
+    )
+
+
+def test_everybody_leaves_and_all_but_the_first_go(way: str) -> None:
+    importance, cu_seqlens = torch.rand(40), cu_seqlens_of((17, 0, 23))
+    gone = mp_kernels.prune_tokens(importance, cu_seqlens, 0.0, stays_of([False] * 3))
+    assert (gone.index.tolist(), gone.cu_seqlens.tolist(), gone.max_seqlen) == ([], [0], 0)
+    assert mp_kernels.prune_tokens(importance, cu_seqlens, 2.0).index.tolist() == [0, 17]
+    empty = mp_kernels.prune_tokens(torch.rand(0), cu_seqlens_of(()), 0.5)
+    assert (empty.index.tolist(), empty.cu_seqlens.tolist()) == ([], [0])
+
+
+@pytest.mark.parametrize("by_head", [False, True])
+@pytest.mark.parametrize("operator", ["prune", "top_k"])
+def test_nan_is_an_error_but_not_in_a_sample_that_leaves(way: str, operator: str, by_head: bool) -> None:
+    importance, cu_seqlens = torch.rand(40), cu_seqlens_of((17, 23))
+    importance[[20, 33]] = math.nan
+    importance = torch.stack([torch.rand(40), importance]) if by_head else importance
+
+    def compact(stays: torch.Tensor | None) -> object:
+        if operator == "prune":
+            return mp_kernels.prune_tokens(importance, cu_seqlens, 0.5, stays)
+        return mp_kernels.top_k_tokens(importance, cu_seqlens, 3, stays)
+
+    with pytest.raises(ValueError, match="importance is NaN at row 20"):
+        compact(None)
+    compact(stays_of([True, False]))
+
+
+def test_heads_are_averaged_as_in_the_public_importance(way: str) -> None:
+    """To the bit, with the threshold at a token's own importance."""
+    by_head, cu_seqlens = torch.rand(12, 50), cu_seqlens_of((20, 30))
+    public = torch.ops.mp_kernels.mean_over_heads(by_head)
+    torch.testing.assert_close(public, by_head.mean(0), atol=1e-6, rtol=0)
+    for threshold in public[::7].tolist():
+        expected = mp_kernels.prune_tokens(public, cu_seqlens, threshold)
+        assert_kept(mp_kernels.prune_tokens(by_head, cu_seqlens, threshold), expected)
+
+
+def test_usual_batches_take_one_launch(launches: Callable[[], list[str]]) -> None:
+    importance, cu_seqlens = torch.rand(12, 64), cu_seqlens_of((30, 34))
+    mp_kernels.prune_tokens(importance, cu_seqlens, 0.5, stays_of([True, False]))
+    mp_kernels.select_samples(cu_seqlens, stays_of([True, False]), 64)
+    assert launches() == ["compact", "compact"]

@@ -1,0 +1,151 @@
+"""Token-wise steps, gathers and exit heads by the Triton kernels, against their definitions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from accuracy import assert_accurate, assert_no_worse_than_plain, assert_same_bits, with_gradients
+from ragged_batches import cu_seqlens_of
+
+import mp_kernels
+from mp_kernels import reference
+
+HALF = (torch.float16, torch.bfloat16)
+REPEATED = torch.tensor([3, 0, 3, 7, 7])
+
+
+@pytest.mark.parametrize("width", [1, 2, 37, 768, 1025])
+@pytest.mark.parametrize("indices", ["neither", "residual", "x", "both"])
+def test_add_layer_norm(indices: str, width: int) -> None:
+    index = REPEATED if indices in ("residual", "both") else None
+    x_index = REPEATED.flip(0) if indices in ("x", "both") else None
+    x = torch.randn(5 if x_index is None else 9, width)
+    residual = torch.randn(5 if index is None else 8, width)
+
+    def of(module: object) -> Callable:
+        return lambda *xs: module.add_layer_norm(*xs, 1e-5, index, x_index)
+
+    inputs = (x, residual, torch.randn(width), torch.randn(width))
+    if width <= 2:  # a norm over so few is too steep for a comparison of its gradients
+        got, exact = of(mp_kernels)(*inputs), of(reference)(*(t.double() for t in inputs))
+        torch.testing.assert_close(got, exact.float(), atol=1e-5, rtol=1e-3)
+        return
+    assert_accurate(of(mp_kernels), of(reference), None, inputs)
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+def test_half_precision_of_rows(dtype: torch.dtype, honest_bfloat16: None) -> None:
+    x, residual = torch.randn(2, 9, 64).to(dtype)
+    weight, bias = torch.randn(2, 64).to(dtype)
+    cu_seqlens = cu_seqlens_of((4, 0, 5))
+    for function, inputs in (
+        (lambda m, *xs: m.add_layer_norm(*xs, 1e-5), (x, residual, weight, bias)),
+        (lambda m, *xs: m.bias_gelu(*xs), (x, bias)),
+        (lambda m, *xs: m.ragged_mean(*xs, cu_seqlens), (x,)),
+    ):
+        got = function(mp_kernels, *inputs)
+        exact = function(reference, *(t.double() for t in inputs))
+        once_rounded = exact.to(got.dtype)
+        assert_no_worse_than_plain(got, once_rounded, exact)
+
+
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("width", [1, 37, 1024, 1500])
+def test_bias_gelu(width: int, biased: bool) -> None:
+    inputs = [torch.randn(5, 2 * width)[:, ::2][:, :width]] + [torch.randn(width)] * biased
+    assert_accurate(mp_kernels.bias_gelu, reference.bias_gelu, None, inputs)
+
+
+def test_ragged_mean() -> None:
+    lengths = (0, 1, 16, 17, 33, 0)
+    cu_seqlens = cu_seqlens_of(lengths)
+    assert_accurate(
+        lambda x: mp_kernels.ragged_mean(x, cu_seqlens),
+        lambda x: reference.ragged_mean(x, cu_seqlens),
+        None,
+        [torch.randn(sum(lengths), 150)],
+    )
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        torch.rand(8, 5) < 0.5,
+        torch.randint(-100, 100, (8, 3), dtype=torch.int8),
+        torch.randn(8).half(),
+        torch.randn(8, 2, 3).bfloat16(),
+        torch.randn(8, 1500),
+        torch.randn(8, 3, dtype=torch.float64),
+        torch.randn(8, 2, dtype=torch.complex64),
+        torch.randn(8, 0),
+        torch.randn(16, 6)[::2, :3],
+    ],
+    ids=lambda x: f"{x.dtype}{list(x.shape)}",
+)
+def test_gather_of_any_rows(x: torch.Tensor) -> None:
+    for index in (REPEATED, torch.tensor([], dtype=torch.int64)):
+        assert_same_bits([mp_kernels.ragged_gather(x, index)], [x[index]])
+
+
+def test_gather_of_several_and_back() -> None:
+    xs = [torch.randn(8, 5), torch.randn(9, 2, 3), torch.randn(8)]
+    assert_accurate(
+        lambda *x: mp_kernels.ragged_gather(x, REPEATED), lambda *x: reference.ragged_gather(x, REPEATED), None, xs
+    )
+
+
+def test_gather_outside_the_rows_reads_nothing() -> None:
+    got = mp_kernels.ragged_gather(torch.ones(3, 2), torch.tensor([0, 3, -1]))
+    assert got.tolist() == [[1, 1], [0, 0], [0, 0]]
+
+
+@pytest.mark.parametrize("classes", [2, 3, 77, 1000])
+def test_normalized_entropy(classes: int) -> None:
+    logits = torch.randn(9, classes) * torch.tensor([1.0, 5, 30, 1e4, 0, 1, 1, 1, 1]).unsqueeze(1)
+    logits[5, 0] = -math.inf
+    got, exact = mp_kernels.normalized_entropy(logits), reference.normalized_entropy(logits.double())
+    torch.testing.assert_close(got, exact.float(), atol=1e-5, rtol=0)
+    assert_accurate(mp_kernels.normalized_entropy, reference.normalized_entropy, None, [torch.randn(7, classes)])
+    logits[6, 1] = math.nan
+    assert mp_kernels.normalized_entropy(logits).isnan().tolist() == [False] * 6 + [True] + [False] * 2
+
+
+def head_inputs(batch: int, width: int, hidden: int, classes: int) -> list[torch.Tensor]:
+    shapes = ((batch, width), (hidden, width), (hidden,), (classes, hidden), (classes,))
+    return [torch.randn(*shape) / max(1, shape[-1]) ** (0.5 * (len(shape) == 2)) for shape in shapes]
+
+
+@pytest.mark.parametrize("batch", [0, 1, 16, 17])
+@pytest.mark.parametrize(("width", "hidden", "classes"), [(64, 32, 2), (100, 50, 4), (20, 70, 77), (20, 20, 200)])
+def test_exit_head(batch: int, width: int, hidden: int, classes: int) -> None:
+    inputs = head_inputs(batch, width, hidden, classes)
+    exact_logits, exact_uncertainty, _ = reference.exit_head(*(x.double() for x in inputs), 0.9)
+    for threshold in (0.9, torch.linspace(0, 1, batch)):
+        logits, uncertainty, stays = mp_kernels.exit_head(*inputs, threshold)
+        torch.testing.assert_close(logits, exact_logits.float(), atol=1e-5, rtol=0)
+        torch.testing.assert_close(uncertainty, exact_uncertainty.float(), atol=1e-5, rtol=0)
+        assert stays.tolist() == (uncertainty > threshold).tolist()
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+def test_exit_head_in_half_precision(dtype: torch.dtype, honest_bfloat16: None) -> None:
+    inputs = [x.to(dtype) for x in head_inputs(17, 100, 50, 4)]
+    plain, exact = reference.head_logits(*inputs), reference.head_logits(*(x.double() for x in inputs))
+    logits, uncertainty, _ = mp_kernels.exit_head(*inputs, 0.5)
+    assert_no_worse_than_plain(logits, plain, exact)
+    assert uncertainty.dtype == torch.float32
+    torch.testing.assert_close(uncertainty, mp_kernels.normalized_entropy(logits), atol=1e-6, rtol=0)
+
+
+def test_same_bits_again() -> None:
+    inputs = head_inputs(17, 100, 50, 4)
+    assert_same_bits(mp_kernels.exit_head(*inputs, 0.5), mp_kernels.exit_head(*inputs, 0.5))
+    xs = [torch.randn(8, 5)]
+
+    def gather(x):
+        return mp_kernels.ragged_gather(x, REPEATED)
+
+    assert_same_bits(with_gradients(gather, xs), with_gradients(gather, xs))
