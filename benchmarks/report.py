@@ -19,7 +19,7 @@ over FLOPs ratio" is the share of the saved work (executed, heads and decisions 
 """
 
 TAIL = """
-## Where a target is missed
+## Where a target is missed, in this run or in others
 
 - *Length-sorted batches*: what is left to save there is small. Nine tenths of our time are torch's matrix products, at
   the same rate as transformers', which wastes only the padding within a batch and its passes between the products.

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from . import classify, demo
+from . import classify, demo, fit
 
 app = typer.Typer(
     name="magic-pyramid",
@@ -18,6 +18,7 @@ app = typer.Typer(
 )
 app.command("classify")(classify.classify)
 app.command("demo")(demo.demo)
+app.command("fit")(fit.fit)
 
 
 def main() -> None:

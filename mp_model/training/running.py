@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 
@@ -132,6 +132,7 @@ def run_stage(
         train_dataset=data,
         data_collator=collator,
     )
+    trainer.remove_callback(PrinterCallback)  # standard output belongs to the command
     checkpoint = complete_checkpoint(folder)
     result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     return {

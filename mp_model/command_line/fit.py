@@ -1,0 +1,111 @@
+"""``magic-pyramid fit``: labelled texts and a BERT checkpoint in, a tuned pyramid out."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def fit(
+    train: Annotated[Path, typer.Argument(help="tsv, csv, jsonl or parquet file with a column label.")],
+    model: Annotated[str, typer.Option(help="A BERT checkpoint: a folder, or a name on a hub.")],
+    output: Annotated[Path, typer.Option(help="Folder for everything; given again, a fit that was cut off goes on.")],
+    validation: Annotated[
+        Path | None, typer.Option(help="File to choose thresholds on; left out, a tenth of the training texts is.")
+    ] = None,
+    recipe: Annotated[str, typer.Option(help="pyramid, mp, bert, distilbert, ltp, fastbert or power.")] = "pyramid",
+    epochs: Annotated[float, typer.Option(help="Of fine-tuning, and of distillation.")] = 3.0,
+    soft_epochs: Annotated[float, typer.Option(help="Of soft pruning.")] = 2.0,
+    hard_epochs: Annotated[float, typer.Option(help="Of hard pruning, alone or with exits.")] = 1.0,
+    exit_epochs: Annotated[float, typer.Option(help="Of exit heads under a frozen backbone.")] = 10.0,
+    batch_size: Annotated[int, typer.Option(help="Texts a step.")] = 32,
+    learning_rate: Annotated[float, typer.Option(help="Of the weights.")] = 5e-5,
+    threshold_learning_rate: Annotated[float, typer.Option(help="Of the pruning thresholds, soft stage.")] = 1e-3,
+    exit_learning_rate: Annotated[float, typer.Option(help="Of exit heads under a frozen backbone.")] = 1e-3,
+    temperature: Annotated[float, typer.Option(help="Of soft pruning; LTP searched 1e-4 to 2e-3.")] = 1e-3,
+    penalty: Annotated[float, typer.Option(help="Price of a token that stays; LTP found 0.01 to 0.2 useful.")] = 0.1,
+    final_threshold: Annotated[float, typer.Option(help="Where layer L's threshold starts.")] = 0.01,
+    exit_weight: Annotated[float, typer.Option(help="Of each exit's loss, trained jointly.")] = 0.3,
+    reverse_kl: Annotated[bool, typer.Option("--reverse-kl", help="KL(student, teacher), as in Eq. 1.")] = False,
+    keep: Annotated[float, typer.Option(help="Share of the tokens that layer L keeps, recipe power.")] = 0.3,
+    max_length: Annotated[
+        int | None, typer.Option(help="Tokens of a text at most; else the model's positions.")
+    ] = None,
+    normalizer: Annotated[
+        str, typer.Option("--importance-normalizer", help="alive, input, or a number to divide importance by.")
+    ] = "128",
+    seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
+    max_harm: Annotated[
+        float, typer.Option(help="Validation texts that exits may spoil where the whole model is right, in percent.")
+    ] = 0.5,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads; all processors if left out.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+) -> None:
+    """Train a classifier: fine-tuning, soft pruning, hard pruning, exit heads, as the recipe says.
+
+    Files have a column **label** and a column **text**, or **text_a** and **text_b**. The model is left in OUTPUT/model,
+    what was done in OUTPUT/summary.json.
+
+    Examples:
+
+        magic-pyramid fit train.tsv --model bert-base-uncased --output fits/news
+
+        magic-pyramid fit train.tsv --validation dev.tsv --model ./minilm --output fits/mp --recipe mp --epochs 5
+    """
+    import torch
+    from rich.console import Console
+    from transformers.utils import logging as transformers_logging
+
+    from mp_model.training import RECIPES, Settings, load_task
+    from mp_model.training import fit as run
+
+    if recipe not in RECIPES:
+        raise ValueError(f"--recipe must be one of {', '.join(RECIPES)}; got {recipe!r}")
+    if normalizer not in ("alive", "input") and not normalizer.replace(".", "", 1).isdecimal():
+        raise ValueError(f"--importance-normalizer must be alive, input or a number; got {normalizer!r}")
+    settings = Settings(
+        epochs=epochs,
+        soft_epochs=soft_epochs,
+        hard_epochs=hard_epochs,
+        exit_epochs=exit_epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        threshold_learning_rate=threshold_learning_rate,
+        exit_learning_rate=exit_learning_rate,
+        temperature=temperature,
+        penalty=penalty,
+        final_threshold=final_threshold,
+        exit_weight=exit_weight,
+        reverse_kl=reverse_kl,
+        keep=keep,
+        max_length=max_length,
+        importance_normalizer=normalizer if normalizer in ("alive", "input") else float(normalizer),
+        seed=seed,
+    )
+    if threads:
+        torch.set_num_threads(threads)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    console = Console(stderr=True)
+    task = load_task(train, validation, seed)
+    held_out = " (held out of the training file)" if task.held_out else ""
+    console.print(
+        f"{len(task.train)} training texts, {len(task.validation)} validation texts{held_out}, "
+        f"{len(task.label_names)} labels; recipe {recipe}: {RECIPES[recipe].about}"
+    )
+    summary = run(model, task, output, recipe, settings, max_harm=max_harm / 100, quiet=not console.is_terminal)
+    if as_json:
+        print(json.dumps(asdict(summary)))
+        return
+    for stage, facts in summary.stages.items():
+        console.print(f"{stage}: {facts['steps']:.0f} steps in {facts['seconds']:.0f} s, mean loss {facts['loss']:.3f}")
+    exits = (
+        ""
+        if summary.exits_accuracy is None
+        else f", {summary.exits_accuracy:.1%} with exits at {summary.exit_threshold}"
+    )
+    print(f"{output / 'model'}: validation accuracy {summary.validation_accuracy:.1%}{exits}")

@@ -1,0 +1,250 @@
+"""Every recipe learns, a fit that was killed goes on to the same model, and what cannot be followed is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+import wordpiece
+from typer.testing import CliRunner
+
+from mp_model import PyramidBertForSequenceClassification
+from mp_model.command_line import app
+from mp_model.tables import TableError
+from mp_model.training import RECIPES, Settings, Summary, fit, load_task
+from mp_model.training.data import EncodedTexts
+from mp_model.training.objectives import distillation_loss, half_of
+from mp_model.training.recipes import falling_shares
+from mp_model.training.running import LossNotFiniteError, complete_checkpoint
+
+QUICK = Settings(
+    epochs=4,
+    soft_epochs=2,
+    exit_epochs=3,
+    learning_rate=1e-3,
+    temperature=5e-3,
+    penalty=0.2,
+    final_threshold=0.05,
+    importance_normalizer="alive",
+)
+
+
+def write_rows(path: Path, count: int, seed: int) -> Path:
+    """Texts of single letters; the label says which of two words is somewhere among them."""
+    draw = random.Random(seed)
+    lines = ["label\ttext"]
+    for _ in range(count):
+        label, words = draw.randint(0, 1), draw.choices("abcdefgh", k=draw.randint(3, 20))
+        words.insert(draw.randint(0, len(words)), ("the", "rate")[label])
+        lines.append(f"{('no', 'yes')[label]}\t{' '.join(words)}")
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    tiny.classifier(vocab_size=len(wordpiece.VOCABULARY)).save_pretrained(folder)
+    wordpiece.tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("texts")
+    return write_rows(folder / "train.tsv", 400, 0), write_rows(folder / "validation.tsv", 150, 1)
+
+
+def run(checkpoint: Path, files: tuple[Path, Path], output: Path, recipe: str, **changes: Any) -> Summary:
+    settings = Settings(**{**vars(QUICK), **changes})
+    return fit(str(checkpoint), load_task(*files), output, recipe, settings, max_harm=0.02, quiet=True)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_learns(recipe: str, checkpoint: Path, files: tuple[Path, Path], tmp_path: Path) -> None:
+    summary = run(checkpoint, files, tmp_path / "fit", recipe)
+    assert summary.validation_accuracy > 0.8  # half of the labels are "yes"
+    assert list(summary.stages) == list(RECIPES[recipe].stages)
+    assert json.loads((tmp_path / "fit" / "summary.json").read_text())["recipe"] == recipe
+
+    model = PyramidBertForSequenceClassification.from_pretrained(tmp_path / "fit" / "model").eval()
+    assert model.config.id2label == {0: "no", 1: "yes"}
+    data = EncodedTexts(wordpiece.tokenizer(), load_task(*files).validation, 64)
+    inputs = tiny.Batch(*([torch.tensor(row[name]) for row in data.rows] for name in ("input_ids", "token_type_ids")))
+    with torch.no_grad():
+        output = model(**inputs.padded())
+    right = (output.logits.argmax(-1) == torch.tensor(data.labels)).double().mean().item()
+    expected = summary.validation_accuracy if summary.exits_accuracy is None else summary.exits_accuracy
+    assert right == pytest.approx(expected)
+    if recipe in ("ltp", "mp", "pyramid", "power"):
+        entered = torch.tensor([len(row["input_ids"]) for row in data.rows])
+        reached = output.tokens_per_layer[:, 1] > 0
+        assert (output.tokens_per_layer[:, 1] < entered)[reached].double().mean() > 0.2
+    if recipe in ("mp", "pyramid"):
+        assert (output.exit_layer < 4).any()
+        assert summary.exits_accuracy >= summary.validation_accuracy - 0.02
+    if recipe == "distilbert":
+        assert model.config.num_hidden_layers == 2
+
+
+def test_exit_heads_learn_under_a_backbone_that_stays(checkpoint: Path, files: tuple, tmp_path: Path) -> None:
+    run(checkpoint, files, tmp_path / "fit", "mp")
+    stages = tmp_path / "fit" / "stages"
+    before, after = (
+        PyramidBertForSequenceClassification.from_pretrained(stages / name / "model").state_dict()
+        for name in ("3-hard", "4-exits")
+    )
+    for name, weight in before.items():
+        assert torch.equal(weight, after[name]) != name.startswith("exits."), name
+
+
+PROGRAM = """
+import sys, pathlib
+sys.path[:0] = {paths!r}
+from test_fitting import QUICK
+from mp_model.training import Settings, fit, load_task
+train, validation, checkpoint, output = map(pathlib.Path, sys.argv[1:])
+settings = Settings(**{{**vars(QUICK), "epochs": 12}})
+fit(str(checkpoint), load_task(train, validation), output, "bert", settings, quiet=True)
+"""
+
+
+def test_killed_and_resumed_is_the_same_model(checkpoint: Path, files: tuple, tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    undisturbed = fit(
+        str(checkpoint), load_task(*files), whole, "bert", Settings(**{**vars(QUICK), "epochs": 12}), quiet=True
+    )
+    program = PROGRAM.format(paths=[str(Path(__file__).parent), str(Path(__file__).parent.parent)])
+    command = [sys.executable, "-c", program, *map(str, (*files, checkpoint, cut))]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    stage = cut / "stages" / "1-fine-tune"
+    deadline = time.monotonic() + 120
+    while not list(stage.glob("checkpoint-*/trainer_state.json")):
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (stage / "model").exists()
+    (stage / "checkpoint-999999").mkdir()  # as a kill in the middle of writing leaves one
+
+    resumed = fit(
+        str(checkpoint), load_task(*files), cut, "bert", Settings(**{**vars(QUICK), "epochs": 12}), quiet=True
+    )
+    assert resumed.stages["fine-tune"]["steps"] == undisturbed.stages["fine-tune"]["steps"]
+    states = [PyramidBertForSequenceClassification.from_pretrained(f / "model").state_dict() for f in (whole, cut)]
+    for name, weight in states[0].items():
+        torch.testing.assert_close(weight, states[1][name], atol=1e-4, rtol=1e-3)
+
+
+def test_finished_stages_are_not_run_again(checkpoint: Path, files: tuple, tmp_path: Path) -> None:
+    first = run(checkpoint, files, tmp_path / "fit", "bert")
+    saved = (tmp_path / "fit" / "stages" / "1-fine-tune" / "model" / "model.safetensors").stat().st_mtime_ns
+    again = run(checkpoint, files, tmp_path / "fit", "bert")
+    assert (tmp_path / "fit" / "stages" / "1-fine-tune" / "model" / "model.safetensors").stat().st_mtime_ns == saved
+    assert again.validation_accuracy == first.validation_accuracy
+    with pytest.raises(ValueError, match="holds a fit with other values of settings"):
+        run(checkpoint, files, tmp_path / "fit", "bert", epochs=5)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("mine")
+    with pytest.raises(ValueError, match="is not empty and holds no fit"):
+        run(checkpoint, files, tmp_path / "other", "bert")
+
+
+def test_unfinished_checkpoints_are_passed_over(tmp_path: Path) -> None:
+    for step, state in ((5, '{"global_step": 5}'), (10, '{"global'), (15, None)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if state is not None:
+            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
+    assert complete_checkpoint(tmp_path) == tmp_path / "checkpoint-5"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-5"]
+    assert complete_checkpoint(tmp_path / "nothing") is None
+
+
+def test_diverged_training_stops_with_its_step_and_batch(checkpoint: Path, files: tuple, tmp_path: Path) -> None:
+    with pytest.raises(LossNotFiniteError, match=r"the loss is nan at step \d+ of stage 'fine-tune'; the batch is"):
+        run(checkpoint, files, tmp_path / "fit", "bert", learning_rate=1e30)
+    assert not (tmp_path / "fit" / "model").exists()
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("label\ttext\n", "no rows"),
+        ("label\ttext\n1\ta\n1\tb\n", "expected two labels or more; all 2 rows have '1'"),
+        ("text\na\nb\n", "row 1 has no label; expected a column 'label'"),
+        ("label\ttext\n1\ta\n\tb\n", "row 2 has no label"),
+        ("label\twords\n1\ta\n", "has no text"),
+    ],
+)
+def test_refused_training_files(rows: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "train.tsv").write_text(rows)
+    with pytest.raises(TableError, match=message):
+        load_task(tmp_path / "train.tsv")
+
+
+def test_labels_that_only_the_validation_file_has(files: tuple, tmp_path: Path) -> None:
+    (tmp_path / "validation.tsv").write_text("label\ttext\nyes\ta\nmaybe\tb\n")
+    with pytest.raises(TableError, match=r"row 2 has the label 'maybe'.*expected one of 'no', 'yes'"):
+        load_task(files[0], tmp_path / "validation.tsv")
+
+
+def test_a_tenth_is_held_out_and_labels_are_in_order(tmp_path: Path) -> None:
+    path = tmp_path / "train.tsv"
+    path.write_text("label\ttext_a\ttext_b\n" + "".join(f"{n % 11}\ta{n}\tb{n}\n" for n in range(110)))
+    task = load_task(path)
+    assert task.held_out
+    assert (len(task.train), len(task.validation)) == (99, 11)
+    assert task.label_names == [str(n) for n in range(11)]
+    assert not set(task.train.texts) & set(task.validation.texts)
+    assert all(pair == (f"a{pair[0][1:]}", f"b{pair[0][1:]}") for pair in task.train.texts)
+
+
+def test_long_texts_are_cut_and_counted() -> None:
+    from mp_model.training import LabelledTexts
+
+    data = EncodedTexts(wordpiece.tokenizer(), LabelledTexts(["a " * n for n in (3, 6, 7, 40)], [0, 1, 0, 1]), 8)
+    assert [len(row["input_ids"]) for row in data.rows] == [5, 8, 8, 8]
+    assert data.truncated == 2
+
+
+def test_objectives_by_hand() -> None:
+    teacher, student = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+    p, q = torch.softmax(teacher, -1), torch.softmax(student, -1)
+    assert distillation_loss(teacher, student).item() == pytest.approx((p * (p / q).log()).sum().item())
+    assert distillation_loss(teacher, student, reverse=True).item() == pytest.approx((q * (q / p).log()).sum().item())
+    shares = falling_shares(0.4, 3)
+    assert [shares[0], shares[0] * shares[1], shares[0] * shares[1] * shares[2]] == pytest.approx([0.8, 0.6, 0.4])
+    whole = tiny.classifier()
+    half = half_of(whole)
+    torch.testing.assert_close(
+        half.bert.encoder.layer[1].output.dense.weight, whole.bert.encoder.layer[2].output.dense.weight
+    )
+
+
+def test_command(checkpoint: Path, files: tuple, tmp_path: Path) -> None:
+    train, validation = map(str, files)
+    options = ["--model", str(checkpoint), "--output", str(tmp_path / "fit"), "--validation", validation]
+    quick = ["--recipe", "bert", "--epochs", "1", "--learning-rate", "1e-3", "--json"]
+    result = CliRunner().invoke(app, ["fit", train, *options, *quick])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["train_texts"] == 400
+    for wrong, message in (
+        (["--recipe", "nothing"], "--recipe must be one of pyramid, mp"),
+        (["--importance-normalizer", "x"], "--importance-normalizer must be"),
+        (["--temperature", "0"], "temperature must be positive"),
+    ):
+        refused = CliRunner().invoke(app, ["fit", train, *options, *wrong])
+        assert isinstance(refused.exception, ValueError)
+        assert message in str(refused.exception)
