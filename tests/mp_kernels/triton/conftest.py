@@ -78,7 +78,7 @@ def honest_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Attention in two passes, by tiles so small that short samples have many, and not square, or sides could be mixed up."""
+    """Attention in two passes, by tiles so small that short samples have many; not square, lest sides be mixed up."""
     monkeypatch.setattr(configurations, "one_pass", lambda *_: None)
     monkeypatch.setattr(configurations, "streaming", lambda *_: Tile(16, 32, 1))
     monkeypatch.setattr(configurations, "backward", lambda *_: Tile(32, 16, 1))

@@ -74,9 +74,7 @@ def test_two_passes(head_dim: int, small_tiles: None) -> None:
 
 @pytest.mark.parametrize("passes", ["one", "two"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_half_precision(
-    dtype: torch.dtype, passes: str, honest_bfloat16: None, request: pytest.FixtureRequest
-) -> None:
+def test_half_precision(dtype: torch.dtype, passes: str, honest_bfloat16: None, request: pytest.FixtureRequest) -> None:
     if passes == "two":
         request.getfixturevalue("small_tiles")
     ours, definition = both(LENGTHS)

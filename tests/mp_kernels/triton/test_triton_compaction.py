@@ -20,7 +20,10 @@ from mp_kernels.triton.configurations import Tile
 
 # The fixture that turns the operators to Triton stays in place from one example to the next.
 hypothesis.settings.register_profile(
-    "interpreter", deadline=None, max_examples=25, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]
+    "interpreter",
+    deadline=None,
+    max_examples=25,
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
 )
 interpreted = hypothesis.settings.get_profile("interpreter")
 WAYS = ("one_launch", "three_launches")
