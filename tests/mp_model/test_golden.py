@@ -9,12 +9,9 @@ short.
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
+from ltp_numbers import our_name, read_numbers
 from torch import Tensor
 
 from mp_model import PyramidBert, PyramidBertConfig, PyramidBertForSequenceClassification, engine
@@ -28,18 +25,7 @@ Golden = dict[str, Tensor]
 
 @pytest.fixture(scope="module")
 def golden() -> Golden:
-    folder = os.environ.get("MP_GOLDEN") or Path(__file__).parents[2].parent / "shared" / "golden"
-    path = Path(folder) / "ltp_hard_cls.npz"
-    if not path.exists():
-        pytest.skip(f"no golden numbers at {path}; set MP_GOLDEN to the folder that holds {path.name}")
-    with np.load(path) as arrays:
-        return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-
-
-def our_name(theirs: str) -> str:
-    heads = {"classifier.dense": "bert.pooler.dense", "classifier.out_proj": "classifier"}
-    module, _, kind = theirs.rpartition(".")
-    return f"{heads[module]}.{kind}" if module in heads else theirs.replace("ibert.", "bert.", 1)
+    return read_numbers("ltp_hard_cls.npz")
 
 
 @pytest.fixture(scope="module")

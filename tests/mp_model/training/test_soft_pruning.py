@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
-import numpy as np
 import pytest
 import tiny
 import torch
 import torch.nn.functional as F
+from ltp_numbers import our_name, read_numbers
 from torch import Tensor
 
 from mp_model import PyramidBertConfig, PyramidBertForSequenceClassification, engine
@@ -23,18 +20,7 @@ FIRST_POSITION = 2
 
 @pytest.fixture(scope="module")
 def golden() -> dict[str, Tensor]:
-    folder = os.environ.get("MP_GOLDEN") or Path(__file__).parents[3].parent / "shared" / "golden"
-    path = Path(folder) / "ltp_soft.npz"
-    if not path.exists():
-        pytest.skip(f"no golden numbers at {path}; set MP_GOLDEN to the folder that holds {path.name}")
-    with np.load(path) as arrays:
-        return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-
-
-def our_name(theirs: str) -> str:
-    heads = {"classifier.dense": "bert.pooler.dense", "classifier.out_proj": "classifier"}
-    module, _, kind = theirs.rpartition(".")
-    return f"{heads[module]}.{kind}" if module in heads else theirs.replace("ibert.", "bert.", 1)
+    return read_numbers("ltp_soft.npz")
 
 
 def test_ltp_s_own_loss_masks_and_gradients(golden: dict[str, Tensor]) -> None:
