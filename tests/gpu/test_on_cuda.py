@@ -9,8 +9,8 @@ import pytest
 import tiny
 import torch
 from accuracy import assert_accurate, assert_no_worse_than_plain, assert_same_bits, with_gradients
+from operator_samples import SAMPLES
 from ragged_batches import cu_seqlens_of, random_heads, rows_of_samples
-from test_operators import SAMPLES
 
 import mp_kernels
 from mp_kernels import reference

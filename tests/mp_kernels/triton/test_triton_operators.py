@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from test_operators import SAMPLES
+from operator_samples import SAMPLES
 
 from mp_kernels import schemas
 from mp_kernels.triton import IMPLEMENTATIONS
