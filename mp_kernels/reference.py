@@ -165,6 +165,12 @@ def ragged_gather(
     return tuple(part.index_select(0, index) for part in x)
 
 
+def add_rows(x: torch.Tensor, index: torch.Tensor, rows: int) -> torch.Tensor:
+    """``[rows, ...]``: the gradient of :func:`ragged_gather`, sums of the rows of x that belong to each row."""
+    wide = _at_least_float32(x)
+    return wide.new_zeros((rows, *x.shape[1:])).index_add(0, index, wide).to(x.dtype)
+
+
 def ragged_mean(x: torch.Tensor, cu_seqlens: torch.Tensor) -> torch.Tensor:
     """Definition of :func:`mp_kernels.ragged_mean`."""
     wide = _at_least_float32(x)

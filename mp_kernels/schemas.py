@@ -111,10 +111,7 @@ def ragged_gather(xs, index):
 @_implements
 def ragged_gather_backward(grads, sorted_index, order, rows):
     ordered = grads if order is None else reference.ragged_gather(grads, order)
-    return [
-        grad.new_zeros((count, *grad.shape[1:])).index_add(0, sorted_index, grad)
-        for grad, count in zip(ordered, rows, strict=True)
-    ]
+    return [reference.add_rows(grad, sorted_index, count) for grad, count in zip(ordered, rows, strict=True)]
 
 
 @_implements
