@@ -67,7 +67,7 @@ native: $(READY) ## run the kernels' own test on this processor
 kernels: $(READY) ## compile the Triton kernels for two GPUs that need not be here, and hold them to their budget
 	$(BIN)/python tests/ahead_of_time/check.py
 
-kernels-all: $(READY) ## the same for every target, dtype and head_dim: 524 kernels, about eight minutes
+kernels-all: $(READY) ## the same for every target, dtype and head_dim: 524 kernels, about ten minutes
 	$(BIN)/python tests/ahead_of_time/check.py --all
 
 nvcc: ## compile the CUDA kernels for every architecture and show their registers; needs nvcc, no device
