@@ -6,7 +6,7 @@ import importlib.util
 import itertools
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,13 @@ from torch import Tensor
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 from transformers.utils import logging as transformers_logging
 
+from .all_exits import AllExits, read_all_exits
 from .batching import TextBatch, encode, length_sorted_batches
-from .exit_training import Features, collect_features, predict_at_all_exits, train_all_heads
+from .exit_training import collect_features, train_all_heads
 from .flops import entering_tokens, paper_flops
 from .modelling import PyramidBertForSequenceClassification
 from .shading import ShadedText, shade
-from .tuning import choose_exit_threshold
+from .tuning import largest_threshold, outcome_of, outcomes_of_one_threshold, right_without_exits
 
 TRAIN, VALIDATION, TEST = 400, 200, 160
 BATCH_SIZE = 32
@@ -139,18 +140,23 @@ def run_demonstration(console: Console, max_harm: float, own_texts: Sequence[str
         for a, b in itertools.pairwise(bounds)
     )
 
-    def features(split: _Split, what: str) -> Features:
-        return collect_features(model, track(split.batches(), what, console=console, transient=True), split.labels)
+    def watched(split: _Split, what: str) -> Iterable[TextBatch]:
+        return track(split.batches(), what, console=console, transient=True)
 
-    train_all_heads(model, features(train, f"Read {TRAIN} training articles once"))
-    whole = predict_at_all_exits(model, features(validation, f"Read {VALIDATION} validation articles"))
-    gold = torch.tensor(validation.labels)
-    right_before = whole[model.config.num_hidden_layers].argmax(-1) == gold
-    thresholds, exits = _tune_pruning(
-        model, validation, right_before, max_harm, lambda s: features(validation, f"Prune them, strength {s}")
+    def read(what: str) -> AllExits:
+        return read_all_exits(model, watched(validation, what), validation.labels)
+
+    train_all_heads(
+        model, collect_features(model, watched(train, f"Read {TRAIN} training articles once"), train.labels)
     )
-    exits = exits or whole
-    chosen = choose_exit_threshold(exits, gold, right_before, max_harm)
+    whole = read(f"Read {VALIDATION} validation articles")
+    right_before = right_without_exits(whole)
+    thresholds, pruned = _tune_pruning(
+        model, validation, right_before, max_harm, lambda strength: read(f"Prune them, strength {strength}")
+    )
+    exits = pruned or whole
+    chosen = largest_threshold(outcomes_of_one_threshold(exits, right_before), max_harm)
+    chosen = chosen or outcome_of(exits, right_before, 0.0)
 
     rows, answers = _measure(model, test, thresholds, chosen.exit_threshold, console)
     model.config.prune_thresholds, model.config.exit_threshold = thresholds, chosen.exit_threshold
@@ -174,22 +180,20 @@ def _tune_pruning(
     validation: _Split,
     right_before: Tensor,
     max_harm: float,
-    features: Callable[[float], Features],
-) -> tuple[list[float], dict[int, Tensor] | None]:
+    read: Callable[[float], AllExits],
+) -> tuple[list[float], AllExits | None]:
     """The strongest pruning that harms few enough answers of layer L, and the predictions of all exits under it.
 
     Without one that does: thresholds of 0, and None.
     """
-    gold = torch.tensor(validation.labels)
     layers = model.config.num_hidden_layers
     lengths = sorted(len(row["input_ids"]) for row in validation.encoded)
     median = lengths[len(lengths) // 2]
     for strength in STRENGTHS:
         thresholds = [strength / median * layer / layers for layer in range(1, layers + 1)]
         model.config.prune_thresholds = thresholds
-        exits = predict_at_all_exits(model, features(strength))
-        harmed = right_before & (exits[layers].argmax(-1) != gold)
-        if validation.mean(harmed) <= max_harm:
+        exits = read(strength)
+        if outcome_of(exits, right_before, None).harm <= max_harm:
             return thresholds, exits
     return [0.0] * layers, None
 

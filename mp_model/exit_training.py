@@ -104,11 +104,3 @@ def train_all_heads(model: PyramidBertForSequenceClassification, features: Featu
         head = model.exits[str(layer)]
         train_head(head.dense, head.classifier, features.layers[layer], features.labels)
     train_head(model.bert.pooler.dense, model.classifier, features.layers[-1], features.labels)
-
-
-@torch.no_grad()
-def predict_at_all_exits(model: PyramidBertForSequenceClassification, features: Features) -> dict[int, Tensor]:
-    """Logits ``[texts, labels]`` of every exit layer's head, and of layer L's under the number L."""
-    logits = {layer: model.exits[str(layer)](features.layers[layer]) for layer in model.config.resolved_exit_layers()}
-    pooled = torch.tanh(model.bert.pooler.dense(features.layers[-1]))
-    return logits | {model.config.num_hidden_layers: model.classifier(pooled)}

@@ -234,7 +234,8 @@ class PyramidBertForSequenceClassification(PyramidBertPreTrainedModel):
         self.exits = make_exit_heads(config)
         self.post_init()
 
-    def _final_head(self, first: Tensor) -> Tensor:
+    def final_head(self, first: Tensor) -> Tensor:
+        """The model's own head: logits ``[batch, labels]`` from layer L's [CLS] ``[batch, hidden]``."""
         return self.classifier(self.dropout(self.bert.pooler(first.unsqueeze(1))))
 
     def _open_exits(self, exit_threshold: float | Sequence[float] | Tensor | None, batch_size: int) -> Exits | None:
@@ -295,7 +296,7 @@ class PyramidBertForSequenceClassification(PyramidBertPreTrainedModel):
         batch = self.bert.embed(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         exits = self._open_exits(exit_threshold, batch.batch_size)
         run = engine.run_classifier(
-            self.bert.encoder.layer, batch, pruning, exits, self._final_head, self.num_labels, follow_tokens
+            self.bert.encoder.layer, batch, pruning, exits, self.final_head, self.num_labels, follow_tokens
         )
         lengths = engine.lengths_of(batch)
         decided = exits.thresholds.keys() if exits is not None else ()

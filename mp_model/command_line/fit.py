@@ -39,9 +39,17 @@ def fit(
         str, typer.Option("--importance-normalizer", help="alive, input, or a number to divide importance by.")
     ] = "128",
     seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
-    max_harm: Annotated[
-        float, typer.Option(help="Validation texts that exits may spoil where the whole model is right, in percent.")
-    ] = 0.5,
+    stages: Annotated[
+        str | None,
+        typer.Option(help="These alone, in this order: out of fine-tune, distil, soft, hard, joint, exits; by commas."),
+    ] = None,
+    exit_training: Annotated[
+        str | None, typer.Option(help="joint (with the backbone) or frozen (under it), instead of the recipe's way.")
+    ] = None,
+    freeze_backbone: Annotated[
+        bool, typer.Option("--freeze-backbone", help="Learn thresholds and exit heads alone: minutes, not hours.")
+    ] = False,
+    max_drop: Annotated[float, typer.Option(min=0, help="Points of validation accuracy that exits may cost.")] = 0.5,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads; all processors if left out.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
@@ -55,6 +63,8 @@ def fit(
         magic-pyramid fit train.tsv --model bert-base-uncased --output fits/news
 
         magic-pyramid fit train.tsv --validation dev.tsv --model ./minilm --output fits/mp --recipe mp --epochs 5
+
+        magic-pyramid fit train.tsv --model ./my-classifier --output fits/quick --freeze-backbone
     """
     import torch
     from rich.console import Console
@@ -97,7 +107,18 @@ def fit(
         f"{len(task.train)} training texts, {len(task.validation)} validation texts{held_out}, "
         f"{len(task.label_names)} labels; recipe {recipe}: {RECIPES[recipe].about}"
     )
-    summary = run(model, task, output, recipe, settings, max_harm=max_harm / 100, quiet=not console.is_terminal)
+    summary = run(
+        model,
+        task,
+        output,
+        recipe,
+        settings,
+        stages=None if stages is None else [stage.strip() for stage in stages.split(",")],
+        exit_training=exit_training,
+        freeze_backbone=freeze_backbone,
+        max_drop=max_drop / 100,
+        quiet=not console.is_terminal,
+    )
     if as_json:
         print(json.dumps(asdict(summary)))
         return

@@ -3,5 +3,17 @@
 from .data import LabelledTexts, Task, load_task
 from .fitting import Summary, fit
 from .recipes import RECIPES, Recipe, Settings
+from .stages import Trained, train_stages
 
-__all__ = ["RECIPES", "LabelledTexts", "Recipe", "Settings", "Summary", "Task", "fit", "load_task"]
+__all__ = [
+    "RECIPES",
+    "LabelledTexts",
+    "Recipe",
+    "Settings",
+    "Summary",
+    "Task",
+    "Trained",
+    "fit",
+    "load_task",
+    "train_stages",
+]

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import engine
-from ..exits import ExitHead
 from ..modelling import PyramidBertForSequenceClassification
 from .soft_pruning import SoftPruning, rising_thresholds
 
@@ -59,27 +58,36 @@ class SoftPruningObjective(nn.Module):
         model: the classifier.
         temperature, penalty: the step's width, and the price of a token that stays.
         final_threshold: where layer L's threshold starts; layer l's starts at the share l / L of it.
+        freeze_backbone: whether the thresholds are learned alone, without dropout.
     """
 
     def __init__(
-        self, model: PyramidBertForSequenceClassification, temperature: float, penalty: float, final_threshold: float
+        self,
+        model: PyramidBertForSequenceClassification,
+        temperature: float,
+        penalty: float,
+        final_threshold: float,
+        freeze_backbone: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
+        self.model.requires_grad_(not freeze_backbone)
+        self.frozen = freeze_backbone
         self.temperature, self.penalty = temperature, penalty
         self.thresholds = nn.Parameter(rising_thresholds(final_threshold, model.config.num_hidden_layers))
 
     def forward(self, labels: Tensor, **inputs: Tensor) -> Loss:
-        model = self.model
+        model = self.model.eval() if self.frozen else self.model
         batch = model.bert.embed(**inputs, position_ids=None, inputs_embeds=None)
         soft = SoftPruning(self.thresholds, self.temperature, model.config.importance_normalizer)
-        run = engine.run_classifier(model.bert.encoder.layer, batch, soft, None, model._final_head, model.num_labels)
+        run = engine.run_classifier(model.bert.encoder.layer, batch, soft, None, model.final_head, model.num_labels)
         loss = F.cross_entropy(run.logits, labels) + self.penalty * soft.penalty()
         return {"loss": loss, "logits": run.logits}
 
     def harden(self) -> None:
         """Writes the learned thresholds into the model's configuration, from where they prune for real."""
         self.model.config.prune_thresholds = self.thresholds.detach().float().cpu().tolist()
+        self.model.requires_grad_(True)
 
 
 class JointExits(nn.Module):
@@ -103,7 +111,7 @@ class JointExits(nn.Module):
         batch = model.bert.embed(**inputs, position_ids=None, inputs_embeds=None)
         pruning = engine.Pruning.of(model.config)
         features = engine.run_features(model.bert.encoder.layer, batch, pruning, model.config.exit_head)
-        logits = model._final_head(features[-1])
+        logits = model.final_head(features[-1])
         loss = F.cross_entropy(logits, labels)
         for layer, head in model.exits.items():
             exit_logits = head(features[int(layer)])
@@ -126,7 +134,7 @@ class FrozenExits(nn.Module):
         with torch.no_grad():
             batch = model.bert.embed(**inputs, position_ids=None, inputs_embeds=None)
             outputs = engine.run_layers(model.bert.encoder.layer, batch, engine.Pruning.of(model.config))
-            teacher = model._final_head(engine.first_tokens(outputs[-1]))
+            teacher = model.final_head(engine.first_tokens(outputs[-1]))
         losses = [
             distillation_loss(teacher, head(outputs[int(layer)]), self.reverse) for layer, head in self.heads.items()
         ]
@@ -183,8 +191,3 @@ def half_of(model: PyramidBertForSequenceClassification) -> PyramidBertForSequen
         getattr(student.bert, name).load_state_dict(getattr(model.bert, name).state_dict())
     student.classifier.load_state_dict(model.classifier.state_dict())
     return student
-
-
-def is_feature_head(head: nn.Module) -> bool:
-    """Whether a head reads fixed-size features, which can be computed once."""
-    return isinstance(head, ExitHead)

@@ -16,37 +16,74 @@ class Recipe:
     Attributes:
         about: one line for people.
         stages: in their order, out of ``STAGES``.
-        config: settings of :class:`mp_model.PyramidBertConfig`.
+        config: settings of :class:`mp_model.PyramidBertConfig`; those of a checkpoint's exits do not count.
         share_of_teacher: how much of an exit's target is the main head's prediction; the rest is the label.
+        threshold_by_layer: whether each exit layer is tuned to a threshold of its own.
     """
 
     about: str
     stages: tuple[str, ...]
     config: dict[str, Any] = field(default_factory=dict)
     share_of_teacher: float = 1.0
+    threshold_by_layer: bool = False
 
+    def planned_stages(self, exit_training: str | None = None, freeze_backbone: bool = False) -> tuple[str, ...]:
+        """The stages, where the recipe has exits with them trained ``"joint"`` or ``"frozen"``.
+
+        freeze_backbone: without any stage that changes the backbone; thresholds and heads are learned alone.
+
+        Raises:
+            ValueError: the recipe has no exits, or nothing else but the backbone.
+        """
+        stages = self.stages
+        if exit_training is not None:
+            if exit_training not in ("joint", "frozen"):
+                raise ValueError(f"exit training must be 'joint' or 'frozen'; got {exit_training!r}")
+            if self.config["exit_layers"] == [] or self.config["exit_head"] == "fastbert":
+                raise ValueError("exit training can be chosen where there are 'cls' or 'pooled' exits, as in 'mp'")
+            before = tuple(stage for stage in stages if stage in ("fine-tune", "soft"))
+            stages = (*before, "joint") if exit_training == "joint" else (*before, "hard", "exits")
+        if freeze_backbone:
+            if exit_training == "joint":
+                raise ValueError("exits that are trained jointly with the backbone do not leave it frozen")
+            exits = ("exits",) if self.config["exit_layers"] != [] else ()
+            stages = (*(stage for stage in stages if stage == "soft"), *exits)
+            if not stages:
+                raise ValueError("this recipe trains nothing but the backbone, which is to be frozen")
+        return stages
+
+
+NO_EXITS = {"exit_head": "cls", "exit_layers": [], "top_k": None}
 
 RECIPES = {
     "pyramid": Recipe(
         "tokens pruned, and pooled exits from before layer 1 on, trained together with the backbone",
         ("fine-tune", "soft", "joint"),
-        {"exit_head": "pooled", "exit_layers": "all"},
+        {"exit_head": "pooled", "exit_layers": "all", "top_k": None},
         share_of_teacher=0.5,
+        threshold_by_layer=True,
     ),
     "mp": Recipe(
         "Magic Pyramid to the letter: learned token pruning, then exits under a frozen backbone",
         ("fine-tune", "soft", "hard", "exits"),
+        {"exit_head": "cls", "exit_layers": None, "top_k": None},
     ),
-    "bert": Recipe("fine-tuning alone", ("fine-tune",), {"exit_layers": []}),
+    "bert": Recipe("fine-tuning alone", ("fine-tune",), NO_EXITS | {"prune_thresholds": None}),
     "distilbert": Recipe(
-        "half the layers, taught by the fine-tuned model", ("fine-tune", "distil"), {"exit_layers": []}
+        "half the layers, taught by the fine-tuned model",
+        ("fine-tune", "distil"),
+        NO_EXITS | {"prune_thresholds": None},
     ),
-    "ltp": Recipe("learned token pruning alone", ("fine-tune", "soft", "hard"), {"exit_layers": []}),
+    "ltp": Recipe("learned token pruning alone", ("fine-tune", "soft", "hard"), NO_EXITS),
     "fastbert": Recipe(
-        "exits alone, with FastBERT's heads, taught by the main head", ("fine-tune", "exits"), {"exit_head": "fastbert"}
+        "exits alone, with FastBERT's heads, taught by the main head",
+        ("fine-tune", "exits"),
+        {"exit_head": "fastbert", "exit_layers": None, "top_k": None, "prune_thresholds": None},
     ),
     "power": Recipe(
-        "the most important tokens by a fixed schedule", ("fine-tune", "hard"), {"exit_layers": [], "top_k": "falling"}
+        "the most important tokens by a fixed schedule",
+        ("fine-tune", "hard"),
+        NO_EXITS | {"top_k": "falling", "prune_thresholds": None},
     ),
 }
 
@@ -112,7 +149,7 @@ class Settings:
 
 def model_settings(recipe: Recipe, settings: Settings, layers: int) -> dict[str, Any]:
     """The recipe's settings of the model, for a backbone of so many layers."""
-    config = {"importance_normalizer": settings.importance_normalizer, **recipe.config}
+    config = {"importance_normalizer": settings.importance_normalizer, "exit_threshold": None, **recipe.config}
     if config.get("exit_layers") == "all":
         config["exit_layers"] = list(range(layers))
     if config.get("top_k") == "falling":

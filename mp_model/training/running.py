@@ -35,7 +35,7 @@ class StageTrainer(Trainer):
 
     def create_optimizer(self, *_: Any) -> torch.optim.Optimizer:
         if self.optimizer is None:
-            self.optimizer = torch.optim.AdamW(self.groups)
+            self.optimizer = torch.optim.AdamW(self.groups, fused=True)
         return self.optimizer
 
     def compute_loss(

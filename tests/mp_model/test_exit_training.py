@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from mp_model import PyramidBertForSequenceClassification
-from mp_model.batching import length_sorted_batches
-from mp_model.exit_training import Features, collect_features, predict_at_all_exits, train_all_heads, train_head
+from mp_model.all_exits import AllExits, read_all_exits
+from mp_model.batching import TextBatch, length_sorted_batches
+from mp_model.exit_training import Features, collect_features, train_all_heads, train_head
 
 BATCH = tiny.samples()
 LABELS = [i % 3 for i in range(len(BATCH))]
@@ -22,11 +23,19 @@ HEADS = {
 }
 
 
-def features_of(model: PyramidBertForSequenceClassification, batch_size: int = 5) -> Features:
+def batches(batch_size: int = 5) -> list[TextBatch]:
     rows = [
         {"input_ids": a.tolist(), "token_type_ids": b.tolist()} for a, b in zip(BATCH.ids, BATCH.types, strict=True)
     ]
-    return collect_features(model, length_sorted_batches(rows, batch_size, pad_token_id=0), LABELS)
+    return list(length_sorted_batches(rows, batch_size, pad_token_id=0))
+
+
+def features_of(model: PyramidBertForSequenceClassification, batch_size: int = 5) -> Features:
+    return collect_features(model, batches(batch_size), LABELS)
+
+
+def exits_of(model: PyramidBertForSequenceClassification) -> AllExits:
+    return read_all_exits(model, batches(), LABELS)
 
 
 # What the heads read
@@ -35,20 +44,14 @@ def features_of(model: PyramidBertForSequenceClassification, batch_size: int = 5
 @torch.no_grad()
 @pytest.mark.parametrize("pruned", [False, True])
 @pytest.mark.parametrize("head", HEADS)
-def test_predictions_are_the_models(head: str, pruned: bool) -> None:
+def test_features_are_what_the_heads_read(head: str, pruned: bool) -> None:
     model = tiny.classifier(**HEADS[head])
     if pruned:
         tiny.calibrate_pruning(model, BATCH)
-    layers = model.config.resolved_exit_layers()
-    logits = predict_at_all_exits(model, features_of(model))
-    assert list(logits) == [*layers, 4]
-
-    for layer in layers:
-        everybody_leaves_here = [float(other == layer) for other in layers]
-        out = model(**BATCH.padded(), exit_threshold=everybody_leaves_here)
-        assert (out.exit_layer == layer).all()
-        torch.testing.assert_close(logits[layer], out.logits, atol=1e-5, rtol=0)
-    torch.testing.assert_close(logits[4], model(**BATCH.padded()).logits, atol=1e-5, rtol=0)
+    features, expected = features_of(model), exits_of(model).logits
+    for layer in model.config.resolved_exit_layers():
+        torch.testing.assert_close(model.exits[str(layer)](features.layers[layer]), expected[layer], atol=1e-5, rtol=0)
+    torch.testing.assert_close(model.final_head(features.layers[4]), expected[4], atol=1e-5, rtol=0)
 
 
 def test_rows_are_in_the_order_of_the_texts() -> None:
@@ -130,5 +133,5 @@ def test_training_all_heads_leaves_the_backbone() -> None:
     heads = ("exits.", "classifier.", "bert.pooler.")
     for name, weight in model.state_dict().items():
         assert torch.equal(weight, before[name]) != name.startswith(heads), name
-    for layer, logits in predict_at_all_exits(model, features).items():
+    for layer, logits in exits_of(model).logits.items():
         assert (logits.argmax(-1) == features.labels).double().mean() > 0.9, f"layer {layer} did not learn its 12 texts"

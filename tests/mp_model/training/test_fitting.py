@@ -67,7 +67,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def run(checkpoint: Path, files: tuple[Path, Path], output: Path, recipe: str, **changes: Any) -> Summary:
     settings = Settings(**{**vars(QUICK), **changes})
-    return fit(str(checkpoint), load_task(*files), output, recipe, settings, max_harm=0.02, quiet=True)
+    return fit(str(checkpoint), load_task(*files), output, recipe, settings, max_drop=0.02, quiet=True)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -106,6 +106,78 @@ def test_exit_heads_learn_under_a_backbone_that_stays(checkpoint: Path, files: t
     )
     for name, weight in before.items():
         assert torch.equal(weight, after[name]) != name.startswith("exits."), name
+
+
+@pytest.fixture(scope="module")
+def finished(checkpoint: Path, files: tuple, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A classifier that was fine-tuned and has no exits."""
+    output = tmp_path_factory.mktemp("finished") / "fit"
+    run(checkpoint, files, output, "bert")
+    return output / "model"
+
+
+def test_stages_one_at_a_time(finished: Path, files: tuple, tmp_path: Path) -> None:
+    """What one stage leaves is what the next one starts from."""
+    task, previous = load_task(*files), finished
+    for number, stage in enumerate(("soft", "hard", "exits")):
+        output = tmp_path / stage
+        summary = fit(str(previous), task, output, "mp", QUICK, stages=[stage], quiet=True)
+        assert list(summary.stages) == [stage]
+        previous = output / "model"
+        thresholds = PyramidBertForSequenceClassification.from_pretrained(previous).config.prune_thresholds
+        if number == 0:
+            learned = thresholds
+        assert thresholds == learned
+        assert max(learned) > 0
+    assert summary.validation_accuracy > 0.8
+    assert summary.exits_accuracy >= summary.validation_accuracy - 0.005
+
+
+@pytest.mark.parametrize("recipe", ["pyramid", "mp", "fastbert"])
+def test_a_finished_classifier_gets_exits_and_keeps_its_backbone(
+    recipe: str, finished: Path, files: tuple, tmp_path: Path
+) -> None:
+    summary = fit(str(finished), load_task(*files), tmp_path / "fit", recipe, QUICK, freeze_backbone=True, quiet=True)
+    assert list(summary.stages) == (["exits"] if recipe == "fastbert" else ["soft", "exits"])
+    before, after = (
+        PyramidBertForSequenceClassification.from_pretrained(folder)
+        for folder in (finished, tmp_path / "fit" / "model")
+    )
+    weights = after.state_dict()
+    for name, weight in before.state_dict().items():
+        assert torch.equal(weight, weights[name]), name
+    assert any(name.startswith("exits.") for name in weights)
+    assert summary.validation_accuracy > 0.8
+    if recipe != "fastbert":
+        assert max(after.config.prune_thresholds) > 0
+
+
+@pytest.mark.parametrize(
+    ("recipe", "options", "message"),
+    [
+        ("mp", {"stages": ["bake"]}, "stages must be out of fine-tune, .*; got bake"),
+        ("mp", {"stages": []}, "stages must be out of .*; got none"),
+        ("ltp", {"stages": ["exits"]}, "'ltp' has no exits that the stage 'exits' could train"),
+        ("fastbert", {"stages": ["joint"]}, "'fastbert' has no exits that the stage 'joint' could train"),
+        ("mp", {"stages": ["exits"], "freeze_backbone": True}, "not both"),
+        ("mp", {"exit_training": "both"}, "exit training must be 'joint' or 'frozen'; got 'both'"),
+        ("bert", {"exit_training": "joint"}, "exit training can be chosen where"),
+        ("pyramid", {"exit_training": "joint", "freeze_backbone": True}, "do not leave it frozen"),
+        ("bert", {"freeze_backbone": True}, "trains nothing but the backbone"),
+    ],
+)
+def test_stages_that_make_no_sense(
+    recipe: str, options: dict, message: str, checkpoint: Path, files: tuple, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        fit(str(checkpoint), load_task(*files), tmp_path / "fit", recipe, QUICK, quiet=True, **options)
+    assert not (tmp_path / "fit").exists()
+
+
+def test_planned_stages() -> None:
+    assert RECIPES["pyramid"].planned_stages("frozen") == ("fine-tune", "soft", "hard", "exits")
+    assert RECIPES["mp"].planned_stages("joint") == ("fine-tune", "soft", "joint")
+    assert RECIPES["mp"].planned_stages() == RECIPES["mp"].stages
 
 
 PROGRAM = """

@@ -1,0 +1,114 @@
+"""What is trained: corpora, recipes, settings, and which fit starts from which, so that stages are shared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from mp_model.training import Settings
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A labelled corpus, a folder with ``train.tsv`` and ``test.tsv``.
+
+    Attributes:
+        name: of the folder; title: for people.
+        hub: where the same task is on the Hugging Face hub, for people who have one.
+        settings: epochs and rates; the paper's kind of schedule, cut where the machine is small.
+        seeds: how many.
+    """
+
+    name: str
+    title: str
+    hub: str
+    settings: Settings
+    seeds: int = 1
+
+
+# Small and noisy sets take more passes and three seeds; large ones two passes of fine-tuning.
+SMALL = Settings(epochs=4.0, soft_epochs=2.0, hard_epochs=1.0, exit_epochs=10.0)
+LARGE = Settings(epochs=2.0, soft_epochs=1.0, hard_epochs=1.0, exit_epochs=10.0)
+
+CORPORA = {
+    corpus.name: corpus
+    for corpus in (
+        Corpus("ag_news", "AG News", "ag_news", LARGE),
+        Corpus("mrpc", "MRPC", "glue/mrpc", SMALL, seeds=3),
+        Corpus("qqp", "QQP", "glue/qqp", replace(LARGE, epochs=3.0)),
+        Corpus("rte", "RTE", "glue/rte", SMALL, seeds=3),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One training run.
+
+    Attributes:
+        name: of its folder, under ``<corpus>/seed-<n>``.
+        recipe: whose heads and targets it has; stages: those it adds.
+        start: the model that it starts from, a folder beside its own; None: the checkpoint.
+        epochs: other settings than the corpus's.
+        all_seeds: whether it is trained for every seed, and not for the first alone.
+    """
+
+    name: str
+    recipe: str
+    stages: tuple[str, ...]
+    start: str | None = None
+    epochs: dict[str, float] | None = None
+    all_seeds: bool = False
+
+
+FITS = (
+    Fit("bert", "bert", ("fine-tune",), all_seeds=True),
+    Fit("soft", "ltp", ("soft",), "bert/stages/1-fine-tune/model", all_seeds=True),
+    Fit("ltp", "ltp", ("hard",), "soft/stages/1-soft/model", all_seeds=True),
+    Fit("mp", "mp", ("exits",), "ltp/stages/1-hard/model", all_seeds=True),
+    Fit("pyramid", "pyramid", ("joint",), "soft/stages/1-soft/model", {"hard_epochs": 2.0}, all_seeds=True),
+    Fit("fastbert", "fastbert", ("exits",), "bert/stages/1-fine-tune/model", {"exit_epochs": 2.0}),
+    Fit("distilbert", "distilbert", ("distil",), "bert/stages/1-fine-tune/model"),
+    Fit("power", "power", ("hard",), "bert/stages/1-fine-tune/model"),
+)
+
+# Ingredients of "pyramid", each without one of the others; on one corpus.
+ABLATIONS = (
+    Fit("cls-frozen", "mp", ("exits",), "bert/stages/1-fine-tune/model"),
+    Fit("pooled-frozen", "pyramid", ("exits",), "bert/stages/1-fine-tune/model"),
+    Fit("pooled-pruned-frozen", "pyramid", ("exits",), "ltp/stages/1-hard/model"),
+    Fit("joint-unpruned", "pyramid", ("joint",), "bert/stages/1-fine-tune/model", {"hard_epochs": 2.0}),
+)
+ABLATION_CORPUS = "ag_news"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A fit of one corpus with one seed."""
+
+    corpus: Corpus
+    seed: int
+    fit: Fit
+    folder: Path
+
+    @property
+    def settings(self) -> Settings:
+        return replace(self.corpus.settings, seed=self.seed, **(self.fit.epochs or {}))
+
+    @property
+    def model(self) -> Path:
+        """The finished model's folder."""
+        return self.folder / "stages" / f"{len(self.fit.stages)}-{self.fit.stages[-1]}" / "model"
+
+
+def jobs(runs: Path, names: list[str]) -> Iterator[Job]:
+    """All that is to be trained for these corpora: first seeds first, and every start before it is needed."""
+    for seed in range(max(CORPORA[name].seeds for name in names)):
+        for name in names:
+            corpus = CORPORA[name]
+            if seed >= corpus.seeds:
+                continue
+            for fit in FITS + (ABLATIONS if name == ABLATION_CORPUS else ()):
+                if seed == 0 or fit.all_seeds:
+                    yield Job(corpus, seed, fit, runs / name / f"seed-{seed}" / fit.name)

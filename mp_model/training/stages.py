@@ -1,0 +1,260 @@
+"""The stages of a recipe, one after the other, each kept whole on disk when it is finished.
+
+A finished stage is not run again, and one that was cut off goes on from its last checkpoint, so the same call after a kill
+leaves the same model.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from transformers import AutoTokenizer, set_seed
+
+from ..batching import length_sorted_batches
+from ..exit_training import Features, collect_features, standardise, unstandardise
+from ..files import whole_file
+from ..registration import PyramidBertConfig, PyramidBertForSequenceClassification
+from . import objectives
+from .data import Collator, EncodedTexts, Task
+from .recipes import RECIPES, STAGES, Recipe, Settings, model_settings
+from .running import run_stage
+
+
+@dataclass
+class Trained:
+    """What the stages left.
+
+    Attributes:
+        model, tokenizer: the classifier, in eval mode, its exits not tuned.
+        train, validation: the texts as the model reads them.
+        stages: for each stage its steps, seconds and mean loss (of the run that finished it).
+    """
+
+    model: PyramidBertForSequenceClassification
+    tokenizer: Any
+    train: EncodedTexts
+    validation: EncodedTexts
+    stages: dict[str, dict[str, float]]
+
+
+def train_stages(
+    checkpoint: str | Path,
+    task: Task,
+    output: Path,
+    recipe_name: str,
+    settings: Settings,
+    *,
+    stages: Sequence[str] | None = None,
+    freeze_backbone: bool = False,
+    quiet: bool = False,
+) -> Trained:
+    """Trains a classifier by a recipe, without choosing its exit thresholds.
+
+    Args:
+        checkpoint: a BERT checkpoint, its folder or its name on a hub. Thresholds and exit heads that it has are taken over.
+        task: the texts.
+        output: the folder to keep everything in; called again with the same arguments, what was cut off goes on.
+        recipe_name: one of ``RECIPES``.
+        settings: of the stages.
+        stages: which ones, in this order; None: the recipe's.
+        freeze_backbone: whether the stage ``"soft"`` learns the thresholds alone.
+        quiet: whether to show no progress bars.
+
+    Raises:
+        ValueError: ``output`` holds something else; a stage that does not exist, or that the recipe has no use for.
+        LossNotFiniteError: training has diverged.
+    """
+    recipe = RECIPES[recipe_name]
+    stages = recipe.planned_stages(freeze_backbone=freeze_backbone) if stages is None else tuple(stages)
+    _check_stages(stages, recipe, recipe_name)
+    asked = {
+        "checkpoint": str(checkpoint),
+        "recipe": recipe_name,
+        "stages": list(stages),
+        "freeze_backbone": freeze_backbone,
+        "settings": asdict(settings),
+        "train_texts": len(task.train),
+        "label_names": task.label_names,
+    }
+    _claim(output, asked)
+    set_seed(settings.seed)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    model = _load(checkpoint, recipe, settings, task)
+    positions = model.config.max_position_embeddings
+    max_length = min(settings.max_length or positions, positions)
+    train, validation = (EncodedTexts(tokenizer, data, max_length) for data in (task.train, task.validation))
+    facts: dict[str, dict[str, float]] = {}
+    for number, stage in enumerate(stages, 1):
+        folder = output / "stages" / f"{number}-{stage}"
+        if not (folder / "model").is_dir():
+            set_seed(settings.seed + 1 + STAGES.index(stage))
+            model, did = _run(stage, model, train, folder, recipe, settings, tokenizer, freeze_backbone, quiet)
+            with whole_file(folder / "facts.json") as stream:
+                json.dump(did, stream)
+            save_whole(model, folder / "model", tokenizer)
+        model = PyramidBertForSequenceClassification.from_pretrained(folder / "model")
+        facts[stage] = json.loads((folder / "facts.json").read_text())
+    return Trained(model.eval(), tokenizer, train, validation, facts)
+
+
+def _check_stages(stages: Sequence[str], recipe: Recipe, name: str) -> None:
+    unknown = [stage for stage in stages if stage not in STAGES]
+    if unknown or not stages:
+        raise ValueError(f"stages must be out of {', '.join(STAGES)}; got {', '.join(unknown) or 'none'}")
+    without_exits = recipe.config["exit_layers"] == []
+    misplaced = [stage for stage in stages if stage in ("joint", "exits") and without_exits]
+    if "joint" in stages and recipe.config["exit_head"] == "fastbert":
+        misplaced.append("joint")  # such a head reads all tokens of a finished layer
+    if misplaced:
+        raise ValueError(f"the recipe {name!r} has no exits that the stage {misplaced[0]!r} could train")
+
+
+def _claim(output: Path, asked: dict[str, Any]) -> None:
+    path = output / "settings.json"
+    if path.exists():
+        before = json.loads(path.read_text())
+        changed = sorted(key for key in asked if before.get(key) != json.loads(json.dumps(asked[key])))
+        if changed:
+            raise ValueError(
+                f"{output} holds a fit with other values of {', '.join(changed)}; "
+                "go on with the same ones, or choose another folder"
+            )
+        return
+    if output.exists() and any(output.iterdir()):
+        raise ValueError(f"{output} is not empty and holds no fit to go on with; choose another folder")
+    with whole_file(path) as stream:
+        json.dump(asked, stream, indent=1)
+
+
+def _load(
+    checkpoint: str | Path, recipe: Recipe, settings: Settings, task: Task
+) -> PyramidBertForSequenceClassification:
+    layers = PyramidBertConfig.from_pretrained(checkpoint).num_hidden_layers
+    names = dict(enumerate(task.label_names))
+    return PyramidBertForSequenceClassification.from_pretrained(
+        checkpoint,
+        id2label=names,
+        label2id={name: number for number, name in names.items()},
+        ignore_mismatched_sizes=True,  # a classifier for other labels gives its backbone, and gets a new head
+        **model_settings(recipe, settings, layers),
+    )
+
+
+def save_whole(model: PyramidBertForSequenceClassification, folder: Path, tokenizer: Any) -> None:
+    """A folder with model and tokenizer that is there whole or not at all."""
+    unfinished = folder.with_name(f".{folder.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    model.save_pretrained(unfinished)
+    tokenizer.save_pretrained(unfinished)
+    if folder.exists():
+        shutil.rmtree(folder)
+    os.replace(unfinished, folder)
+
+
+def _run(
+    stage: str,
+    model: PyramidBertForSequenceClassification,
+    train: EncodedTexts,
+    folder: Path,
+    recipe: Recipe,
+    settings: Settings,
+    tokenizer: Any,
+    freeze_backbone: bool,
+    quiet: bool,
+) -> tuple[PyramidBertForSequenceClassification, dict[str, float]]:
+    """Trains one stage; returns the model that it leaves, and what it did."""
+    pruning = {name: getattr(model.config, name) for name in ("top_k", "prune_thresholds")}
+    data: Dataset = train
+    collator: Any = Collator(tokenizer.pad_token_id)
+    rate = settings.learning_rate
+    finish = None
+    if stage == "distil":
+        teacher, model = model, objectives.half_of(model)
+        module: nn.Module = objectives.Distillation(model, teacher)
+    elif stage == "soft":
+        module = objectives.SoftPruningObjective(
+            model, settings.temperature, settings.penalty, settings.final_threshold, freeze_backbone
+        )
+        finish = module.harden
+    elif stage == "joint":
+        module = objectives.JointExits(model, settings.exit_weight, recipe.share_of_teacher)
+    elif stage == "exits":
+        rate = settings.exit_learning_rate
+        if model.config.exit_head == "fastbert":
+            module = objectives.FrozenExits(model, settings.reverse_kl)
+        else:
+            data, finish = _features_of(model, train, tokenizer, settings.batch_size)
+            collator = torch.utils.data.default_collate
+            module = objectives.HeadsOnFeatures(model.exits, recipe.share_of_teacher, settings.reverse_kl)
+    else:
+        if stage == "fine-tune":  # before anything is pruned
+            model.config.top_k = model.config.prune_thresholds = None
+        module = objectives.FineTuning(model)
+    facts = run_stage(
+        stage,
+        module,
+        data,
+        collator,
+        folder,
+        epochs=settings.epochs_of(stage),
+        batch_size=settings.batch_size,
+        learning_rate=rate,
+        threshold_learning_rate=settings.threshold_learning_rate,
+        seed=settings.seed,
+        quiet=quiet,
+    )
+    if finish is not None:
+        finish()
+    if stage == "fine-tune":
+        for name, value in pruning.items():
+            setattr(model.config, name, value)
+    return model.eval(), facts
+
+
+class FeatureRows(Dataset):
+    """Features of :class:`mp_model.exit_training.Features` and the main head's logits, a text a row."""
+
+    def __init__(self, features: Features, teacher: Tensor, layers: list[int]) -> None:
+        self.features, self.teacher, self.layers = features, teacher, layers
+
+    def __len__(self) -> int:
+        return self.teacher.shape[0]
+
+    def __getitem__(self, place: int) -> dict[str, Any]:
+        row = {f"layer_{layer}": self.features.layers[layer][place] for layer in self.layers}
+        return {
+            **row,
+            "teacher": self.teacher[place],
+            "labels": self.features.labels[place],
+            "place": torch.tensor(place),
+        }
+
+
+def _features_of(
+    model: PyramidBertForSequenceClassification, data: EncodedTexts, tokenizer: Any, batch_size: int
+) -> tuple[FeatureRows, Any]:
+    """Standardised features of the training texts, and what makes the trained heads read plain ones."""
+    model.eval()
+    batches = length_sorted_batches(data.rows, batch_size, tokenizer.pad_token_id)
+    features = collect_features(model, batches, data.labels)
+    layers = model.config.resolved_exit_layers()
+    with torch.no_grad():
+        teacher = model.classifier(torch.tanh(model.bert.pooler.dense(features.layers[-1])))
+    scales = {}
+    for layer in layers:
+        features.layers[layer], *scales[layer] = standardise(features.layers[layer])
+
+    def finish() -> None:
+        for layer in layers:
+            unstandardise(model.exits[str(layer)].dense, *scales[layer])
+
+    return FeatureRows(features, teacher, layers), finish
