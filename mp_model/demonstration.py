@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
-from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
+from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from .all_exits import AllExits, read_all_exits
@@ -24,6 +24,7 @@ from .exit_training import collect_features, train_all_heads
 from .flops import entering_tokens, paper_flops
 from .modelling import PyramidBertForSequenceClassification
 from .shading import ShadedText, shade
+from .timing import padded_twin
 from .tuning import largest_threshold, outcome_of, outcomes_of_one_threshold, right_without_exits
 
 TRAIN, VALIDATION, TEST = 400, 200, 160
@@ -208,8 +209,7 @@ def _measure(
     """Times the test articles through transformers' BERT and three settings of the pyramid."""
     batches = test.batches()
     labels = torch.tensor(test.labels)
-    stock = BertForSequenceClassification(_stock_config(model)).eval()
-    stock.load_state_dict({name: x for name, x in model.state_dict().items() if not name.startswith("exits.")})
+    stock = padded_twin(model)
     lengths = torch.tensor([len(row["input_ids"]) for row in test.encoded])
     layers = model.config.num_hidden_layers
 
@@ -269,11 +269,6 @@ def _tokens_kept(tokens_per_layer: Tensor, lengths: Tensor, exit_layer: Tensor) 
     visited = torch.arange(1, tokens_per_layer.shape[1] + 1) <= exit_layer.unsqueeze(1)
     entered = (entering_tokens(tokens_per_layer, lengths) * visited).sum()
     return (entered / (lengths.unsqueeze(1) * visited).sum().clamp(min=1)).item()
-
-
-def _stock_config(model: PyramidBertForSequenceClassification) -> BertConfig:
-    shared = {name: getattr(model.config, name) for name in BertConfig().to_dict() if hasattr(model.config, name)}
-    return BertConfig(**{**shared, "model_type": "bert"}, num_labels=model.config.num_labels)
 
 
 def _furthest_and_first(test: _Split, exit_layer: Tensor) -> list[str]:

@@ -1,0 +1,82 @@
+"""Reads every trained model's exits once on the validation and the test texts, and keeps what was read."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
+
+from mp_model import PyramidBertConfig, PyramidBertForSequenceClassification
+from mp_model.all_exits import AllExits, read_all_exits
+from mp_model.batching import encode, length_sorted_batches
+from mp_model.training import LabelledTexts
+from mp_model.training.data import load_split
+
+from .plan import Job
+from .training import task_of
+
+BATCH_SIZE = 32
+
+
+@dataclass
+class Reading:
+    """A trained model's exits on the texts that thresholds are chosen on, and on those that it is measured on."""
+
+    validation: AllExits
+    test: AllExits
+
+
+def _tensors(exits: AllExits) -> dict[str, torch.Tensor]:
+    by_layer = {f"logits.{layer}": x for layer, x in exits.logits.items()}
+    return {"labels": exits.labels, "lengths": exits.lengths, "survivors": exits.survivors, **by_layer}
+
+
+def _load(path: Path, config: PyramidBertConfig) -> AllExits:
+    tensors = load_file(path)
+    logits = {int(name.split(".")[1]): x for name, x in tensors.items() if name.startswith("logits.")}
+    return AllExits(config, tensors["labels"], tensors["lengths"], tensors["survivors"], logits)
+
+
+def read_texts(model_folder: Path, data: LabelledTexts, what: str, console: Console) -> AllExits:
+    """One run of a trained model over labelled texts."""
+    model = PyramidBertForSequenceClassification.from_pretrained(model_folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    rows = encode(tokenizer, data.texts, model.config.max_position_embeddings)
+    batches = list(length_sorted_batches(rows, BATCH_SIZE, tokenizer.pad_token_id))
+    watched = track(batches, what, console=console, transient=True, disable=not console.is_terminal)
+    return read_all_exits(model, watched, data.labels)
+
+
+def read_job(job: Job, corpora: Path, console: Console) -> Reading:
+    """What a finished job's model answers everywhere; from disk if it was read before."""
+    config = PyramidBertConfig.from_pretrained(job.model)
+    task = None
+    readings = []
+    for split in ("validation", "test"):
+        path = job.folder / f"{split}.safetensors"
+        if not path.exists():
+            task = task or task_of(corpora, job.corpus, job.seed)
+            test = corpora / job.corpus.name / "test.tsv"
+            data = task.validation if split == "validation" else load_split(test, task.label_names)
+            begin = time.monotonic()
+            what = f"{job.corpus.title}, seed {job.seed}: {job.fit.name}, {split}"
+            exits = read_texts(job.model, data, what, console)
+            console.print(f"{what}: {len(exits)} texts in {time.monotonic() - begin:.0f} s")
+            unfinished = path.with_suffix(".unfinished")
+            save_file(_tensors(exits), unfinished)
+            unfinished.replace(path)
+        readings.append(_load(path, config))
+    return Reading(*readings)
+
+
+def training_seconds(job: Job) -> float:
+    """Time that the job's own stages took, as the run that finished each saw it."""
+    facts = (json.loads(path.read_text()) for path in job.folder.glob("stages/*/facts.json"))
+    return sum(stage["seconds"] for stage in facts)
