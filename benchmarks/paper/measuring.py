@@ -17,10 +17,9 @@ from mp_model import PyramidBertConfig, PyramidBertForSequenceClassification
 from mp_model.all_exits import AllExits, read_all_exits
 from mp_model.batching import encode, length_sorted_batches
 from mp_model.training import LabelledTexts
-from mp_model.training.data import load_split
 
 from .plan import Job
-from .training import task_of
+from .training import task_of, test_texts
 
 BATCH_SIZE = 32
 
@@ -63,8 +62,7 @@ def read_job(job: Job, corpora: Path, console: Console) -> Reading:
         path = job.folder / f"{split}.safetensors"
         if not path.exists():
             task = task or task_of(corpora, job.corpus, job.seed)
-            test = corpora / job.corpus.name / "test.tsv"
-            data = task.validation if split == "validation" else load_split(test, task.label_names)
+            data = task.validation if split == "validation" else test_texts(corpora, job.corpus, task)
             begin = time.monotonic()
             what = f"{job.corpus.title}, seed {job.seed}: {job.fit.name}, {split}"
             exits = read_texts(job.model, data, what, console)

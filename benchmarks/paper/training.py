@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from pathlib import Path
 
 from rich.console import Console
 
-from mp_model.training import Task, load_task, train_stages
+from mp_model.demonstration import bbc_news
+from mp_model.training import LabelledTexts, Task, load_task, train_stages
+from mp_model.training.data import load_split
 
 from .plan import Corpus, Job
 
+BBC_TRAIN, BBC_VALIDATION, BBC_TEST = 700, 200, 600
+
 
 def task_of(corpora: Path, corpus: Corpus, seed: int) -> Task:
-    """The training texts, a tenth of them held out to choose thresholds on."""
+    """The training texts, some of them held out to choose thresholds on."""
+    if corpus.name == "bbc_news":
+        articles, labels, topics = bbc_news()
+        ends = (0, BBC_TRAIN, BBC_TRAIN + BBC_VALIDATION)
+        parts = [LabelledTexts(articles[a:b], labels[a:b]) for a, b in itertools.pairwise(ends)]
+        return Task(topics, *parts, held_out=True)
     return load_task(corpora / corpus.name / "train.tsv", seed=seed)
+
+
+def test_texts(corpora: Path, corpus: Corpus, task: Task) -> LabelledTexts:
+    """The texts that nothing was learned from or chosen on."""
+    if corpus.name == "bbc_news":
+        articles, labels, _ = bbc_news()
+        begin = BBC_TRAIN + BBC_VALIDATION
+        return LabelledTexts(articles[begin : begin + BBC_TEST], labels[begin : begin + BBC_TEST])
+    return load_split(corpora / corpus.name / "test.tsv", task.label_names)
 
 
 def train(job: Job, corpora: Path, checkpoint: Path | str, console: Console) -> None:

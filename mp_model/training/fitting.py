@@ -92,7 +92,7 @@ def fit(
     trained = train_stages(
         checkpoint, task, output, recipe_name, settings, stages=planned, freeze_backbone=freeze_backbone, quiet=quiet
     )
-    whole, chosen = _tune(trained, recipe.threshold_by_layer, max_drop)
+    whole, chosen = _tune(trained, max_drop)
     summary = Summary(
         recipe_name,
         asdict(settings),
@@ -119,9 +119,9 @@ def read_validation(trained: Trained) -> AllExits:
     return read_all_exits(trained.model, batches, trained.validation.labels)
 
 
-def _tune(trained: Trained, by_layer: bool, max_drop: float) -> tuple[Outcome, Outcome | None]:
+def _tune(trained: Trained, max_drop: float) -> tuple[Outcome, Outcome | None]:
     """Writes exit thresholds into the configuration; returns the outcome without exits, and with them if there are any."""
-    offers = trade_off({1.0: read_validation(trained)}, layered=by_layer)
+    offers = trade_off({1.0: read_validation(trained)}, layered=False)
     if not trained.model.config.resolved_exit_layers():
         return offers.reference, None
     chosen = offers.fastest(max_drop)

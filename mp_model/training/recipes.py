@@ -18,14 +18,12 @@ class Recipe:
         stages: in their order, out of ``STAGES``.
         config: settings of :class:`mp_model.PyramidBertConfig`; those of a checkpoint's exits do not count.
         share_of_teacher: how much of an exit's target is the main head's prediction; the rest is the label.
-        threshold_by_layer: whether each exit layer is tuned to a threshold of its own.
     """
 
     about: str
     stages: tuple[str, ...]
     config: dict[str, Any] = field(default_factory=dict)
     share_of_teacher: float = 1.0
-    threshold_by_layer: bool = False
 
     def planned_stages(self, exit_training: str | None = None, freeze_backbone: bool = False) -> tuple[str, ...]:
         """The stages, where the recipe has exits with them trained ``"joint"`` or ``"frozen"``.
@@ -42,7 +40,7 @@ class Recipe:
             if self.config["exit_layers"] == [] or self.config["exit_head"] == "fastbert":
                 raise ValueError("exit training can be chosen where there are 'cls' or 'pooled' exits, as in 'mp'")
             before = tuple(stage for stage in stages if stage in ("fine-tune", "soft"))
-            stages = (*before, "joint") if exit_training == "joint" else (*before, "hard", "exits")
+            stages = (*before, "joint" if exit_training == "joint" else "hard", "exits")
         if freeze_backbone:
             if exit_training == "joint":
                 raise ValueError("exits that are trained jointly with the backbone do not leave it frozen")
@@ -57,11 +55,10 @@ NO_EXITS = {"exit_head": "cls", "exit_layers": [], "top_k": None}
 
 RECIPES = {
     "pyramid": Recipe(
-        "tokens pruned, and pooled exits from before layer 1 on, trained together with the backbone",
-        ("fine-tune", "soft", "joint"),
+        "tokens pruned, and pooled exits from before layer 1 on, trained with the backbone and then by themselves",
+        ("fine-tune", "soft", "joint", "exits"),
         {"exit_head": "pooled", "exit_layers": "all", "top_k": None},
         share_of_teacher=0.5,
-        threshold_by_layer=True,
     ),
     "mp": Recipe(
         "Magic Pyramid to the letter: learned token pruning, then exits under a frozen backbone",

@@ -176,7 +176,7 @@ def test_stages_that_make_no_sense(
 
 def test_planned_stages() -> None:
     assert RECIPES["pyramid"].planned_stages("frozen") == ("fine-tune", "soft", "hard", "exits")
-    assert RECIPES["mp"].planned_stages("joint") == ("fine-tune", "soft", "joint")
+    assert RECIPES["mp"].planned_stages("joint") == ("fine-tune", "soft", "joint", "exits")
     assert RECIPES["mp"].planned_stages() == RECIPES["mp"].stages
 
 

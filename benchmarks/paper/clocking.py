@@ -1,0 +1,67 @@
+"""Wall-clock time of the systems at their operating points, beside transformers' padded BERT, in one run."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from transformers import AutoTokenizer
+
+from mp_model import PyramidBertForSequenceClassification
+from mp_model.batching import encode, length_sorted_batches
+from mp_model.flops import paper_flops
+from mp_model.timing import Way, padded_twin, time_ways
+
+from .plan import CORPORA
+from .results import SYSTEMS, job_of
+from .training import task_of, test_texts
+
+TEXTS, BATCH_SIZE, ROUNDS = 512, 32, 3
+
+
+def _way(model: torch.nn.Module) -> Way:
+    return lambda inputs: model(**inputs)
+
+
+def clock(
+    name: str, systems: dict[str, Any], drop: float, runs: Path, corpora: Path, console: Console
+) -> dict[str, Any]:
+    """Milliseconds for a text, of each system at the thresholds that were chosen for a drop of so many points.
+
+    Texts in the order in which they come (a random one, batches need padding), and sorted by length (next to none).
+    """
+    job = job_of(name, "bert", runs)
+    tokenizer = AutoTokenizer.from_pretrained(job.model)
+    corpus = CORPORA[name]
+    texts = test_texts(corpora, corpus, task_of(corpora, corpus, 0)).texts
+    texts = random.Random(0).sample(texts, min(TEXTS, len(texts)))
+    ways: dict[str, Way] = {}
+    config = None
+    for system in SYSTEMS:
+        if system not in systems:
+            continue
+        model = PyramidBertForSequenceClassification.from_pretrained(job_of(name, system, runs).model).eval()
+        model.config.exit_threshold = systems[system][f"{drop}"]["exit_threshold"]
+        if system == "bert":
+            config = model.config
+            ways["transformers, padded"] = _way(padded_twin(model))
+        ways[system] = _way(model)
+    rows = encode(tokenizer, texts, config.max_position_embeddings)
+    result: dict[str, Any] = {"texts": len(rows), "threads": torch.get_num_threads(), "batch_size": BATCH_SIZE}
+    orders = {"sorted": list(length_sorted_batches(rows, BATCH_SIZE, tokenizer.pad_token_id))}
+    as_they_come = (rows[begin : begin + BATCH_SIZE] for begin in range(0, len(rows), BATCH_SIZE))
+    orders["as they come"] = [
+        batch for part in as_they_come for batch in length_sorted_batches(part, BATCH_SIZE, tokenizer.pad_token_id)
+    ]
+    for order, batches in orders.items():
+        seconds = time_ways(ways, batches, ROUNDS)
+        widths = torch.tensor([batch.inputs["input_ids"].shape[1] for batch in batches for _ in batch.places])
+        layers = torch.full_like(widths, config.num_hidden_layers)
+        tokens = widths.unsqueeze(1).expand(-1, config.num_hidden_layers)
+        padded = paper_flops(config, tokens, widths, layers).double().mean().item() / 1e9
+        result[order] = {"milliseconds": {way: 1e3 * x for way, x in seconds.items()}, "padded_gflops": padded}
+        console.print(f"{corpus.title}, {order}: " + ", ".join(f"{way} {1e3 * x:.2f} ms" for way, x in seconds.items()))
+    return result

@@ -1,0 +1,211 @@
+"""From what was read to figures: operating points, curves, ablations and lengths, all of them in one JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from mp_model.all_exits import AllExits
+from mp_model.evaluation import Evaluation, evaluate
+from mp_model.tuning import (
+    Outcome,
+    outcome_of,
+    outcomes_of_one_threshold,
+    right_without_exits,
+    trade_off,
+)
+
+from .measuring import Reading, read_job, training_seconds
+from .plan import ABLATION_CORPUS, CORPORA, Corpus, Job, jobs
+
+# Points of accuracy below the fine-tuned BERT's on the validation texts, at which exits are set.
+DROPS = (0.5, 1.0)
+SYSTEMS = ("bert", "distilbert", "power", "ltp", "fastbert", "mp", "pyramid")
+STEPS = 200
+
+
+def chosen_threshold(reading: Reading, floor: float, layered: bool = False) -> Any:
+    """The fastest exits with that accuracy on the validation texts; without any, the most accurate."""
+    offers = trade_off({1.0: reading.validation}, layered=layered, steps=STEPS)
+    outcomes = [offers.reference, *offers.one_threshold, *offers.layered]
+    enough = [outcome for outcome in outcomes if outcome.accuracy >= floor - 1e-9]
+    if enough:
+        return min(enough, key=lambda outcome: outcome.executed_gflops).exit_threshold
+    return max(outcomes, key=lambda outcome: outcome.accuracy).exit_threshold
+
+
+def figures_of(reading: Reading, floor: float, bounds: Iterable[int], layered: bool = False) -> dict[str, Any]:
+    """A system at its operating point, on the test texts."""
+    threshold = chosen_threshold(reading, floor, layered) if len(reading.test.layers) > 1 else None
+    return as_json(evaluate(reading.test, threshold, tuple(bounds)))
+
+
+def as_json(evaluation: Evaluation) -> dict[str, Any]:
+    return {**asdict(evaluation), "speed_up": evaluation.speed_up}
+
+
+def curve_of(exits: AllExits) -> list[Outcome]:
+    """Test accuracy and work over thresholds, where nothing else is better in both by the paper's count."""
+    return outcomes_of_one_threshold(exits, right_without_exits(exits), STEPS)
+
+
+def work_at(outcomes: Iterable[Outcome], accuracy: float, kind: str) -> float | None:
+    """The least work (``"gflops"`` or ``"executed_gflops"``) at that accuracy or a higher one; None: not reached."""
+    return min((getattr(x, kind) for x in outcomes if x.accuracy >= accuracy - 1e-9), default=None)
+
+
+def beaten(ours: list[Outcome], theirs: list[Outcome], kind: str, lowest: float) -> tuple[int, int]:
+    """Of their points with that accuracy at least, how many have more work than ours at no less accuracy; and how many."""
+    points = {(x.accuracy, getattr(x, kind)) for x in theirs if x.accuracy >= lowest}
+    best = [(accuracy, work) for accuracy, work in points if work <= (work_at(theirs, accuracy, kind) or 0)]
+    won = 0
+    for accuracy, work in best:
+        least = work_at(ours, accuracy, kind)
+        won += least is not None and least <= work
+    return won, len(best)
+
+
+def without_layer_0(exits: AllExits) -> AllExits:
+    """The same model with its exit before layer 1 closed."""
+    config = exits.config.from_dict(
+        {**exits.config.to_dict(), "exit_layers": exits.layers[1:-1], "exit_threshold": None}
+    )
+    logits = {layer: x for layer, x in exits.logits.items() if layer}
+    return AllExits(config, exits.labels, exits.lengths, exits.survivors, logits)
+
+
+def corpus_results(corpus: Corpus, runs: Path, corpora: Path, console: Console) -> dict[str, Any] | None:
+    """Everything about one corpus; None where its fine-tuned BERT is not trained yet."""
+    finished = [job for job in jobs(runs, [corpus.name]) if job.model.is_dir()]
+    readings = {(job.seed, job.fit.name): read_job(job, corpora, console) for job in finished}
+    if (0, "bert") not in readings:
+        return None
+    result: dict[str, Any] = {
+        "title": corpus.title,
+        "settings": asdict(corpus.settings),
+        "texts": {split: len(getattr(readings[0, "bert"], split)) for split in ("validation", "test")},
+        "training_seconds": sum(map(training_seconds, finished)),
+        "systems": {},
+        "curves": {},
+        "seeds": {},
+    }
+    bert = {seed: _accuracies(reading) for (seed, name), reading in readings.items() if name == "bert"}
+    for name in SYSTEMS:
+        if (0, name) in readings:
+            reading = readings[0, name]
+            result["systems"][name] = {
+                f"{drop}": figures_of(reading, bert[0][0] - drop / 100, corpus.bounds) for drop in DROPS
+            }
+            result["systems"][name]["without exits"] = as_json(evaluate(reading.test, None, corpus.bounds))
+            result["curves"][name] = [asdict(outcome) for outcome in curve_of(reading.test)]
+    for name in ("bert", "ltp", "mp", "pyramid"):
+        rows = [
+            _seed_row(readings[seed, name], bert[seed], corpus)
+            for seed in range(corpus.seeds)
+            if (seed, name) in readings and seed in bert
+        ]
+        result["seeds"][name] = rows
+    result["dominance"] = _dominance(readings, bert[0][1])
+    result["lengths"] = _lengths(readings, bert[0][0], corpus)
+    if corpus.name == ABLATION_CORPUS:
+        result["ablation"] = _ablation(readings, bert[0], corpus)
+    return result
+
+
+def _accuracies(reading: Reading) -> tuple[float, float]:
+    """Validation and test accuracy without exits."""
+    return tuple(outcome_of(x, right_without_exits(x), None).accuracy for x in (reading.validation, reading.test))
+
+
+def _seed_row(reading: Reading, bert: tuple[float, float], corpus: Corpus) -> dict[str, float]:
+    figures = figures_of(reading, bert[0] - DROPS[-1] / 100, corpus.bounds)
+    keys = ("accuracy", "f1", "gflops", "executed_gflops", "dense_gflops", "speed_up")
+    return {"without_exits": _accuracies(reading)[1], "bert": bert[1], **{key: figures[key] for key in keys}}
+
+
+def _dominance(readings: dict[tuple[int, str], Reading], bert: float) -> dict[str, Any]:
+    """How much of the others' curves, down to 3 points below BERT, mp's curve beats."""
+    if (0, "mp") not in readings:
+        return {}
+    ours = curve_of(readings[0, "mp"].test)
+    rivals = [name for name in ("ltp", "fastbert") if (0, name) in readings]
+    return {
+        name: {
+            kind: beaten(ours, curve_of(readings[0, name].test), kind, bert - 0.03)
+            for kind in ("gflops", "executed_gflops")
+        }
+        for name in rivals
+    }
+
+
+def _lengths(readings: dict[tuple[int, str], Reading], bert: float, corpus: Corpus) -> dict[str, Any]:
+    """Dense work over work, by length, of pruning alone, exits alone and both."""
+    exits_alone = "cls-frozen" if (0, "cls-frozen") in readings else "fastbert"
+    names = {"pruning (ltp)": "ltp", f"exits ({exits_alone})": exits_alone, "both (mp)": "mp", "pyramid": "pyramid"}
+    result: dict[str, Any] = {}
+    for title, name in names.items():
+        if (0, name) not in readings:
+            continue
+        figures = figures_of(readings[0, name], bert - DROPS[-1] / 100, corpus.bounds)
+        result[title] = [
+            {
+                "bucket": f"{x['shortest']}-{x['longest']}" if x["longest"] else f"{x['shortest']} or more",
+                "texts": x["texts"],
+                "paper": x["dense_gflops"] / x["gflops"] if x["gflops"] else None,
+                "executed": x["dense_gflops"] / x["executed_gflops"],
+                "accuracy": x["accuracy"],
+            }
+            for x in figures["buckets"]
+        ]
+    return result
+
+
+def _ablation(
+    readings: dict[tuple[int, str], Reading], bert: tuple[float, float], corpus: Corpus
+) -> list[dict[str, Any]]:
+    """What each ingredient gives, one after the other."""
+    steps = (
+        ("the paper's heads, frozen, no pruning", "cls-frozen", {}),
+        ("pooled heads, from layer 1 on", "pooled-frozen", {"layer_0": False}),
+        ("pooled heads, from layer 0 on", "pooled-frozen", {}),
+        ("trained jointly, then frozen (still no pruning)", "pyramid-unpruned", {}),
+        ("pooled heads and pruning, frozen", "pooled-pruned-frozen", {}),
+        ("pruning and joint: `pyramid`", "pyramid", {}),
+        ("`pyramid` without the last stage (exits under the frozen backbone)", "joint", {}),
+        ("`pyramid` without layer 0", "pyramid", {"layer_0": False}),
+        ("`pyramid`, a threshold for each layer", "pyramid", {"layered": True}),
+    )
+    rows = []
+    for title, name, options in steps:
+        if (0, name) not in readings:
+            continue
+        reading = readings[0, name]
+        if options.get("layer_0") is False:
+            reading = Reading(without_layer_0(reading.validation), without_layer_0(reading.test))
+        curve, dense = curve_of(reading.test), reading.test.dense_flops.double().mean().item() / 1e9
+        row: dict[str, Any] = {"title": title, "without_exits": _accuracies(reading)[1], "chosen": {}, "on_test": {}}
+        for drop in DROPS:
+            figures = figures_of(reading, bert[0] - drop / 100, corpus.bounds, options.get("layered", False))
+            keys = ("accuracy", "gflops", "executed_gflops", "dense_gflops", "speed_up")
+            row["chosen"][f"{drop}"] = {key: figures[key] for key in keys}
+            least = {kind: work_at(curve, bert[1] - drop / 100, kind) for kind in ("gflops", "executed_gflops")}
+            row["on_test"][f"{drop}"] = {kind: dense / work if work else None for kind, work in least.items()}
+        if options.get("layered"):
+            row["on_test"] = {}
+        rows.append(row)
+    return rows
+
+
+def all_results(names: Iterable[str], runs: Path, corpora: Path, console: Console) -> dict[str, Any]:
+    """The results of every corpus that was trained, by name."""
+    results = {name: corpus_results(CORPORA[name], runs, corpora, console) for name in names}
+    return {name: result for name, result in results.items() if result is not None}
+
+
+def job_of(name: str, fit: str, runs: Path) -> Job:
+    """The first seed's job of a corpus."""
+    return next(job for job in jobs(runs, [name]) if job.fit.name == fit and job.seed == 0)
