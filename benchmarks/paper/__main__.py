@@ -22,7 +22,7 @@ from mp_model.files import whole_file
 from .clocking import clock
 from .plan import CORPORA, jobs
 from .report import write_report
-from .results import DROPS, all_results
+from .results import all_results
 from .training import train
 
 STEPS = ("train", "measure", "clock", "report")
@@ -80,13 +80,12 @@ def main(
     document = json.loads(path.read_text()) if path.exists() else {"corpora": {}}
     if "measure" in steps:
         for name, result in all_results(names, runs, corpora, console).items():
-            document["corpora"][name] = {"name": name, "clock": {}, **result}
+            document["corpora"][name] = {"name": name, **result}
     if "clock" in steps:
         for name in names:
             if name in document["corpora"]:
                 result = document["corpora"][name]
-                for drop in DROPS:
-                    result["clock"][str(drop)] = clock(name, result["systems"], drop, runs, corpora, console)
+                result["clock"] = clock(name, result["systems"], runs, corpora, console)
     if "measure" in steps or "clock" in steps:
         document["about"] = about(weights, torch.get_num_threads())
         document["corpora"] = {name: document["corpora"][name] for name in CORPORA if name in document["corpora"]}

@@ -16,40 +16,45 @@ from mp_model.flops import paper_flops
 from mp_model.timing import Way, padded_twin, time_ways
 
 from .plan import CORPORA
-from .results import SYSTEMS, job_of
+from .results import DROPS, SYSTEMS, job_of
 from .training import task_of, test_texts
 
-TEXTS, BATCH_SIZE, ROUNDS = 512, 32, 3
+TOKENS, MOST_TEXTS, BATCH_SIZE, ROUNDS = 32_000, 512, 32, 3
+PADDED = "transformers, padded"
 
 
-def _way(model: torch.nn.Module) -> Way:
-    return lambda inputs: model(**inputs)
+def _way(model: torch.nn.Module, exit_threshold: Any = None) -> Way:
+    options = {} if exit_threshold is None else {"exit_threshold": exit_threshold}
+    return lambda inputs: model(**inputs, **options)
 
 
-def clock(
-    name: str, systems: dict[str, Any], drop: float, runs: Path, corpora: Path, console: Console
-) -> dict[str, Any]:
-    """Milliseconds for a text, of each system at the thresholds that were chosen for a drop of so many points.
+def clock(name: str, systems: dict[str, Any], runs: Path, corpora: Path, console: Console) -> dict[str, Any]:
+    """Milliseconds for a text, of each system; of those with exits at the thresholds chosen for each drop, ``mp@0.5``.
 
     Texts in the order in which they come (a random one, batches need padding), and sorted by length (next to none).
     """
-    job = job_of(name, "bert", runs)
-    tokenizer = AutoTokenizer.from_pretrained(job.model)
+    tokenizer = AutoTokenizer.from_pretrained(job_of(name, "bert", runs).model)
     corpus = CORPORA[name]
     texts = test_texts(corpora, corpus, task_of(corpora, corpus, 0)).texts
-    texts = random.Random(0).sample(texts, min(TEXTS, len(texts)))
     ways: dict[str, Way] = {}
     config = None
     for system in SYSTEMS:
         if system not in systems:
             continue
         model = PyramidBertForSequenceClassification.from_pretrained(job_of(name, system, runs).model).eval()
-        model.config.exit_threshold = systems[system][f"{drop}"]["exit_threshold"]
+        model.config.exit_threshold = None
         if system == "bert":
             config = model.config
-            ways["transformers, padded"] = _way(padded_twin(model))
-        ways[system] = _way(model)
+            ways[PADDED] = _way(padded_twin(model))
+        if not model.config.resolved_exit_layers():
+            ways[system] = _way(model)
+            continue
+        for drop in DROPS:
+            ways[f"{system}@{drop}"] = _way(model, systems[system][f"{drop}"]["exit_threshold"])
     rows = encode(tokenizer, texts, config.max_position_embeddings)
+    random.Random(0).shuffle(rows)
+    lengths = torch.tensor([len(row["input_ids"]) for row in rows])
+    rows = rows[: min(MOST_TEXTS, int((lengths.cumsum(0) <= TOKENS).sum()))]
     result: dict[str, Any] = {"texts": len(rows), "threads": torch.get_num_threads(), "batch_size": BATCH_SIZE}
     orders = {"sorted": list(length_sorted_batches(rows, BATCH_SIZE, tokenizer.pad_token_id))}
     as_they_come = (rows[begin : begin + BATCH_SIZE] for begin in range(0, len(rows), BATCH_SIZE))

@@ -22,25 +22,20 @@ from mp_model.tuning import (
 from .measuring import Reading, read_job, training_seconds
 from .plan import ABLATION_CORPUS, CORPORA, Corpus, Job, jobs
 
-# Points of accuracy below the fine-tuned BERT's on the validation texts, at which exits are set.
-DROPS = (0.5, 1.0)
+# Points of accuracy that exits may cost on the validation texts.
+DROPS = (0.0, 0.5, 1.0)
+# Points of test accuracy below the fine-tuned BERT's, at which test curves are compared.
+LOSSES = (0.5, 1.0)
 SYSTEMS = ("bert", "distilbert", "power", "ltp", "fastbert", "mp", "pyramid")
 STEPS = 200
 
 
-def chosen_threshold(reading: Reading, floor: float, layered: bool = False) -> Any:
-    """The fastest exits with that accuracy on the validation texts; without any, the most accurate."""
-    offers = trade_off({1.0: reading.validation}, layered=layered, steps=STEPS)
-    outcomes = [offers.reference, *offers.one_threshold, *offers.layered]
-    enough = [outcome for outcome in outcomes if outcome.accuracy >= floor - 1e-9]
-    if enough:
-        return min(enough, key=lambda outcome: outcome.executed_gflops).exit_threshold
-    return max(outcomes, key=lambda outcome: outcome.accuracy).exit_threshold
-
-
-def figures_of(reading: Reading, floor: float, bounds: Iterable[int], layered: bool = False) -> dict[str, Any]:
-    """A system at its operating point, on the test texts."""
-    threshold = chosen_threshold(reading, floor, layered) if len(reading.test.layers) > 1 else None
+def figures_of(reading: Reading, drop: float, bounds: Iterable[int], layered: bool = False) -> dict[str, Any]:
+    """A system on the test texts, with the exits that ``tune`` sets on the validation texts."""
+    threshold = None
+    if len(reading.test.layers) > 1:
+        offers = trade_off({1.0: reading.validation}, layered=layered, steps=STEPS)
+        threshold = offers.fastest(drop / 100).exit_threshold
     return as_json(evaluate(reading.test, threshold, tuple(bounds)))
 
 
@@ -49,7 +44,7 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def curve_of(exits: AllExits) -> list[Outcome]:
-    """Test accuracy and work over thresholds, where nothing else is better in both by the paper's count."""
+    """Test accuracy and work, without exits and over thresholds."""
     return outcomes_of_one_threshold(exits, right_without_exits(exits), STEPS)
 
 
@@ -91,17 +86,19 @@ def corpus_results(corpus: Corpus, runs: Path, corpora: Path, console: Console) 
         "training_seconds": sum(map(training_seconds, finished)),
         "systems": {},
         "curves": {},
+        "on_test": {},
         "seeds": {},
     }
-    bert = {seed: _accuracies(reading) for (seed, name), reading in readings.items() if name == "bert"}
+    bert = {seed: _accuracy(reading) for (seed, name), reading in readings.items() if name == "bert"}
+    dense = _dense(readings)
     for name in SYSTEMS:
         if (0, name) in readings:
             reading = readings[0, name]
-            result["systems"][name] = {
-                f"{drop}": figures_of(reading, bert[0][0] - drop / 100, corpus.bounds) for drop in DROPS
-            }
+            result["systems"][name] = {f"{drop}": figures_of(reading, drop, corpus.bounds) for drop in DROPS}
             result["systems"][name]["without exits"] = as_json(evaluate(reading.test, None, corpus.bounds))
-            result["curves"][name] = [asdict(outcome) for outcome in curve_of(reading.test)]
+            curve = curve_of(reading.test)
+            result["curves"][name] = [asdict(outcome) for outcome in curve]
+            result["on_test"][name] = _ratios_on_test(dense, curve, bert[0])
     for name in ("bert", "ltp", "mp", "pyramid"):
         rows = [
             _seed_row(readings[seed, name], bert[seed], corpus)
@@ -109,22 +106,36 @@ def corpus_results(corpus: Corpus, runs: Path, corpora: Path, console: Console) 
             if (seed, name) in readings and seed in bert
         ]
         result["seeds"][name] = rows
-    result["dominance"] = _dominance(readings, bert[0][1])
-    result["lengths"] = _lengths(readings, bert[0][0], corpus)
+    result["dominance"] = _dominance(readings, bert[0])
+    result["lengths"] = _lengths(readings, corpus)
     if corpus.name == ABLATION_CORPUS:
         result["ablation"] = _ablation(readings, bert[0], corpus)
     return result
 
 
-def _accuracies(reading: Reading) -> tuple[float, float]:
-    """Validation and test accuracy without exits."""
-    return tuple(outcome_of(x, right_without_exits(x), None).accuracy for x in (reading.validation, reading.test))
+def _accuracy(reading: Reading) -> float:
+    """Test accuracy without exits."""
+    return outcome_of(reading.test, right_without_exits(reading.test), None).accuracy
 
 
-def _seed_row(reading: Reading, bert: tuple[float, float], corpus: Corpus) -> dict[str, float]:
-    figures = figures_of(reading, bert[0] - DROPS[-1] / 100, corpus.bounds)
+def _dense(readings: dict[tuple[int, str], Reading]) -> float:
+    """GFLOPs of the fine-tuned BERT for a test text, by the paper's count."""
+    return readings[0, "bert"].test.dense_flops.double().mean().item() / 1e9
+
+
+def _ratios_on_test(dense: float, curve: list[Outcome], bert: float) -> dict[str, dict[str, float | None]]:
+    """``dense`` GFLOPs over the least at which a system's test accuracy is within so many points of BERT's."""
+    ratios: dict[str, dict[str, float | None]] = {}
+    for loss in LOSSES:
+        least = {kind: work_at(curve, bert - loss / 100, kind) for kind in ("gflops", "executed_gflops")}
+        ratios[f"{loss}"] = {kind: dense / work if work else None for kind, work in least.items()}
+    return ratios
+
+
+def _seed_row(reading: Reading, bert: float, corpus: Corpus) -> dict[str, float]:
+    figures = figures_of(reading, DROPS[-1], corpus.bounds)
     keys = ("accuracy", "f1", "gflops", "executed_gflops", "dense_gflops", "speed_up")
-    return {"without_exits": _accuracies(reading)[1], "bert": bert[1], **{key: figures[key] for key in keys}}
+    return {"without_exits": _accuracy(reading), "bert": bert, **{key: figures[key] for key in keys}}
 
 
 def _dominance(readings: dict[tuple[int, str], Reading], bert: float) -> dict[str, Any]:
@@ -142,7 +153,7 @@ def _dominance(readings: dict[tuple[int, str], Reading], bert: float) -> dict[st
     }
 
 
-def _lengths(readings: dict[tuple[int, str], Reading], bert: float, corpus: Corpus) -> dict[str, Any]:
+def _lengths(readings: dict[tuple[int, str], Reading], corpus: Corpus) -> dict[str, Any]:
     """Dense work over work, by length, of pruning alone, exits alone and both."""
     exits_alone = "cls-frozen" if (0, "cls-frozen") in readings else "fastbert"
     names = {"pruning (ltp)": "ltp", f"exits ({exits_alone})": exits_alone, "both (mp)": "mp", "pyramid": "pyramid"}
@@ -150,7 +161,7 @@ def _lengths(readings: dict[tuple[int, str], Reading], bert: float, corpus: Corp
     for title, name in names.items():
         if (0, name) not in readings:
             continue
-        figures = figures_of(readings[0, name], bert - DROPS[-1] / 100, corpus.bounds)
+        figures = figures_of(readings[0, name], DROPS[-1], corpus.bounds)
         result[title] = [
             {
                 "bucket": f"{x['shortest']}-{x['longest']}" if x["longest"] else f"{x['shortest']} or more",
@@ -164,9 +175,7 @@ def _lengths(readings: dict[tuple[int, str], Reading], bert: float, corpus: Corp
     return result
 
 
-def _ablation(
-    readings: dict[tuple[int, str], Reading], bert: tuple[float, float], corpus: Corpus
-) -> list[dict[str, Any]]:
+def _ablation(readings: dict[tuple[int, str], Reading], bert: float, corpus: Corpus) -> list[dict[str, Any]]:
     """What each ingredient gives, one after the other."""
     steps = (
         ("the paper's heads, frozen, no pruning", "cls-frozen", {}),
@@ -179,23 +188,20 @@ def _ablation(
         ("`pyramid` without layer 0", "pyramid", {"layer_0": False}),
         ("`pyramid`, a threshold for each layer", "pyramid", {"layered": True}),
     )
-    rows = []
+    rows, dense = [], _dense(readings)
     for title, name, options in steps:
         if (0, name) not in readings:
             continue
         reading = readings[0, name]
         if options.get("layer_0") is False:
             reading = Reading(without_layer_0(reading.validation), without_layer_0(reading.test))
-        curve, dense = curve_of(reading.test), reading.test.dense_flops.double().mean().item() / 1e9
-        row: dict[str, Any] = {"title": title, "without_exits": _accuracies(reading)[1], "chosen": {}, "on_test": {}}
+        row: dict[str, Any] = {"title": title, "without_exits": _accuracy(reading), "chosen": {}, "on_test": {}}
         for drop in DROPS:
-            figures = figures_of(reading, bert[0] - drop / 100, corpus.bounds, options.get("layered", False))
+            figures = figures_of(reading, drop, corpus.bounds, options.get("layered", False))
             keys = ("accuracy", "gflops", "executed_gflops", "dense_gflops", "speed_up")
             row["chosen"][f"{drop}"] = {key: figures[key] for key in keys}
-            least = {kind: work_at(curve, bert[1] - drop / 100, kind) for kind in ("gflops", "executed_gflops")}
-            row["on_test"][f"{drop}"] = {kind: dense / work if work else None for kind, work in least.items()}
-        if options.get("layered"):
-            row["on_test"] = {}
+        if not options.get("layered"):
+            row["on_test"] = _ratios_on_test(dense, curve_of(reading.test), bert)
         rows.append(row)
     return rows
 
