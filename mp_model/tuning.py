@@ -244,7 +244,11 @@ def binomial_tail(count: int, texts: int, probability: float) -> float:
 
 
 def guaranteed(
-    exits: AllExits, right_before: Tensor, path: Sequence[Outcome], max_harm: float, confidence: float
+    by_factor: dict[float, AllExits],
+    right_before: Tensor,
+    path: Sequence[Outcome],
+    max_harm: float,
+    confidence: float,
 ) -> Outcome | None:
     """The last outcome on a path for which few enough harmed answers are certain, not only seen.
 
@@ -254,7 +258,7 @@ def guaranteed(
     so the accuracy falls by no more.
 
     Args:
-        exits: the predictions for texts that had no part in the making of the path.
+        by_factor: the predictions for texts that had no part in the making of the path, by strength of pruning.
         right_before: bool ``[texts]``, which of them the reference answers rightly.
         path: from the most cautious on.
         max_harm, confidence: shares in (0, 1).
@@ -267,6 +271,7 @@ def guaranteed(
             raise ValueError(f"{name} must lie between 0 and 1; got {value}")
     passed = None
     for point in path:
+        exits = by_factor[point.factor]
         outcome = outcome_of(exits, right_before, point.exit_threshold, point.factor)
         if binomial_tail(round(outcome.harm * len(exits)), len(exits), max_harm) > 1 - confidence:
             break

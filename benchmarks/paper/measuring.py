@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 from mp_model import PyramidBertConfig, PyramidBertForSequenceClassification
 from mp_model.all_exits import AllExits, read_all_exits
 from mp_model.batching import encode, length_sorted_batches
-from mp_model.training import LabelledTexts
+from mp_model.labelled import LabelledTexts
 
 from .plan import Job
 from .training import task_of, test_texts

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from . import classify, demo, fit
+from . import classify, demo, evaluate, fit, tune
 
 app = typer.Typer(
     name="magic-pyramid",
@@ -18,7 +18,9 @@ app = typer.Typer(
 )
 app.command("classify")(classify.classify)
 app.command("demo")(demo.demo)
+app.command("evaluate")(evaluate.evaluate)
 app.command("fit")(fit.fit)
+app.command("tune")(tune.tune)
 
 
 def main() -> None:

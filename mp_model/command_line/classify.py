@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from .loading import check_model_folder, load_classifier
+
 
 def classify(
     model: Annotated[Path, typer.Option(help="Folder of a saved model and its tokenizer.")],
@@ -37,29 +39,16 @@ def classify(
 
         echo "Chelsea won again on Saturday." | magic-pyramid classify --model demo-output/model
     """
-    if not (model / "config.json").is_file():
-        raise ValueError(f"--model must be a folder of a saved model, with config.json; got {model}")
+    check_model_folder(model)
 
-    import torch
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-    from transformers import AutoTokenizer
-    from transformers.utils import logging as transformers_logging
 
-    from mp_model import PyramidBertForSequenceClassification
-    from mp_model.classifying import classify_stream
-    from mp_model.files import whole_file
-    from mp_model.tables import read_lines, read_texts
+    from ..classifying import classify_stream
+    from ..files import whole_file
+    from ..tables import read_lines, read_texts
 
-    transformers_logging.disable_progress_bar()
-    if threads:
-        torch.set_num_threads(threads)
-    classifier = PyramidBertForSequenceClassification.from_pretrained(model).eval()
-    try:
-        classifier.to(device)
-    except (RuntimeError, AssertionError) as error:  # what PyTorch raises for a device that it does not know or have
-        raise ValueError(f"--device {device!r} cannot be used here: {error}") from error
-    tokenizer = AutoTokenizer.from_pretrained(model)
+    classifier, tokenizer = load_classifier(model, device, threads)
     if input is None:
         sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict")  # like a file, whatever the locale
         texts = read_lines(sys.stdin, input_format or "txt", "standard input")

@@ -11,11 +11,14 @@ import typer
 
 
 def fit(
-    train: Annotated[Path, typer.Argument(help="tsv, csv, jsonl or parquet file with a column label.")],
+    train: Annotated[
+        str, typer.Argument(help="tsv, csv, jsonl or parquet file with a column label; or a data set's name.")
+    ],
     model: Annotated[str, typer.Option(help="A BERT checkpoint: a folder, or a name on a hub.")],
     output: Annotated[Path, typer.Option(help="Folder for everything; given again, a fit that was cut off goes on.")],
     validation: Annotated[
-        Path | None, typer.Option(help="File to choose thresholds on; left out, a tenth of the training texts is.")
+        str | None,
+        typer.Option(help="File or data set to set exits on; left out, a tenth of the training texts is."),
     ] = None,
     recipe: Annotated[str, typer.Option(help="pyramid, mp, bert, distilbert, ltp, fastbert or power.")] = "pyramid",
     epochs: Annotated[float, typer.Option(help="Of fine-tuning, and of distillation.")] = 3.0,
@@ -55,8 +58,9 @@ def fit(
 ) -> None:
     """Train a classifier: fine-tuning, soft pruning, hard pruning, exit heads, as the recipe says.
 
-    Files have a column **label** and a column **text**, or **text_a** and **text_b**. The model is left in OUTPUT/model,
-    what was done in OUTPUT/summary.json.
+    Files have a column **label** and a column **text**, or **text_a** and **text_b**; data sets of a hub are named like
+    **ag_news** or, with a configuration, **nyu-mll/glue:mrpc**. The model is left in OUTPUT/model, what was done in
+    OUTPUT/summary.json.
 
     Examples:
 

@@ -1,6 +1,7 @@
 """Training a pyramid: data, stages and recipes. Not imported at inference."""
 
-from .data import LabelledTexts, Task, load_task
+from ..labelled import LabelledTexts
+from .data import Task, load_task
 from .fitting import Summary, fit
 from .recipes import RECIPES, Recipe, Settings
 from .stages import Trained, train_stages

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,21 +13,11 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
-from ..batching import Text, encode
-from ..tables import TableError, read_labelled
+from ..batching import encode
+from ..labelled import VALIDATION, LabelledTexts, in_order, load_split, numbered, read_rows
+from ..tables import TableError
 
 HELD_OUT = 0.1  # of the training texts, where no validation file is given
-
-
-@dataclass
-class LabelledTexts:
-    """Texts, each with its label's number."""
-
-    texts: list[Text]
-    labels: list[int]
-
-    def __len__(self) -> int:
-        return len(self.texts)
 
 
 @dataclass
@@ -46,58 +36,28 @@ class Task:
     held_out: bool
 
 
-def load_task(train: Path, validation: Path | None = None, seed: int = 0) -> Task:
-    """Reads the training file and the validation file; without one, a tenth of the training texts is held out.
+def load_task(train: str | Path, validation: str | Path | None = None, seed: int = 0) -> Task:
+    """Reads the training texts and the validation texts, of files or of a data set by its name.
+
+    Where no validation texts are given, a tenth of the training texts is held out.
 
     Raises:
-        TableError: a file that cannot be read, an empty one, fewer than two labels, labels that the other file has not.
+        TableError: what cannot be read, or is empty; fewer than two labels; labels that the training texts have not.
     """
-    rows = _read(train)
-    names = _in_order({label for _, label in rows})
+    rows = read_rows(train, ("train",))
+    names = in_order({label for _, label in rows})
     if len(names) < 2:
         raise TableError(f"{train}: expected two labels or more; all {len(rows)} rows have {names[0]!r}")
     if validation is not None:
-        return Task(names, _numbered(rows, names, train), load_split(validation, names), held_out=False)
+        return Task(names, numbered(rows, names, train), load_split(validation, names, VALIDATION), held_out=False)
     order = list(range(len(rows)))
     random.Random(seed).shuffle(order)
     count = max(1, round(HELD_OUT * len(rows)))
     if len(rows) < 2:
         raise TableError(f"{train}: one row is too few to hold one out for validation; give --validation")
     parts = ([rows[place] for place in places] for places in (sorted(order[count:]), sorted(order[:count])))
-    learn, choose = (_numbered(part, names, train) for part in parts)
+    learn, choose = (numbered(part, names, train) for part in parts)
     return Task(names, learn, choose, held_out=True)
-
-
-def load_split(path: Path, label_names: Sequence[str]) -> LabelledTexts:
-    """A file's texts, with the labels of a task.
-
-    Raises:
-        TableError: a file that cannot be read, an empty one, a label that is none of the task's.
-    """
-    return _numbered(_read(path), label_names, path)
-
-
-def _read(path: Path) -> list[tuple[Text, str]]:
-    rows = list(read_labelled(path))
-    if not rows:
-        raise TableError(f"{path}: no rows; expected labelled texts")
-    return rows
-
-
-def _in_order(labels: Iterable[str]) -> list[str]:
-    """Numbers by value, everything else by name."""
-    return sorted(labels, key=lambda label: (0, int(label), label) if label.isdecimal() else (1, 0, label))
-
-
-def _numbered(rows: Sequence[tuple[Text, str]], label_names: Sequence[str], path: Path) -> LabelledTexts:
-    numbers = {name: number for number, name in enumerate(label_names)}
-    for number, (_, label) in enumerate(rows, 1):
-        if label not in numbers:
-            raise TableError(
-                f"{path}: row {number} has the label {label!r}, which the training file has not; "
-                f"expected one of {', '.join(map(repr, label_names))}"
-            )
-    return LabelledTexts([text for text, _ in rows], [numbers[label] for _, label in rows])
 
 
 class EncodedTexts(Dataset):

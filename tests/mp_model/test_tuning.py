@@ -219,7 +219,7 @@ def test_a_guarantee_holds_as_often_as_it_says() -> None:
     trials = 100
     for seed in range(trials):
         rows = torch.randperm(len(everything), generator=torch.Generator().manual_seed(seed))[:400]
-        chosen = guaranteed(everything.select(rows), right_everywhere[rows], path, 0.05, 0.9)
+        chosen = guaranteed({1.0: everything.select(rows)}, right_everywhere[rows], path, 0.05, 0.9)
         if chosen is not None:
             broken += true_harm[round(chosen.exit_threshold * 40)] > 0.05
             useful += chosen.exit_threshold > 0
@@ -230,9 +230,9 @@ def test_a_guarantee_holds_as_often_as_it_says() -> None:
 def test_what_cannot_be_guaranteed() -> None:
     few = random_exits(20, 0)
     path = outcomes_of_one_threshold(few, right_without_exits(few), 10)
-    assert guaranteed(few, right_without_exits(few), path, 0.01, 0.9) is None
+    assert guaranteed({1.0: few}, right_without_exits(few), path, 0.01, 0.9) is None
     assert texts_needed(0.01, 0.9) == 230
     assert binomial_tail(0, 230, 0.01) <= 0.1 < binomial_tail(0, 229, 0.01)
     for wrong in ({"max_harm": 0.0, "confidence": 0.9}, {"max_harm": 0.1, "confidence": 1.0}):
         with pytest.raises(ValueError, match="must lie between 0 and 1"):
-            guaranteed(few, right_without_exits(few), path, **wrong)
+            guaranteed({1.0: few}, right_without_exits(few), path, **wrong)
