@@ -8,7 +8,7 @@ TORCH_DIR = $(shell $(BIN)/python -c "import pathlib, torch; print(pathlib.Path(
 CMAKE = $(BIN)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DMP_TORCH_DIR=$(TORCH_DIR)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format sanitize simt-sanitize native kernels kernels-all nvcc cuda arm benchmark clean
+.PHONY: help demo test lint format sanitize simt-sanitize native kernels kernels-all nvcc cuda arm benchmark paper clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -86,6 +86,11 @@ cuda: ## build and load everything with a torch that was built for CUDA; needs n
 benchmark: $(READY) ## measure, and write the figures to docs/performance.md
 	$(BIN)/python -m pytest benchmarks --benchmark-only
 	$(BIN)/python benchmarks/report.py
+
+# MAGIC_PYRAMID_CORPORA names a folder of folders with train.tsv and test.tsv; hours, the first time.
+MAGIC_PYRAMID_CORPORA ?= ../shared/corpora
+paper: $(READY) ## train and measure the paper's systems, and write docs/results.md; goes on where it was
+	PYTHONPATH=benchmarks $(BIN)/python -m paper --corpora $(MAGIC_PYRAMID_CORPORA)
 
 clean: ## remove everything that was built or installed
 	rm -rf .venv build demo-output *.egg-info mp_kernels/_C*.so
