@@ -87,10 +87,9 @@ benchmark: $(READY) ## measure, and write the figures to docs/performance.md
 	$(BIN)/python -m pytest benchmarks --benchmark-only
 	$(BIN)/python benchmarks/report.py
 
-# MAGIC_PYRAMID_CORPORA names a folder of folders with train.tsv and test.tsv; hours, the first time.
-MAGIC_PYRAMID_CORPORA ?= ../shared/corpora
+# MAGIC_PYRAMID_CORPORA names a folder of folders with train.tsv and test.tsv. Hours, the first time.
 paper: $(READY) ## train and measure the paper's systems, and write docs/results.md; goes on where it was
-	PYTHONPATH=benchmarks $(BIN)/python -m paper --corpora $(MAGIC_PYRAMID_CORPORA)
+	PYTHONPATH=benchmarks $(BIN)/python -m paper
 
 clean: ## remove everything that was built or installed
 	rm -rf .venv build demo-output *.egg-info mp_kernels/_C*.so

@@ -23,7 +23,7 @@ from .clocking import clock
 from .plan import CORPORA, jobs
 from .report import write_report
 from .results import all_results
-from .training import train
+from .training import is_there, train
 
 STEPS = ("train", "measure", "clock", "report")
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -53,7 +53,10 @@ def about(model: str | Path, threads: int) -> dict[str, Any]:
 
 @app.command()
 def main(
-    corpora: Annotated[Path, typer.Option(envvar="MAGIC_PYRAMID_CORPORA", help="Folder of folders of tsv files.")],
+    corpora: Annotated[
+        Path, typer.Option(envvar="MAGIC_PYRAMID_CORPORA", help="Folder of folders with train.tsv and test.tsv.")
+    ] = Path("corpora"),
+    hub: Annotated[bool, typer.Option("--hub", help="Read all corpora from the hub instead.")] = False,
     model: Annotated[
         str | None, typer.Option(help="BERT checkpoint, a folder or a name on a hub; else MiniLM.")
     ] = None,
@@ -71,21 +74,26 @@ def main(
         torch.set_num_threads(threads)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    console, steps, names = Console(), step or STEPS, only or list(CORPORA)
+    console, steps = Console(), step or STEPS
+    folder = None if hub else corpora
+    names = [name for name in only or CORPORA if is_there(folder, CORPORA[name])]
+    for name in only or CORPORA:
+        if name not in names:
+            console.print(f"{CORPORA[name].title} is left out: no {corpora / name / 'train.tsv'}")
     weights = model or minilm()
     if "train" in steps:
         for job in jobs(runs, names):
-            train(job, corpora, weights, console)
+            train(job, folder, weights, console)
     path = output / "results" / "results.json"
     document = json.loads(path.read_text()) if path.exists() else {"corpora": {}}
     if "measure" in steps:
-        for name, result in all_results(names, runs, corpora, console).items():
+        for name, result in all_results(names, runs, folder, console).items():
             document["corpora"][name] = {"name": name, **result}
     if "clock" in steps:
         for name in names:
             if name in document["corpora"]:
                 result = document["corpora"][name]
-                result["clock"] = clock(name, result["systems"], runs, corpora, console)
+                result["clock"] = clock(name, result["systems"], runs, folder, console)
     if "measure" in steps or "clock" in steps:
         document["about"] = about(weights, torch.get_num_threads())
         document["corpora"] = {name: document["corpora"][name] for name in CORPORA if name in document["corpora"]}

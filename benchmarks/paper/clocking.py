@@ -28,7 +28,7 @@ def _way(model: torch.nn.Module, exit_threshold: Any = None) -> Way:
     return lambda inputs: model(**inputs, **options)
 
 
-def clock(name: str, systems: dict[str, Any], runs: Path, corpora: Path, console: Console) -> dict[str, Any]:
+def clock(name: str, systems: dict[str, Any], runs: Path, corpora: Path | None, console: Console) -> dict[str, Any]:
     """Milliseconds for a text, of each system; of those with exits at the thresholds chosen for each drop, ``mp@0.5``.
 
     Texts in the order in which they come (a random one, batches need padding), and sorted by length (next to none).

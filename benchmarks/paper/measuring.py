@@ -53,7 +53,7 @@ def read_texts(model_folder: Path, data: LabelledTexts, what: str, console: Cons
     return read_all_exits(model, watched, data.labels)
 
 
-def read_job(job: Job, corpora: Path, console: Console) -> Reading:
+def read_job(job: Job, corpora: Path | None, console: Console) -> Reading:
     """What a finished job's model answers everywhere; from disk if it was read before."""
     config = PyramidBertConfig.from_pretrained(job.model)
     task = None

@@ -16,6 +16,7 @@ class Corpus:
     Attributes:
         name: of its folder, with ``train.tsv`` and ``test.tsv``.
         title: for people.
+        hub: where a hub has it; test: the split there that it is measured on.
         settings: epochs and rates; the paper's kind of schedule, cut where the machine is small.
         seeds: how many.
         bounds: lengths in tokens, between the buckets that it is measured by.
@@ -24,6 +25,8 @@ class Corpus:
 
     name: str
     title: str
+    hub: str
+    test: str
     settings: Settings
     seeds: int = 1
     bounds: tuple[int, ...] = (35, 70)
@@ -37,14 +40,16 @@ LARGE = Settings(epochs=2.0, soft_epochs=1.0, hard_epochs=1.0, exit_epochs=10.0)
 CORPORA = {
     corpus.name: corpus
     for corpus in (
-        Corpus("ag_news", "AG News", LARGE),
-        Corpus("mrpc", "MRPC", SMALL, seeds=3),
-        Corpus("qqp", "QQP", replace(LARGE, epochs=3.0)),
-        Corpus("rte", "RTE", SMALL, seeds=3),
+        Corpus("ag_news", "AG News", "fancyzhx/ag_news", "test", LARGE),
+        Corpus("mrpc", "MRPC", "nyu-mll/glue:mrpc", "validation", SMALL, seeds=3),
+        Corpus("qqp", "QQP", "nyu-mll/glue:qqp", "validation", replace(LARGE, epochs=3.0)),
+        Corpus("rte", "RTE", "nyu-mll/glue:rte", "validation", SMALL, seeds=3),
         # Long texts, for the paper's Figure 1; it comes as a package and not as files.
         Corpus(
             "bbc_news",
             "BBC News",
+            "SetFit/bbc-news",
+            "test",
             replace(LARGE, epochs=3.0),
             bounds=(250, 400),
             fits=("bert", "soft", "ltp", "mp", "joint", "pyramid", "cls-frozen"),

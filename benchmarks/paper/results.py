@@ -73,7 +73,7 @@ def without_layer_0(exits: AllExits) -> AllExits:
     return AllExits(config, exits.labels, exits.lengths, exits.survivors, logits)
 
 
-def corpus_results(corpus: Corpus, runs: Path, corpora: Path, console: Console) -> dict[str, Any] | None:
+def corpus_results(corpus: Corpus, runs: Path, corpora: Path | None, console: Console) -> dict[str, Any] | None:
     """Everything about one corpus; None where its fine-tuned BERT is not trained yet."""
     finished = [job for job in jobs(runs, [corpus.name]) if job.model.is_dir()]
     readings = {(job.seed, job.fit.name): read_job(job, corpora, console) for job in finished}
@@ -206,7 +206,7 @@ def _ablation(readings: dict[tuple[int, str], Reading], bert: float, corpus: Cor
     return rows
 
 
-def all_results(names: Iterable[str], runs: Path, corpora: Path, console: Console) -> dict[str, Any]:
+def all_results(names: Iterable[str], runs: Path, corpora: Path | None, console: Console) -> dict[str, Any]:
     """The results of every corpus that was trained, by name."""
     results = {name: corpus_results(CORPORA[name], runs, corpora, console) for name in names}
     return {name: result for name, result in results.items() if result is not None}

@@ -17,8 +17,15 @@ from .plan import Corpus, Job
 BBC_TRAIN, BBC_VALIDATION, BBC_TEST = 700, 200, 600
 
 
-def task_of(corpora: Path, corpus: Corpus, seed: int) -> Task:
+def is_there(corpora: Path | None, corpus: Corpus) -> bool:
+    """Whether a corpus can be read; None stands for the hub, where all are."""
+    return corpora is None or corpus.name == "bbc_news" or (corpora / corpus.name / "train.tsv").is_file()
+
+
+def task_of(corpora: Path | None, corpus: Corpus, seed: int) -> Task:
     """The training texts, some of them held out to choose thresholds on."""
+    if corpora is None:
+        return load_task(corpus.hub, seed=seed)
     if corpus.name == "bbc_news":
         articles, labels, topics = bbc_news()
         ends = (0, BBC_TRAIN, BBC_TRAIN + BBC_VALIDATION)
@@ -27,8 +34,10 @@ def task_of(corpora: Path, corpus: Corpus, seed: int) -> Task:
     return load_task(corpora / corpus.name / "train.tsv", seed=seed)
 
 
-def test_texts(corpora: Path, corpus: Corpus, task: Task) -> LabelledTexts:
+def test_texts(corpora: Path | None, corpus: Corpus, task: Task) -> LabelledTexts:
     """The texts that nothing was learned from or chosen on."""
+    if corpora is None:
+        return load_split(corpus.hub, task.label_names, (corpus.test,))
     if corpus.name == "bbc_news":
         articles, labels, _ = bbc_news()
         begin = BBC_TRAIN + BBC_VALIDATION
@@ -36,7 +45,7 @@ def test_texts(corpora: Path, corpus: Corpus, task: Task) -> LabelledTexts:
     return load_split(corpora / corpus.name / "test.tsv", task.label_names)
 
 
-def train(job: Job, corpora: Path, checkpoint: Path | str, console: Console) -> None:
+def train(job: Job, corpora: Path | None, checkpoint: Path | str, console: Console) -> None:
     """One fit; its checkpoints are removed when it is finished, for each takes three times the model's room."""
     if job.model.is_dir():
         return

@@ -108,7 +108,7 @@ def test_help_comes_without_heavy_imports(arguments: list[str]) -> None:
         "    print({name.split('.')[0] for name in sys.modules}, file=sys.stderr)\n"
     )
     ended = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True)
-    assert "magic-pyramid" in ended.stdout
+    assert "Usage" in ended.stdout
     assert "'typer'" in ended.stderr
     for heavy in ("torch", "transformers", "pyarrow", "matplotlib"):
         assert f"'{heavy}'" not in ended.stderr
