@@ -119,7 +119,6 @@ def run_stage(
         save_total_limit=2,
         logging_steps=0.02,
         report_to="none",
-        log_level="warning",
         disable_tqdm=quiet,
         remove_unused_columns=False,
         dataloader_pin_memory=on_cuda,
