@@ -53,18 +53,20 @@ class StageTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
 
-def parameter_groups(module: nn.Module, learning_rate: float, threshold_learning_rate: float) -> list[dict[str, Any]]:
-    """Weights with decay, biases and norms without, thresholds at a rate of their own."""
-    groups: dict[str, list[nn.Parameter]] = {"decayed": [], "plain": [], "thresholds": []}
+def parameter_groups(
+    module: nn.Module, learning_rate: float, threshold_learning_rate: float, exit_learning_rate: float
+) -> list[dict[str, Any]]:
+    """Weights with decay, biases and norms without; thresholds and exit heads, which begin at nothing, at own rates."""
+    rates = {"thresholds": threshold_learning_rate, "exits": exit_learning_rate, "model": learning_rate}
+    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            kind = "thresholds" if name == "thresholds" else "decayed" if parameter.dim() > 1 else "plain"
-            groups[kind].append(parameter)
-    rates = {"decayed": learning_rate, "plain": learning_rate, "thresholds": threshold_learning_rate}
+            is_head = name.startswith(("heads.", "model.exits."))
+            kind = "thresholds" if name == "thresholds" else "exits" if is_head else "model"
+            groups.setdefault((kind, parameter.dim() > 1), []).append(parameter)
     return [
-        {"params": members, "lr": rates[kind], "weight_decay": 0.01 if kind == "decayed" else 0.0}
-        for kind, members in groups.items()
-        if members
+        {"params": members, "lr": rates[kind], "weight_decay": 0.01 if decays else 0.0}
+        for (kind, decays), members in groups.items()
     ]
 
 
@@ -91,6 +93,7 @@ def run_stage(
     batch_size: int,
     learning_rate: float,
     threshold_learning_rate: float,
+    exit_learning_rate: float,
     seed: int,
     quiet: bool,
 ) -> dict[str, float]:
@@ -125,7 +128,7 @@ def run_stage(
     )
     trainer = StageTrainer(
         stage,
-        parameter_groups(module, learning_rate, threshold_learning_rate),
+        parameter_groups(module, learning_rate, threshold_learning_rate, exit_learning_rate),
         model=module,
         args=arguments,
         train_dataset=data,

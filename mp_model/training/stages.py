@@ -175,7 +175,6 @@ def _run(
     pruning = {name: getattr(model.config, name) for name in ("top_k", "prune_thresholds")}
     data: Dataset = train
     collator: Any = Collator(tokenizer.pad_token_id)
-    rate = settings.learning_rate
     finish = None
     if stage == "distil":
         teacher, model = model, objectives.half_of(model)
@@ -188,7 +187,6 @@ def _run(
     elif stage == "joint":
         module = objectives.JointExits(model, settings.exit_weight, recipe.share_of_teacher)
     elif stage == "exits":
-        rate = settings.exit_learning_rate
         if model.config.exit_head == "fastbert":
             module = objectives.FrozenExits(model, settings.reverse_kl)
         else:
@@ -207,8 +205,9 @@ def _run(
         folder,
         epochs=settings.epochs_of(stage),
         batch_size=settings.batch_size,
-        learning_rate=rate,
+        learning_rate=settings.learning_rate,
         threshold_learning_rate=settings.threshold_learning_rate,
+        exit_learning_rate=settings.exit_learning_rate,
         seed=settings.seed,
         quiet=quiet,
     )
