@@ -20,6 +20,7 @@ from ..batching import length_sorted_batches
 from ..files import whole_file
 from ..tuning import Outcome, trade_off
 from .data import Task
+from .processes import one_after_the_first
 from .recipes import RECIPES, Settings
 from .stages import Trained, save_whole, train_stages
 
@@ -107,9 +108,11 @@ def fit(
         None if chosen is None else chosen.accuracy,
         time.monotonic() - begin,
     )
-    save_whole(trained.model, output / "model", trained.tokenizer)
-    with whole_file(output / "summary.json") as stream:
-        json.dump(dataclasses.asdict(summary), stream, indent=1)
+    with one_after_the_first() as first:
+        if first:
+            save_whole(trained.model, output / "model", trained.tokenizer)
+            with whole_file(output / "summary.json") as stream:
+                json.dump(dataclasses.asdict(summary), stream, indent=1)
     return summary
 
 

@@ -116,6 +116,7 @@ def run_stage(
         max_grad_norm=1.0,
         seed=seed,
         data_seed=seed,
+        use_cpu=not torch.accelerator.is_available(),
         bf16=on_cuda and torch.cuda.is_bf16_supported(),
         save_strategy="steps",
         save_steps=0.1,

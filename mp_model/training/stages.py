@@ -25,6 +25,7 @@ from ..files import whole_file
 from ..registration import PyramidBertConfig, PyramidBertForSequenceClassification
 from . import objectives
 from .data import Collator, EncodedTexts, Task
+from .processes import one_after_the_first
 from .recipes import RECIPES, STAGES, Recipe, Settings, model_settings
 from .running import run_stage
 
@@ -85,7 +86,8 @@ def train_stages(
         "train_texts": len(task.train),
         "label_names": task.label_names,
     }
-    _claim(output, asked)
+    with one_after_the_first():
+        _claim(output, asked)
     set_seed(settings.seed)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     model = _load(checkpoint, recipe, settings, task)
@@ -98,9 +100,11 @@ def train_stages(
         if not (folder / "model").is_dir():
             set_seed(settings.seed + 1 + STAGES.index(stage))
             model, did = _run(stage, model, train, folder, recipe, settings, tokenizer, freeze_backbone, quiet)
-            with whole_file(folder / "facts.json") as stream:
-                json.dump(did, stream)
-            save_whole(model, folder / "model", tokenizer)
+            with one_after_the_first() as first:
+                if first:
+                    with whole_file(folder / "facts.json") as stream:
+                        json.dump(did, stream)
+                    save_whole(model, folder / "model", tokenizer)
         model = PyramidBertForSequenceClassification.from_pretrained(folder / "model")
         facts[stage] = json.loads((folder / "facts.json").read_text())
     return Trained(model.eval(), tokenizer, train, validation, facts)

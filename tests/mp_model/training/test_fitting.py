@@ -23,9 +23,15 @@ from mp_model.command_line import app
 from mp_model.tables import TableError
 from mp_model.training import RECIPES, Settings, Summary, fit, load_task
 from mp_model.training.data import EncodedTexts
-from mp_model.training.objectives import distillation_loss, half_of
+from mp_model.training.objectives import (
+    HeadsOnFeatures,
+    JointExits,
+    SoftPruningObjective,
+    distillation_loss,
+    half_of,
+)
 from mp_model.training.recipes import falling_shares
-from mp_model.training.running import LossNotFiniteError, complete_checkpoint
+from mp_model.training.running import LossNotFiniteError, complete_checkpoint, parameter_groups
 
 QUICK = Settings(
     epochs=4,
@@ -218,6 +224,66 @@ def test_killed_and_resumed_is_the_same_model(checkpoint: Path, files: tuple, tm
     states = [PyramidBertForSequenceClassification.from_pretrained(f / "model").state_dict() for f in (whole, cut)]
     for name, weight in states[0].items():
         torch.testing.assert_close(weight, states[1][name], atol=1e-4, rtol=1e-3)
+
+
+TWO_PROCESSES = """
+import json, os, sys, pathlib
+sys.path[:0] = {paths!r}
+from test_fitting import QUICK
+from mp_model.training import fit, load_task
+train, validation, checkpoint, output = map(pathlib.Path, sys.argv[1:])
+summary = fit(str(checkpoint), load_task(train, validation), output, "pyramid", QUICK, quiet=True)
+(output.parent / f"rank{{os.environ['RANK']}}.json").write_text(json.dumps(summary.stages))
+"""
+
+
+def test_two_processes_share_the_steps(checkpoint: Path, files: tuple, tmp_path: Path) -> None:
+    """Started by ``torchrun``, as for several devices: each takes half of every batch of steps, one of them writes."""
+    script = tmp_path / "program.py"
+    script.write_text(TWO_PROCESSES.format(paths=[str(Path(__file__).parent), str(Path(__file__).parent.parent)]))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    arguments = [*map(str, (*files, checkpoint, tmp_path / "fit"))]
+    ended = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second
+    assert first["fine-tune"]["steps"] == 28  # 400 texts, 2 x 32 a step, 4 passes
+    summary = json.loads((tmp_path / "fit" / "summary.json").read_text())
+    assert list(summary["stages"]) == ["fine-tune", "soft", "joint", "exits"]
+    assert summary["validation_accuracy"] > 0.7
+    PyramidBertForSequenceClassification.from_pretrained(tmp_path / "fit" / "model")
+
+
+def test_a_full_disk_leaves_nothing_that_looks_finished(
+    checkpoint: Path, files: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Any, folder: Path) -> None:
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(PyramidBertForSequenceClassification, "save_pretrained", full)
+        with pytest.raises(OSError, match="No space left"):
+            run(checkpoint, files, tmp_path / "fit", "bert")
+    assert not list((tmp_path / "fit").rglob("model"))
+    assert not (tmp_path / "fit" / "summary.json").exists()
+    assert run(checkpoint, files, tmp_path / "fit", "bert").validation_accuracy > 0.8
+
+
+def test_learning_rates() -> None:
+    """Exit heads and thresholds have their own, with the backbone and without; biases and norms do not decay."""
+    model = tiny.classifier(exit_head="pooled", exit_layers=[0, 1])
+    joint, frozen = JointExits(model, 0.3, 0.5), HeadsOnFeatures(model.exits, 0.5)
+    soft = SoftPruningObjective(model, 1e-3, 0.1, 0.01)
+    for module in (joint, frozen, soft):
+        groups = parameter_groups(module, 1.0, 2.0, 3.0)
+        settings = {id(p): (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
+        for name, parameter in module.named_parameters():
+            rate = 2.0 if name == "thresholds" else 3.0 if name.startswith(("heads.", "model.exits.")) else 1.0
+            assert settings.pop(id(parameter)) == (rate, 0.01 if parameter.dim() > 1 else 0.0), name
+        assert not settings
 
 
 def test_finished_stages_are_not_run_again(checkpoint: Path, files: tuple, tmp_path: Path) -> None:
