@@ -39,11 +39,11 @@ def processor() -> str:
 
 def about(model: str | Path, threads: int) -> dict[str, Any]:
     """What the figures were got with."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     return {
         "model": "MiniLM-L6" if model == minilm() else str(model),
         "layers": PyramidBertConfig.from_pretrained(model).num_hidden_layers,
-        "commit": commit.stdout.strip(),
+        "commit": commit.stdout.strip() or "unknown",
         "date": datetime.date.today().isoformat(),
         "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers")},
         "processor": processor(),
