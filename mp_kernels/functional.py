@@ -67,7 +67,8 @@ def ragged_attention(
         q: ``[total, heads, head_dim]``, float32, float16, bfloat16 or float64. Strided views are welcome.
         k, v: like ``q``.
         cu_seqlens: int32 ``[batch + 1]``, where each sample begins; 0 first, ``total`` last.
-        max_seqlen: length of the longest sample, or more.
+        max_seqlen: length of the longest sample, or more. On a GPU, where looking would mean waiting, a number that is too
+            small goes unnoticed and leaves tokens out.
         scale: factor on the scores; ``1 / sqrt(head_dim)`` if None.
         cu_seqlens_q: where each sample's *queries* begin, if only some tokens ask (``q`` is then ``[total_q, ...]``).
             Importance is the mean over these queries.
@@ -81,7 +82,7 @@ def ragged_attention(
 
     Raises:
         TypeError, ValueError: a wrong dtype, device or shape.
-        RuntimeError: ``cu_seqlens`` decreases or does not end at ``total``; ``max_seqlen`` is too small.
+        RuntimeError: on a CPU, ``cu_seqlens`` decreases or does not end at ``total``, or ``max_seqlen`` is too small.
     """
     _check_tensor("q", q, 3, FLOATING, q)
     if 0 in q.shape[1:]:

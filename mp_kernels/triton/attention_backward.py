@@ -49,7 +49,7 @@ def attention_query_gradient(
 ):
     """Program (query blocks, head, sample): dQ of every so many-th block of queries.
 
-    Also writes, for the other kernel, D and the log-sum-exp in units of log 2, made exact: that of the forward pass carries
+    Also writes, for the other kernel, D and the log-sum-exp in units of log 2, summed anew: that of the forward pass carries
     a rounding which large scores magnify.
     """
     head = tl.program_id(1).to(tl.int64)

@@ -101,12 +101,12 @@ def add_gathered(
         further = first + (1 << (LOG_COUNT - 1 - bit))
         entry = tl.load(p_sorted + further - 1, mask=further <= count, other=9223372036854775807)
         first = tl.where(entry < row, further, first)
-    b_sum = tl.zeros([BLOCK], tl.float32)
+    b_sum = tl.zeros([BLOCK], tl.float64 if p_grad.dtype.element_ty == tl.float64 else tl.float32)
     entry = first
     while (entry < count) & (tl.load(p_sorted + entry, mask=entry < count, other=-1) == row):
         copy = tl.load(p_order + entry) if HAS_ORDER else entry
         b_grad = tl.load(p_grad + copy * grad_stride + columns, mask=columns < width, other=0.0)
-        b_sum += b_grad.to(tl.float32)
+        b_sum += b_grad.to(b_sum.dtype)
         entry += 1
     tl.store(p_out + row * width + columns, b_sum.to(p_out.dtype.element_ty), mask=columns < width)
 

@@ -236,3 +236,10 @@ def test_every_length_with_every_other_sample_leaving() -> None:
     lengths = tuple(range(12))
     stays = stays_of(b % 2 for b in lengths)
     assert_accurate(*both(lengths, stays=stays), None, random_heads(sum(lengths), 1, 16))
+
+
+def test_more_samples_than_a_device_takes() -> None:
+    cu_seqlens = torch.zeros(65_537, dtype=torch.int32)
+    cu_seqlens[-1] = 1
+    with pytest.raises(ValueError, match=r"at most 65,535 samples at once; got 65,536, split the batch"):
+        mp_kernels.ragged_attention(*torch.randn(3, 1, 1, 16), cu_seqlens, 1)

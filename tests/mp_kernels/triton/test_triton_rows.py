@@ -97,6 +97,13 @@ def test_gather_of_several_and_back() -> None:
     )
 
 
+def test_gradients_of_doubles_are_summed_in_double() -> None:
+    x = torch.randn(8, 5, dtype=torch.float64, requires_grad=True)
+    grad = torch.randn(5, 5, dtype=torch.float64)
+    mp_kernels.ragged_gather(x, REPEATED).backward(grad)
+    torch.testing.assert_close(x.grad, torch.zeros_like(x).index_add(0, REPEATED, grad), atol=1e-15, rtol=1e-14)
+
+
 def test_gather_outside_the_rows_reads_nothing() -> None:
     got = mp_kernels.ragged_gather(torch.ones(3, 2), torch.tensor([0, 3, -1]))
     assert got.tolist() == [[1, 1], [0, 0], [0, 0]]
