@@ -154,7 +154,8 @@ def _systems_table(result: dict[str, Any], drop: str) -> list[str]:
 
 
 def _on_test(result: dict[str, Any]) -> list[str]:
-    rows = [[f"`{name}`", *_ratios(x)] for name, x in result["on_test"].items()]
+    dense = result["systems"]["bert"][str(DROPS[0])]["dense_gflops"]
+    rows = [[f"`{name}`", *_on_test_cells(x, dense)] for name, x in result["on_test"].items()]
     heading = ["", *(f"{loss} points: {kind}" for loss in LOSSES for kind in ("x paper", "x executed"))]
     return [
         "Read off the test curves: the least work at which the test accuracy is at most so many points below `bert`'s (-: "
@@ -165,9 +166,9 @@ def _on_test(result: dict[str, Any]) -> list[str]:
     ]
 
 
-def _ratios(by_loss: dict[str, dict[str, float | None]]) -> list[str]:
-    ratios = (by_loss[f"{loss}"][kind] for loss in LOSSES for kind in ("gflops", "executed_gflops"))
-    return ["-" if ratio is None else f"{ratio:.2f}x" for ratio in ratios]
+def _on_test_cells(by_loss: dict[str, dict[str, float | None]], dense: float) -> list[str]:
+    least = (by_loss[f"{loss}"][kind] for loss in LOSSES for kind in ("gflops", "executed_gflops"))
+    return ["-" if work is None else _times(dense, work) for work in least]
 
 
 def _dominance(result: dict[str, Any]) -> list[str]:
@@ -218,7 +219,7 @@ def _ablation_table(result: dict[str, Any]) -> list[str]:
                 _times(dense, chosen["gflops"]),
                 _times(dense, chosen["executed_gflops"]),
             ]
-        row += _ratios(x["on_test"]) if x["on_test"] else ["-"] * 2 * len(LOSSES)
+        row += _on_test_cells(x["on_test"], dense) if x["on_test"] else ["-"] * 2 * len(LOSSES)
         rows.append(row)
     heading = ["", "without exits"]
     for drop in DROPS:
@@ -243,8 +244,7 @@ def _lengths_table(result: dict[str, Any]) -> list[str]:
         row = [name]
         for bucket in buckets:
             x = by_bucket[bucket]
-            paper = f"{x['paper']:.2f}x" if x["paper"] else "all at layer 0"
-            row.append(f"{paper}, {x['executed']:.2f}x")
+            row.append(", ".join(_times(x["dense_gflops"], x[kind]) for kind in ("gflops", "executed_gflops")))
         table.append(row)
     heading = ["", *(f"{bucket} tokens ({counts[bucket]:,} texts)" for bucket in buckets)]
     return [
@@ -301,6 +301,9 @@ def _plots(name: str, result: dict[str, Any], folder: Path) -> None:
         work = "GFLOPs a text, the paper's count" if label == "paper" else "GFLOPs a text, executed"
         title = f"{result['title']}: test accuracy over work"
         plot_trade_off(curves, folder / f"{name}_{label}.png", title=title, points=points, work=work)
-    by_name = {system: {x["bucket"]: x["executed"] for x in rows} for system, rows in result["lengths"].items() if rows}
+    by_name = {
+        system: {x["bucket"]: x["dense_gflops"] / x["executed_gflops"] for x in rows}
+        for system, rows in result["lengths"].items()
+    }
     if by_name:
         plot_buckets(by_name, folder / f"{name}_lengths.png", title=f"{result['title']}: executed work saved by length")

@@ -90,7 +90,6 @@ def corpus_results(corpus: Corpus, runs: Path, corpora: Path | None, console: Co
         "seeds": {},
     }
     bert = {seed: _accuracy(reading) for (seed, name), reading in readings.items() if name == "bert"}
-    dense = _dense(readings)
     for name in SYSTEMS:
         if (0, name) in readings:
             reading = readings[0, name]
@@ -98,7 +97,7 @@ def corpus_results(corpus: Corpus, runs: Path, corpora: Path | None, console: Co
             result["systems"][name]["without exits"] = as_json(evaluate(reading.test, None, corpus.bounds))
             curve = curve_of(reading.test)
             result["curves"][name] = [asdict(outcome) for outcome in curve]
-            result["on_test"][name] = _ratios_on_test(dense, curve, bert[0])
+            result["on_test"][name] = _least_on_test(curve, bert[0])
     for name in ("bert", "ltp", "mp", "pyramid"):
         rows = [
             _seed_row(readings[seed, name], bert[seed], corpus)
@@ -118,18 +117,12 @@ def _accuracy(reading: Reading) -> float:
     return outcome_of(reading.test, right_without_exits(reading.test), None).accuracy
 
 
-def _dense(readings: dict[tuple[int, str], Reading]) -> float:
-    """GFLOPs of the fine-tuned BERT for a test text, by the paper's count."""
-    return readings[0, "bert"].test.dense_flops.double().mean().item() / 1e9
-
-
-def _ratios_on_test(dense: float, curve: list[Outcome], bert: float) -> dict[str, dict[str, float | None]]:
-    """``dense`` GFLOPs over the least at which a system's test accuracy is within so many points of BERT's."""
-    ratios: dict[str, dict[str, float | None]] = {}
-    for loss in LOSSES:
-        least = {kind: work_at(curve, bert - loss / 100, kind) for kind in ("gflops", "executed_gflops")}
-        ratios[f"{loss}"] = {kind: dense / work if work else None for kind, work in least.items()}
-    return ratios
+def _least_on_test(curve: list[Outcome], bert: float) -> dict[str, dict[str, float | None]]:
+    """The least GFLOPs at which a system's test accuracy is within so many points of BERT's; None: it never is."""
+    return {
+        f"{loss}": {kind: work_at(curve, bert - loss / 100, kind) for kind in ("gflops", "executed_gflops")}
+        for loss in LOSSES
+    }
 
 
 def _seed_row(reading: Reading, bert: float, corpus: Corpus) -> dict[str, float]:
@@ -165,10 +158,7 @@ def _lengths(readings: dict[tuple[int, str], Reading], corpus: Corpus) -> dict[s
         result[title] = [
             {
                 "bucket": f"{x['shortest']}-{x['longest']}" if x["longest"] else f"{x['shortest']} or more",
-                "texts": x["texts"],
-                "paper": x["dense_gflops"] / x["gflops"] if x["gflops"] else None,
-                "executed": x["dense_gflops"] / x["executed_gflops"],
-                "accuracy": x["accuracy"],
+                **{key: x[key] for key in ("texts", "accuracy", "gflops", "executed_gflops", "dense_gflops")},
             }
             for x in figures["buckets"]
         ]
@@ -188,7 +178,7 @@ def _ablation(readings: dict[tuple[int, str], Reading], bert: float, corpus: Cor
         ("`pyramid` without layer 0", "pyramid", {"layer_0": False}),
         ("`pyramid`, a threshold for each layer", "pyramid", {"layered": True}),
     )
-    rows, dense = [], _dense(readings)
+    rows = []
     for title, name, options in steps:
         if (0, name) not in readings:
             continue
@@ -201,7 +191,7 @@ def _ablation(readings: dict[tuple[int, str], Reading], bert: float, corpus: Cor
             keys = ("accuracy", "gflops", "executed_gflops", "dense_gflops", "speed_up")
             row["chosen"][f"{drop}"] = {key: figures[key] for key in keys}
         if not options.get("layered"):
-            row["on_test"] = _ratios_on_test(dense, curve_of(reading.test), bert)
+            row["on_test"] = _least_on_test(curve_of(reading.test), bert)
         rows.append(row)
     return rows
 
