@@ -134,6 +134,17 @@ def test_synchronisations_and_launches_of_each_layer(situation: str, monkeypatch
     assert max(counts["launches"][1:last]) == BUDGET[situation]["launches a layer"]
 
 
+@torch.no_grad()
+def test_a_head_that_reads_survivors_waits_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FastBERT's, unlike ours, is decided after the layer: once its tokens are pruned, and again for who leaves."""
+    template, thresholds, _ = calibrated("alive", "fastbert")
+    model = type(template)(template.config).eval()
+    model.load_state_dict(template.state_dict())
+    with counted(model, monkeypatch) as counts:
+        model(**BATCH.padded(), exit_threshold=list(thresholds.values()))
+    assert counts["synchronisations"] == [1, 2, 2, 2, 0]
+
+
 @pytest.mark.parametrize(
     "read",
     [
