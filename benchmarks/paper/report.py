@@ -24,6 +24,7 @@ ABOUT = {
     "mp": "the paper: learned pruning and exits",
     "pyramid": "ours",
 }
+BARELY = 0.1  # over the most frequent label, below which a classifier has hardly learned
 CURVES = ("fastbert", "mp", "pyramid")
 
 
@@ -100,6 +101,13 @@ def _corpus(result: dict[str, Any]) -> list[str]:
         f"{result['texts']['test']:,} test texts, {result['texts']['validation']:,} to set exits on; {epochs}.",
         "",
     ]
+    bert, guess = result["systems"]["bert"][str(DROPS[0])]["accuracy"], result["most_frequent_label"]
+    if bert < guess + BARELY:
+        lines += [
+            f"The fine-tuned BERT itself has {bert:.1%}, where always giving the most frequent label has {guess:.1%}: it "
+            "has hardly learned this set, and what is lost or kept here says little.",
+            "",
+        ]
     for drop in map(str, DROPS):
         lines += [f"Exits may cost {drop} points:", ""]
         lines += _systems_table(result, drop)

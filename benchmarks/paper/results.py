@@ -83,6 +83,7 @@ def corpus_results(corpus: Corpus, runs: Path, corpora: Path | None, console: Co
         "title": corpus.title,
         "settings": asdict(corpus.settings),
         "texts": {split: len(getattr(readings[0, "bert"], split)) for split in ("validation", "test")},
+        "most_frequent_label": readings[0, "bert"].test.labels.bincount().max().item() / len(readings[0, "bert"].test),
         "training_seconds": sum(map(training_seconds, finished)),
         "systems": {},
         "curves": {},
