@@ -19,7 +19,7 @@ from mp_model import PyramidBertConfig
 from mp_model.demonstration import minilm
 from mp_model.files import whole_file
 
-from .clocking import clock
+from .clocking import clock, settings_of
 from .plan import CORPORA, jobs
 from .report import write_report
 from .results import all_results
@@ -37,13 +37,13 @@ def processor() -> str:
     return names[0] if names else platform.processor()
 
 
-def thresholds_of(result: dict[str, Any]) -> dict[str, list[Any]]:
-    """The exits that a corpus's systems were set to."""
-    return {name: [x["exit_threshold"] for x in by_drop.values()] for name, by_drop in result["systems"].items()}
+def thresholds_of(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The exits that a corpus's systems are timed at."""
+    return {system: settings_of(result, system) for system in result["systems"]}
 
 
-def about(model: str | Path, threads: int) -> dict[str, Any]:
-    """What the figures were got with."""
+def about(model: str | Path) -> dict[str, Any]:
+    """What a corpus's figures were got with."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     return {
         "model": "MiniLM-L6" if model == minilm() else str(model),
@@ -52,7 +52,6 @@ def about(model: str | Path, threads: int) -> dict[str, Any]:
         "date": datetime.date.today().isoformat(),
         "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers")},
         "processor": processor(),
-        "threads": threads,
     }
 
 
@@ -96,17 +95,17 @@ def main(
             before = document["corpora"].get(name, {})
             # Times that were taken at the same thresholds hold still.
             same = "clock" in before and thresholds_of(before) == thresholds_of(result)
-            document["corpora"][name] = {"name": name, **result, **({"clock": before["clock"]} if same else {})}
+            kept = {"clock": before["clock"]} if same else {}
+            document["corpora"][name] = {**result, "about": about(weights), **kept}
     if "clock" in steps:
         for name in names:
             if name in document["corpora"]:
                 result = document["corpora"][name]
-                result["clock"] = clock(name, result["systems"], runs, folder, console)
+                result["clock"] = clock(result, runs, folder, console)
     if "measure" in steps or "clock" in steps:
-        document["about"] = about(weights, torch.get_num_threads())
         document["corpora"] = {name: document["corpora"][name] for name in CORPORA if name in document["corpora"]}
         with whole_file(path) as stream:
-            json.dump(document, stream, indent=1)
+            json.dump(document, stream)
     if "report" in steps:
         write_report(document, output)
 

@@ -21,6 +21,7 @@ from .training import task_of, test_texts
 
 TOKENS, MOST_TEXTS, BATCH_SIZE, ROUNDS = 32_000, 512, 32, 3
 PADDED = "transformers, padded"
+ORDERS = ("sorted", "as they come")
 
 
 def _way(model: torch.nn.Module, exit_threshold: Any = None) -> Way:
@@ -28,18 +29,26 @@ def _way(model: torch.nn.Module, exit_threshold: Any = None) -> Way:
     return lambda inputs: model(**inputs, **options)
 
 
-def clock(name: str, systems: dict[str, Any], runs: Path, corpora: Path | None, console: Console) -> dict[str, Any]:
-    """Milliseconds for a text, of each system; of those with exits at the thresholds chosen for each drop, ``mp@0.5``.
+def settings_of(result: dict[str, Any], system: str) -> dict[str, Any]:
+    """Exit thresholds to time a system at: chosen on validation texts, ``mp@0.5``, or on the test curve, ``mp@test 0.5``."""
+    chosen = {f"{system}@{drop}": result["systems"][system][f"{drop}"]["exit_threshold"] for drop in DROPS}
+    reached = {loss: x for loss, x in result["on_test"][system].items() if x["executed_gflops"] is not None}
+    return {**chosen, **{f"{system}@test {loss}": x["exit_threshold"] for loss, x in reached.items()}}
+
+
+def clock(result: dict[str, Any], runs: Path, corpora: Path | None, console: Console) -> dict[str, Any]:
+    """Milliseconds for a text, of each system; of those with exits at each of their thresholds.
 
     Texts in the order in which they come (a random one, batches need padding), and sorted by length (next to none).
     """
+    name = result["name"]
     tokenizer = AutoTokenizer.from_pretrained(job_of(name, "bert", runs).model)
     corpus = CORPORA[name]
     texts = test_texts(corpora, corpus, task_of(corpora, corpus, 0)).texts
     ways: dict[str, Way] = {}
     config = None
     for system in SYSTEMS:
-        if system not in systems:
+        if system not in result["systems"]:
             continue
         model = PyramidBertForSequenceClassification.from_pretrained(job_of(name, system, runs).model).eval()
         model.config.exit_threshold = None
@@ -49,24 +58,23 @@ def clock(name: str, systems: dict[str, Any], runs: Path, corpora: Path | None, 
         if not model.config.resolved_exit_layers():
             ways[system] = _way(model)
             continue
-        for drop in DROPS:
-            ways[f"{system}@{drop}"] = _way(model, systems[system][f"{drop}"]["exit_threshold"])
+        ways.update({way: _way(model, threshold) for way, threshold in settings_of(result, system).items()})
     rows = encode(tokenizer, texts, config.max_position_embeddings)
     random.Random(0).shuffle(rows)
     lengths = torch.tensor([len(row["input_ids"]) for row in rows])
     rows = rows[: min(MOST_TEXTS, int((lengths.cumsum(0) <= TOKENS).sum()))]
-    result: dict[str, Any] = {"texts": len(rows), "threads": torch.get_num_threads(), "batch_size": BATCH_SIZE}
-    orders = {"sorted": list(length_sorted_batches(rows, BATCH_SIZE, tokenizer.pad_token_id))}
+    times: dict[str, Any] = {"texts": len(rows), "threads": torch.get_num_threads(), "batch_size": BATCH_SIZE}
+    by_length = list(length_sorted_batches(rows, BATCH_SIZE, tokenizer.pad_token_id))
     as_they_come = (rows[begin : begin + BATCH_SIZE] for begin in range(0, len(rows), BATCH_SIZE))
-    orders["as they come"] = [
+    unsorted = [
         batch for part in as_they_come for batch in length_sorted_batches(part, BATCH_SIZE, tokenizer.pad_token_id)
     ]
-    for order, batches in orders.items():
+    for order, batches in zip(ORDERS, (by_length, unsorted), strict=True):
         seconds = time_ways(ways, batches, ROUNDS)
         widths = torch.tensor([batch.inputs["input_ids"].shape[1] for batch in batches for _ in batch.places])
         layers = torch.full_like(widths, config.num_hidden_layers)
         tokens = widths.unsqueeze(1).expand(-1, config.num_hidden_layers)
         padded = paper_flops(config, tokens, widths, layers).double().mean().item() / 1e9
-        result[order] = {"milliseconds": {way: 1e3 * x for way, x in seconds.items()}, "padded_gflops": padded}
+        times[order] = {"milliseconds": {way: 1e3 * x for way, x in seconds.items()}, "padded_gflops": padded}
         console.print(f"{corpus.title}, {order}: " + ", ".join(f"{way} {1e3 * x:.2f} ms" for way, x in seconds.items()))
-    return result
+    return times

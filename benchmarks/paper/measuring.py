@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,7 +75,7 @@ def read_job(job: Job, corpora: Path | None, console: Console) -> Reading:
     return Reading(*readings)
 
 
-def training_seconds(job: Job) -> float:
-    """Time that the job's own stages took, as the run that finished each saw it."""
-    facts = (json.loads(path.read_text()) for path in job.folder.glob("stages/*/facts.json"))
-    return sum(stage["seconds"] for stage in facts)
+def training_of(finished: Iterable[Job]) -> dict[str, float]:
+    """``seconds`` that all stages of these jobs took, as the run that finished each saw it; most ``threads`` of one."""
+    facts = [json.loads(path.read_text()) for job in finished for path in job.folder.glob("stages/*/facts.json")]
+    return {"seconds": sum(x["seconds"] for x in facts), "threads": max(x["threads"] for x in facts)}

@@ -11,7 +11,7 @@ from mp_model.files import whole_file
 from mp_model.plots import plot_buckets, plot_trade_off
 from mp_model.tuning import Outcome, frontier
 
-from .clocking import PADDED
+from .clocking import ORDERS, PADDED
 from .plan import FITS
 from .results import DROPS, LOSSES, SYSTEMS
 
@@ -47,17 +47,14 @@ def _times(dense: float, work: float) -> str:
 
 
 def _page(document: dict[str, Any]) -> list[str]:
-    about, corpora = document["about"], document["corpora"]
-    hours = sum(result["training_seconds"] for result in corpora.values()) / 3600
+    corpora = document["corpora"]
+    hours = sum(result["training"]["seconds"] for result in corpora.values()) / 3600
     lines = [
         "# The paper's experiments",
         "",
         "Written by `make paper`, which trains, measures and writes this page; nothing in it was typed in.",
         "",
-        f"{about['model']}, {about['layers']} layers. Commit {about['commit']}, {about['date']}; "
-        + ", ".join(f"{name} {version}" for name, version in about["versions"].items())
-        + f"; {about['processor']}. Training took {hours:.1f} hours, one thread a run; times of answers are of "
-        f"{about['threads']} threads.",
+        f"Training took {hours:.1f} hours in all.",
         "",
         "## How to read it",
         "",
@@ -69,7 +66,8 @@ def _page(document: dict[str, Any]) -> list[str]:
         "`magic-pyramid tune` does it: one threshold for all layers, the fastest at which exits cost at most so many points "
         "of validation accuracy. Accuracy and F1 are of the test texts, so they may fall by more or less than that.",
         "- *ms* is wall-clock time of a text in batches of 32, tokenisation apart, all systems taking turns batch by batch "
-        "in one run; first for batches of similar length, then for texts as they come, where transformers pads more.",
+        f"in one run, {_clock_threads(corpora)} threads; first for batches of similar length, then for texts as they come, "
+        "where transformers pads more.",
         "- Epochs are fewer than the paper's: see each set. The pruning penalty, temperature and learning rates are one "
         "setting for all sets, not searched for.",
         "- Three things about `pyramid` were settled while test figures of AG News and QQP were being looked at: its last "
@@ -81,6 +79,11 @@ def _page(document: dict[str, Any]) -> list[str]:
         lines += _corpus(result)
     lines += _summary(corpora)
     return lines
+
+
+def _clock_threads(corpora: dict[str, Any]) -> str:
+    threads = sorted({result["clock"]["threads"] for result in corpora.values() if "clock" in result})
+    return " or ".join(map(str, threads)) or "no"
 
 
 def _epochs(name: str) -> float:
@@ -95,8 +98,13 @@ def _corpus(result: dict[str, Any]) -> list[str]:
         f"{settings['hard_epochs']:g} hard, {_epochs('joint'):g} joint, {settings['exit_epochs']:g} of heads (FastBERT's, "
         f"which cannot be trained on states computed once: {_epochs('fastbert'):g})"
     )
+    about, took = result["about"], result["training"]
+    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     lines = [
         f"## {result['title']}",
+        "",
+        f"{about['model']}, {about['layers']} layers. Commit {about['commit']}, {about['date']}; {versions}; "
+        f"{about['processor']}. {took['seconds'] / 3600:.1f} hours of training, threads: {took['threads']:.0f}.",
         "",
         f"{result['texts']['test']:,} test texts, {result['texts']['validation']:,} to set exits on; {epochs}.",
         "",
@@ -126,16 +134,15 @@ def _corpus(result: dict[str, Any]) -> list[str]:
 
 
 def _systems_table(result: dict[str, Any], drop: str) -> list[str]:
-    clocked = result.get("clock")
+    orders = _orders(result)
     rows = []
     heading = ["", "accuracy", "F1", "mean exit", "paper GFLOPs", "x", "executed GFLOPs", "x"]
-    orders = ("sorted", "as they come")
-    if clocked:
-        heading += ["ms, sorted", "x", "ms, as they come", "x"]
-        padded = [PADDED, "", "", "", "", ""]
-        padded += [f"{clocked['sorted']['padded_gflops']:.3f}, {clocked['as they come']['padded_gflops']:.3f}", ""]
-        for order in orders:
-            padded += [f"{clocked[order]['milliseconds'][PADDED]:.2f}", "1.00x"]
+    if orders:
+        gflops = ", ".join(f"{result['clock'][order]['padded_gflops']:.3f}" for order in orders)
+        padded = [PADDED, "", "", "", "", "", gflops, ""]
+        for order, took in orders.items():
+            heading += [f"ms, {order}", "x"]
+            padded += [f"{took[PADDED]:.2f}", "1.00x"]
         rows.append(padded)
     for name in SYSTEMS:
         if name not in result["systems"]:
@@ -152,31 +159,54 @@ def _systems_table(result: dict[str, Any], drop: str) -> list[str]:
             f"{x['executed_gflops']:.3f}",
             _times(dense, x["executed_gflops"]),
         ]
-        if clocked:
-            for order in orders:
-                took = clocked[order]["milliseconds"]
-                milliseconds = took.get(name, took.get(f"{name}@{drop}"))
-                row += [f"{milliseconds:.2f}", f"{took[PADDED] / milliseconds:.2f}x"]
+        for took in orders.values():
+            row += [f"{_milliseconds(took, name, drop):.2f}", _faster(took, name, drop)]
         rows.append(row)
     return _table(heading, rows)
 
 
 def _on_test(result: dict[str, Any]) -> list[str]:
     dense = result["systems"]["bert"][str(DROPS[0])]["dense_gflops"]
-    rows = [[f"`{name}`", *_on_test_cells(x, dense)] for name, x in result["on_test"].items()]
-    heading = ["", *(f"{loss} points: {kind}" for loss in LOSSES for kind in ("x paper", "x executed"))]
+    orders = _orders(result)
+    rows = []
+    for name, by_loss in result["on_test"].items():
+        row = [f"`{name}`"]
+        for loss, x in by_loss.items():
+            row += [_reached(dense, x["gflops"]), _reached(dense, x["executed_gflops"])]
+            reached = x["executed_gflops"] is not None
+            row += [_faster(took, name, f"test {loss}") if reached else "-" for took in orders.values()]
+        rows.append(row)
+    kinds = ("x paper", "x executed", *(f"x ms, {order}" for order in orders))
     return [
         "Read off the test curves: the least work at which the test accuracy is at most so many points below `bert`'s (-: "
         "not reached). Nobody could have chosen these settings beforehand, but they compare systems without the luck of a "
         "choice.",
         "",
-        *_table(heading, rows),
+        *_table(["", *(f"{loss} points: {kind}" for loss in LOSSES for kind in kinds)], rows),
     ]
 
 
-def _on_test_cells(by_loss: dict[str, dict[str, float | None]], dense: float) -> list[str]:
-    least = (by_loss[f"{loss}"][kind] for loss in LOSSES for kind in ("gflops", "executed_gflops"))
-    return ["-" if work is None else _times(dense, work) for work in least]
+def _orders(result: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Milliseconds by system, for each order of the texts that was timed."""
+    return {order: result["clock"][order]["milliseconds"] for order in ORDERS if "clock" in result}
+
+
+def _milliseconds(took: dict[str, float], system: str, setting: str) -> float | None:
+    """Of a system at a setting of its exits; of one without exits always the same."""
+    return took.get(f"{system}@{setting}", took.get(system))
+
+
+def _faster(took: dict[str, float], system: str, setting: str) -> str:
+    milliseconds = _milliseconds(took, system, setting)
+    return "-" if milliseconds is None else f"{took[PADDED] / milliseconds:.2f}x"
+
+
+def _reached(dense: float, work: float | None) -> str:
+    return "-" if work is None else _times(dense, work)
+
+
+def _on_test_cells(by_loss: dict[str, dict[str, Any]], dense: float) -> list[str]:
+    return [_reached(dense, by_loss[f"{loss}"][kind]) for loss in LOSSES for kind in ("gflops", "executed_gflops")]
 
 
 def _dominance(result: dict[str, Any]) -> list[str]:
@@ -268,11 +298,11 @@ def _summary(corpora: dict[str, Any]) -> list[str]:
     rows = []
     for result in corpora.values():
         bert = result["systems"]["bert"][str(DROPS[0])]
-        took = [result["clock"][order]["milliseconds"] for order in ("sorted", "as they come") if "clock" in result]
+        orders = _orders(result).values()
         for name, drop in ((name, str(drop)) for name in ("mp", "pyramid") for drop in DROPS):
             if name in result["systems"]:
                 x = result["systems"][name][drop]
-                times = [f"{by_way[PADDED] / by_way[f'{name}@{drop}']:.2f}x" for by_way in took]
+                times = [_faster(took, name, drop) for took in orders]
                 rows.append(
                     [
                         result["title"],
@@ -280,10 +310,10 @@ def _summary(corpora: dict[str, Any]) -> list[str]:
                         f"{100 * (bert['accuracy'] - x['accuracy']):.2f}",
                         _times(bert["dense_gflops"], x["gflops"]),
                         _times(bert["dense_gflops"], x["executed_gflops"]),
-                        *(times or ["not measured"] * 2),
+                        *(times or ["not measured"] * len(ORDERS)),
                     ]
                 )
-    heading = ("set", "exits may cost", "points lost", "x paper", "x executed", "x ms, sorted", "x ms, as they come")
+    heading = ("set", "exits may cost", "points lost", "x paper", "x executed", *(f"x ms, {order}" for order in ORDERS))
     return [
         "## Beside the paper",
         "",

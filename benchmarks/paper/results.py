@@ -19,7 +19,7 @@ from mp_model.tuning import (
     trade_off,
 )
 
-from .measuring import Reading, read_job, training_seconds
+from .measuring import Reading, read_job, training_of
 from .plan import ABLATION_CORPUS, CORPORA, Corpus, Job, jobs
 
 # Points of accuracy that exits may cost on the validation texts.
@@ -48,19 +48,20 @@ def curve_of(exits: AllExits) -> list[Outcome]:
     return outcomes_of_one_threshold(exits, right_without_exits(exits), STEPS)
 
 
-def work_at(outcomes: Iterable[Outcome], accuracy: float, kind: str) -> float | None:
-    """The least work (``"gflops"`` or ``"executed_gflops"``) at that accuracy or a higher one; None: not reached."""
-    return min((getattr(x, kind) for x in outcomes if x.accuracy >= accuracy - 1e-9), default=None)
+def least_work(outcomes: Iterable[Outcome], accuracy: float, kind: str) -> Outcome | None:
+    """That of the least work (``"gflops"`` or ``"executed_gflops"``) at that accuracy or a higher one; None: not reached."""
+    reached = (outcome for outcome in outcomes if outcome.accuracy >= accuracy - 1e-9)
+    return min(reached, key=lambda outcome: getattr(outcome, kind), default=None)
 
 
 def beaten(ours: list[Outcome], theirs: list[Outcome], kind: str, lowest: float) -> tuple[int, int]:
     """Of their points with that accuracy at least, how many have more work than ours at no less accuracy; and how many."""
     points = {(x.accuracy, getattr(x, kind)) for x in theirs if x.accuracy >= lowest}
-    best = [(accuracy, work) for accuracy, work in points if work <= (work_at(theirs, accuracy, kind) or 0)]
+    best = [(accuracy, work) for accuracy, work in points if work <= getattr(least_work(theirs, accuracy, kind), kind)]
     won = 0
     for accuracy, work in best:
-        least = work_at(ours, accuracy, kind)
-        won += least is not None and least <= work
+        least = least_work(ours, accuracy, kind)
+        won += least is not None and getattr(least, kind) <= work
     return won, len(best)
 
 
@@ -80,11 +81,12 @@ def corpus_results(corpus: Corpus, runs: Path, corpora: Path | None, console: Co
     if (0, "bert") not in readings:
         return None
     result: dict[str, Any] = {
+        "name": corpus.name,
         "title": corpus.title,
         "settings": asdict(corpus.settings),
         "texts": {split: len(getattr(readings[0, "bert"], split)) for split in ("validation", "test")},
         "most_frequent_label": readings[0, "bert"].test.labels.bincount().max().item() / len(readings[0, "bert"].test),
-        "training_seconds": sum(map(training_seconds, finished)),
+        "training": training_of(finished),
         "systems": {},
         "curves": {},
         "on_test": {},
@@ -118,12 +120,20 @@ def _accuracy(reading: Reading) -> float:
     return outcome_of(reading.test, right_without_exits(reading.test), None).accuracy
 
 
-def _least_on_test(curve: list[Outcome], bert: float) -> dict[str, dict[str, float | None]]:
-    """The least GFLOPs at which a system's test accuracy is within so many points of BERT's; None: it never is."""
-    return {
-        f"{loss}": {kind: work_at(curve, bert - loss / 100, kind) for kind in ("gflops", "executed_gflops")}
-        for loss in LOSSES
-    }
+def _least_on_test(curve: list[Outcome], bert: float) -> dict[str, dict[str, Any]]:
+    """The least GFLOPs at which a system's test accuracy is within so many points of BERT's; None: it never is.
+
+    ``"exit_threshold"`` is that of the least executed work.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for loss in LOSSES:
+        paper, executed = (least_work(curve, bert - loss / 100, kind) for kind in ("gflops", "executed_gflops"))
+        found[f"{loss}"] = {
+            "gflops": paper and paper.gflops,
+            "executed_gflops": executed and executed.executed_gflops,
+            "exit_threshold": executed and executed.exit_threshold,
+        }
+    return found
 
 
 def _seed_row(reading: Reading, bert: float, corpus: Corpus) -> dict[str, float]:

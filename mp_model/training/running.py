@@ -100,7 +100,7 @@ def run_stage(
     """Trains ``module`` in place, from the last complete checkpoint in ``folder`` if there is one.
 
     Returns:
-        ``steps``, ``seconds`` of this run, ``loss`` (mean over the run).
+        ``steps``, ``seconds`` of this run, ``loss`` (mean over the run), ``threads`` of the processor.
 
     Raises:
         LossNotFiniteError: training has diverged.
@@ -142,4 +142,5 @@ def run_stage(
         "steps": result.global_step,
         "seconds": result.metrics["train_runtime"],
         "loss": result.training_loss,
+        "threads": torch.get_num_threads(),
     }
