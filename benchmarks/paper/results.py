@@ -77,7 +77,7 @@ def without_layer_0(exits: AllExits) -> AllExits:
 def corpus_results(corpus: Corpus, runs: Path, corpora: Path | None, console: Console) -> dict[str, Any] | None:
     """Everything about one corpus; None where its fine-tuned BERT is not trained yet."""
     finished = [job for job in jobs(runs, [corpus.name]) if job.model.is_dir()]
-    readings = {(job.seed, job.fit.name): read_job(job, corpora, console) for job in finished}
+    readings = {(job.seed, job.fit.name): read_job(job, corpora, console) for job in finished if job.fit.measured}
     if (0, "bert") not in readings:
         return None
     result: dict[str, Any] = {
