@@ -168,16 +168,12 @@ def _systems_table(result: dict[str, Any], drop: str) -> list[str]:
 def _on_test(result: dict[str, Any]) -> list[str]:
     dense = result["systems"]["bert"][str(DROPS[0])]["dense_gflops"]
     orders = _orders(result)
-    reached = [
-        (name, loss)
-        for name, by_loss in result["on_test"].items()
-        for loss, x in by_loss.items()
-        if x["executed_gflops"]
-    ]
+    by_system = result["on_test"].items()
+    reached = {(name, loss) for name, by_loss in by_system for loss, x in by_loss.items() if x["executed_gflops"]}
     if not all(_milliseconds(took, name, f"test {loss}") for took in orders.values() for name, loss in reached):
         orders = {}
     rows = []
-    for name, by_loss in result["on_test"].items():
+    for name, by_loss in by_system:
         row = [f"`{name}`"]
         for loss, x in by_loss.items():
             row += [_reached(dense, x["gflops"]), _reached(dense, x["executed_gflops"])]
