@@ -52,7 +52,8 @@ def _page(document: dict[str, Any]) -> list[str]:
     lines = [
         "# The paper's experiments",
         "",
-        "Written by `make paper`, which trains, measures and writes this page; nothing in it was typed in.",
+        "Written by `make paper`, which trains, measures and writes this page from `results/results.json`. A set that was "
+        "not trained again keeps the figures of the commit that it names.",
         "",
         f"All training steps together took {hours:.1f} hours.",
         "",
@@ -66,8 +67,8 @@ def _page(document: dict[str, Any]) -> list[str]:
         "`magic-pyramid tune` does it: one threshold for all layers, the fastest at which exits cost at most so many points "
         "of validation accuracy. Accuracy and F1 are of the test texts, so they may fall by more or less than that.",
         "- *ms* is wall-clock time of a text in batches of 32, tokenisation apart, all systems taking turns batch by batch "
-        f"in one run, {_clock_threads(corpora)} threads; first for batches of similar length, then for texts as they come, "
-        "where transformers pads more.",
+        f"in one run (threads: {_clock_threads(corpora)}); first for batches of similar length, then for texts as they "
+        "come, where transformers pads more.",
         "- Epochs are fewer than the paper's: see each set. The pruning penalty, temperature and learning rates are one "
         "setting for all sets, not searched for.",
         "- Three things about `pyramid` were settled while test figures of AG News and QQP were being looked at: its last "
@@ -83,7 +84,13 @@ def _page(document: dict[str, Any]) -> list[str]:
 
 def _clock_threads(corpora: dict[str, Any]) -> str:
     threads = sorted({result["clock"]["threads"] for result in corpora.values() if "clock" in result})
-    return " or ".join(map(str, threads)) or "no"
+    return " or ".join(map(str, threads)) or "not timed"
+
+
+def _seeds(result: dict[str, Any]) -> str:
+    """Numbers count from 0; tables of one model are of seed 0."""
+    count = len(result["seeds"]["bert"])
+    return "seed 0" if count == 1 else f"seeds 0 to {count - 1} (tables and curves of seed 0 unless they say otherwise)"
 
 
 def _epochs(name: str) -> float:
@@ -103,8 +110,9 @@ def _corpus(result: dict[str, Any]) -> list[str]:
     lines = [
         f"## {result['title']}",
         "",
-        f"{about['model']}, {about['layers']} layers. Commit {about['commit']}, {about['date']}; {versions}; "
-        f"{about['processor']}. {took['seconds'] / 3600:.1f} hours of training steps, threads: {took['threads']:.0f}.",
+        f"{about['model']}, {about['layers']} layers, {_seeds(result)}. Measured at commit {about['commit']}, "
+        f"{about['date']}; {versions}; {about['processor']}. {took['seconds'] / 3600:.1f} hours of training steps, "
+        f"threads: {took['threads']:.0f}.",
         "",
         f"{result['texts']['test']:,} test texts, {result['texts']['validation']:,} to set exits on; {epochs}.",
         "",
@@ -169,7 +177,7 @@ def _on_test(result: dict[str, Any]) -> list[str]:
     dense = result["systems"]["bert"][str(DROPS[0])]["dense_gflops"]
     orders = _orders(result)
     by_system = result["on_test"].items()
-    reached = {(name, loss) for name, by_loss in by_system for loss, x in by_loss.items() if x["executed_gflops"]}
+    reached = {(name, loss) for name, by_loss in by_system for loss, x in by_loss.items() if x["gflops"] is not None}
     if not all(_milliseconds(took, name, f"test {loss}") for took in orders.values() for name, loss in reached):
         orders = {}
     rows = []
