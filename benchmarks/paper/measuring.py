@@ -76,6 +76,6 @@ def read_job(job: Job, corpora: Path | None, console: Console) -> Reading:
 
 
 def training_of(finished: Iterable[Job]) -> dict[str, float]:
-    """``seconds`` that all stages of these jobs took, as the run that finished each saw it; most ``threads`` of one."""
+    """``seconds`` that all stages of these jobs took; most ``threads`` of one."""
     facts = [json.loads(path.read_text()) for job in finished for path in job.folder.glob("stages/*/facts.json")]
     return {"seconds": sum(x["seconds"] for x in facts), "threads": max(x["threads"] for x in facts)}

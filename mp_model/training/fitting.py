@@ -33,7 +33,7 @@ class Summary:
         recipe, settings: what was asked for.
         label_names: in the order of their numbers.
         train_texts, validation_texts, truncated_texts: how many; truncated: longer than the model's positions.
-        stages: for each stage its steps, seconds and mean loss (of the run that finished it).
+        stages: for each stage its steps and seconds (over all runs of it), and its mean loss (in the one that finished it).
         prune_thresholds, exit_threshold: what the model was given.
         validation_accuracy: of the whole model, without exits; exits_accuracy: with them.
         seconds: of this call.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.data import Dataset
-from transformers import PrinterCallback, Trainer, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 
@@ -51,6 +53,32 @@ class StageTrainer(Trainer):
                 f"texts {places.tolist()} (counted from 0). Lower the learning rate, or look at these texts"
             )
         return (loss, outputs) if return_outputs else loss
+
+
+class Stopwatch(TrainerCallback, ExportableState):
+    """Seconds of a stage, with those of earlier runs up to the checkpoint that this one goes on from.
+
+    Each checkpoint keeps what was read when it was written.
+
+    Args:
+        seconds: of the earlier runs.
+    """
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.begin = time.monotonic() - seconds
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.begin
+
+    def state(self) -> dict[str, dict[str, float]]:
+        return {"args": {"seconds": self.seconds}, "attributes": {}}
+
+    @classmethod
+    def of_checkpoint(cls, checkpoint: Path) -> Stopwatch:
+        """Goes on from what a checkpoint kept."""
+        kept = json.loads((checkpoint / "trainer_state.json").read_text())["stateful_callbacks"]
+        return cls.from_state(kept[cls.__name__])
 
 
 def parameter_groups(
@@ -100,7 +128,8 @@ def run_stage(
     """Trains ``module`` in place, from the last complete checkpoint in ``folder`` if there is one.
 
     Returns:
-        ``steps``, ``seconds`` of this run, ``loss`` (mean over the run), ``threads`` of the processor.
+        ``steps`` and ``seconds``, also of runs that this one goes on from; ``loss`` (mean over the run), ``threads`` of the
+        processor.
 
     Raises:
         LossNotFiniteError: training has diverged.
@@ -127,6 +156,8 @@ def run_stage(
         remove_unused_columns=False,
         dataloader_pin_memory=on_cuda,
     )
+    checkpoint = complete_checkpoint(folder)
+    stopwatch = Stopwatch() if checkpoint is None else Stopwatch.of_checkpoint(checkpoint)
     trainer = StageTrainer(
         stage,
         parameter_groups(module, learning_rate, threshold_learning_rate, exit_learning_rate),
@@ -134,13 +165,13 @@ def run_stage(
         args=arguments,
         train_dataset=data,
         data_collator=collator,
+        callbacks=[stopwatch],
     )
     trainer.remove_callback(PrinterCallback)  # standard output belongs to the command
-    checkpoint = complete_checkpoint(folder)
     result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     return {
         "steps": result.global_step,
-        "seconds": result.metrics["train_runtime"],
+        "seconds": stopwatch.seconds,
         "loss": result.training_loss,
         "threads": torch.get_num_threads(),
     }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -37,7 +38,7 @@ class Trained:
     Attributes:
         model, tokenizer: the classifier, in eval mode, its exits not tuned.
         train, validation: the texts as the model reads them.
-        stages: for each stage its steps, seconds and mean loss (of the run that finished it).
+        stages: for each stage its steps and seconds (over all runs of it), and its mean loss (in the one that finished it).
     """
 
     model: PyramidBertForSequenceClassification
@@ -176,6 +177,7 @@ def _run(
     quiet: bool,
 ) -> tuple[PyramidBertForSequenceClassification, dict[str, float]]:
     """Trains one stage; returns the model that it leaves, and what it did."""
+    begin = time.monotonic()
     pruning = {name: getattr(model.config, name) for name in ("top_k", "prune_thresholds")}
     data: Dataset = train
     collator: Any = Collator(tokenizer.pad_token_id)
@@ -201,6 +203,7 @@ def _run(
         if stage == "fine-tune":  # before anything is pruned
             model.config.top_k = model.config.prune_thresholds = None
         module = objectives.FineTuning(model)
+    prepared = time.monotonic() - begin
     facts = run_stage(
         stage,
         module,
@@ -220,7 +223,7 @@ def _run(
     if stage == "fine-tune":
         for name, value in pruning.items():
             setattr(model.config, name, value)
-    return model.eval(), facts
+    return model.eval(), {**facts, "seconds": prepared + facts["seconds"]}
 
 
 class FeatureRows(Dataset):

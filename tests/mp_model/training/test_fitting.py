@@ -214,6 +214,10 @@ def test_killed_and_resumed_is_the_same_model(checkpoint: Path, files: tuple, tm
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
+    state = complete_checkpoint(stage) / "trainer_state.json"
+    document = json.loads(state.read_text())
+    document["stateful_callbacks"]["Stopwatch"]["args"]["seconds"] += 1000  # as if the first run had been slow
+    state.write_text(json.dumps(document))
     assert not (stage / "model").exists()
     (stage / "checkpoint-999999").mkdir()  # as a kill in the middle of writing leaves one
 
@@ -221,6 +225,7 @@ def test_killed_and_resumed_is_the_same_model(checkpoint: Path, files: tuple, tm
         str(checkpoint), load_task(*files), cut, "bert", Settings(**{**vars(QUICK), "epochs": 12}), quiet=True
     )
     assert resumed.stages["fine-tune"]["steps"] == undisturbed.stages["fine-tune"]["steps"]
+    assert undisturbed.stages["fine-tune"]["seconds"] < 1000 < resumed.stages["fine-tune"]["seconds"]
     states = [PyramidBertForSequenceClassification.from_pretrained(f / "model").state_dict() for f in (whole, cut)]
     for name, weight in states[0].items():
         torch.testing.assert_close(weight, states[1][name], atol=1e-4, rtol=1e-3)
