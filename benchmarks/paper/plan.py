@@ -86,7 +86,7 @@ FITS = (
     Fit("soft", "ltp", ("soft",), "bert/stages/1-fine-tune/model", all_seeds=True, measured=False),
     Fit("ltp", "ltp", ("hard",), "soft/stages/1-soft/model", all_seeds=True),
     Fit("mp", "mp", ("exits",), "ltp/stages/1-hard/model", all_seeds=True),
-    Fit("joint", "pyramid", ("joint",), "soft/stages/1-soft/model", {"hard_epochs": 2.0}, all_seeds=True),
+    Fit("joint", "pyramid", ("joint",), "soft/stages/1-soft/model", {"joint_epochs": 2.0}, all_seeds=True),
     Fit("pyramid", "pyramid", ("exits",), "joint/stages/1-joint/model", all_seeds=True),
     Fit("fastbert", "fastbert", ("exits",), "bert/stages/1-fine-tune/model", {"exit_epochs": 2.0}),
     Fit("distilbert", "distilbert", ("distil",), "bert/stages/1-fine-tune/model"),
@@ -98,7 +98,7 @@ ABLATIONS = (
     Fit("cls-frozen", "mp", ("exits",), "bert/stages/1-fine-tune/model"),
     Fit("pooled-frozen", "pyramid", ("exits",), "bert/stages/1-fine-tune/model"),
     Fit("pooled-pruned-frozen", "pyramid", ("exits",), "ltp/stages/1-hard/model"),
-    Fit("joint-unpruned", "pyramid", ("joint",), "bert/stages/1-fine-tune/model", {"hard_epochs": 2.0}),
+    Fit("joint-unpruned", "pyramid", ("joint",), "bert/stages/1-fine-tune/model", {"joint_epochs": 2.0}),
     Fit("pyramid-unpruned", "pyramid", ("exits",), "joint-unpruned/stages/1-joint/model"),
 )
 ABLATION_CORPUS = "ag_news"

@@ -21,10 +21,11 @@ def fit(
         typer.Option(help="File or data set to set exits on; left out, a tenth of the training texts is."),
     ] = None,
     recipe: Annotated[str, typer.Option(help="pyramid, mp, bert, distilbert, ltp, fastbert or power.")] = "pyramid",
-    epochs: Annotated[float, typer.Option(help="Of fine-tuning, and of distillation.")] = 3.0,
-    soft_epochs: Annotated[float, typer.Option(help="Of soft pruning.")] = 2.0,
-    hard_epochs: Annotated[float, typer.Option(help="Of hard pruning, alone or with exits.")] = 1.0,
-    exit_epochs: Annotated[float, typer.Option(help="Of exit heads under a frozen backbone.")] = 10.0,
+    epochs: Annotated[float | None, typer.Option(help="Of fine-tuning, and of distillation.")] = None,
+    soft_epochs: Annotated[float | None, typer.Option(help="Of soft pruning.")] = None,
+    hard_epochs: Annotated[float | None, typer.Option(help="Of hard pruning.")] = None,
+    joint_epochs: Annotated[float | None, typer.Option(help="Of exits and backbone together.")] = None,
+    exit_epochs: Annotated[float | None, typer.Option(help="Of exit heads under a frozen backbone.")] = None,
     batch_size: Annotated[int, typer.Option(help="Texts a step.")] = 32,
     learning_rate: Annotated[float, typer.Option(help="Of the weights.")] = 5e-5,
     threshold_learning_rate: Annotated[float, typer.Option(help="Of the pruning thresholds, soft stage.")] = 1e-3,
@@ -60,7 +61,7 @@ def fit(
 
     Files have a column **label** and a column **text**, or **text_a** and **text_b**; data sets of a hub are named like
     **ag_news** or, with a configuration, **nyu-mll/glue:mrpc**. The model is left in OUTPUT/model, what was done in
-    OUTPUT/summary.json.
+    OUTPUT/summary.json. Epochs that are left out go by the number of training texts: fewer for larger sets.
 
     Examples:
 
@@ -81,11 +82,22 @@ def fit(
         raise ValueError(f"--recipe must be one of {', '.join(RECIPES)}; got {recipe!r}")
     if normalizer not in ("alive", "input") and not normalizer.replace(".", "", 1).isdecimal():
         raise ValueError(f"--importance-normalizer must be alive, input or a number; got {normalizer!r}")
-    settings = Settings(
-        epochs=epochs,
-        soft_epochs=soft_epochs,
-        hard_epochs=hard_epochs,
-        exit_epochs=exit_epochs,
+    if threads:
+        torch.set_num_threads(threads)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    console = Console(stderr=True)
+    task = load_task(train, validation, seed)
+    passes = {
+        "epochs": epochs,
+        "soft_epochs": soft_epochs,
+        "hard_epochs": hard_epochs,
+        "joint_epochs": joint_epochs,
+        "exit_epochs": exit_epochs,
+    }
+    settings = Settings.for_texts(
+        len(task.train),
+        **{name: value for name, value in passes.items() if value is not None},
         batch_size=batch_size,
         learning_rate=learning_rate,
         threshold_learning_rate=threshold_learning_rate,
@@ -100,12 +112,6 @@ def fit(
         importance_normalizer=normalizer if normalizer in ("alive", "input") else float(normalizer),
         seed=seed,
     )
-    if threads:
-        torch.set_num_threads(threads)
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    console = Console(stderr=True)
-    task = load_task(train, validation, seed)
     held_out = " (held out of the training file)" if task.held_out else ""
     console.print(
         f"{len(task.train)} training texts, {len(task.validation)} validation texts{held_out}, "

@@ -73,7 +73,7 @@ def fit(
         task: the texts.
         output: the folder to keep everything in; called again with the same arguments, a fit that was cut off goes on.
         recipe_name: one of ``RECIPES``.
-        settings: of the stages.
+        settings: of the stages; None: those for that many texts.
         stages: these alone, in this order; None: the recipe's.
         exit_training: ``"joint"`` with the backbone or ``"frozen"`` under it; None: the recipe's.
         freeze_backbone: whether to learn thresholds and exit heads alone, for a classifier that is finished.
@@ -85,7 +85,7 @@ def fit(
         LossNotFiniteError: training has diverged.
     """
     begin = time.monotonic()
-    settings = settings or Settings()
+    settings = settings or Settings.for_texts(len(task.train))
     recipe = RECIPES[recipe_name]
     if stages is not None and (exit_training is not None or freeze_backbone):
         raise ValueError("give the stages themselves, or how exits are trained and what is frozen; not both")

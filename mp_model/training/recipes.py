@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -85,12 +86,21 @@ RECIPES = {
 }
 
 
+PASSES = ("epochs", "soft_epochs", "hard_epochs", "joint_epochs", "exit_epochs")
+# Sets of at most so many texts: a few thousand texts are noisy and cheap, and many say in one pass what few say in two.
+PASSES_BY_SIZE = (
+    (5_000, (4.0, 2.0, 1.0, 2.0, 10.0)),
+    (100_000, (3.0, 1.0, 1.0, 2.0, 10.0)),
+    (math.inf, (3.0, 1.0, 1.0, 1.0, 3.0)),
+)
+
+
 @dataclass(frozen=True)
 class Settings:
     """What is common to all stages; see ``magic-pyramid fit --help`` for the ranges of the papers.
 
     Attributes:
-        epochs: of fine-tuning and distillation; soft_epochs, hard_epochs, exit_epochs: of the other stages.
+        epochs: of fine-tuning and distillation; soft_epochs, hard_epochs, joint_epochs, exit_epochs: of the other stages.
         batch_size: texts a step.
         learning_rate: of the weights; threshold_learning_rate: of the thresholds in the soft stage; exit_learning_rate: of
             exit heads under a frozen backbone.
@@ -103,9 +113,10 @@ class Settings:
         seed: of everything drawn.
     """
 
-    epochs: float = 3.0
+    epochs: float = 4.0
     soft_epochs: float = 2.0
     hard_epochs: float = 1.0
+    joint_epochs: float = 2.0
     exit_epochs: float = 10.0
     batch_size: int = 32
     learning_rate: float = 5e-5
@@ -122,7 +133,7 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "soft_epochs", "hard_epochs", "exit_epochs"):
+        for name in (*PASSES, "penalty", "exit_weight"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be 0 or more; got {getattr(self, name)}")
         for name in ("learning_rate", "threshold_learning_rate", "exit_learning_rate", "temperature", "batch_size"):
@@ -133,12 +144,21 @@ class Settings:
         if self.max_length is not None and self.max_length < 3:
             raise ValueError(f"max_length must leave room for [CLS], a word and [SEP], 3; got {self.max_length}")
 
+    @classmethod
+    def for_texts(cls, count: int, **changes: Any) -> Settings:
+        """Settings for that many training texts: the larger the set, the fewer passes over it.
+
+        changes: values of attributes; passes among them go before those for the count.
+        """
+        by_size = next(passes for most, passes in PASSES_BY_SIZE if count <= most)
+        return cls(**{**dict(zip(PASSES, by_size, strict=True)), **changes})
+
     def epochs_of(self, stage: str) -> float:
         """Passes over the training texts in a stage."""
         by_stage = {
             "soft": self.soft_epochs,
             "hard": self.hard_epochs,
-            "joint": self.hard_epochs,
+            "joint": self.joint_epochs,
             "exits": self.exit_epochs,
         }
         return by_stage.get(stage, self.epochs)

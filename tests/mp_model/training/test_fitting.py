@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
 import os
 import random
@@ -30,7 +32,7 @@ from mp_model.training.objectives import (
     distillation_loss,
     half_of,
 )
-from mp_model.training.recipes import falling_shares
+from mp_model.training.recipes import PASSES, falling_shares
 from mp_model.training.running import LossNotFiniteError, complete_checkpoint, parameter_groups
 
 QUICK = Settings(
@@ -275,6 +277,22 @@ def test_a_full_disk_leaves_nothing_that_looks_finished(
     assert not list((tmp_path / "fit").rglob("model"))
     assert not (tmp_path / "fit" / "summary.json").exists()
     assert run(checkpoint, files, tmp_path / "fit", "bert").validation_accuracy > 0.8
+
+
+def test_settings_by_the_number_of_texts(checkpoint: Path, files: tuple, tmp_path: Path) -> None:
+    """Never more passes over a larger set, always those that were asked for; and what cannot be is refused."""
+    sizes = (2, 5_000, 5_001, 100_000, 100_001, 10**9)
+    passes = [[getattr(Settings.for_texts(size), name) for name in PASSES] for size in sizes]
+    for smaller, larger in itertools.pairwise(passes):
+        assert all(a >= b > 0 for a, b in zip(smaller, larger, strict=True))
+    assert passes[0] == passes[1] > passes[2] == passes[3] > passes[4] == passes[5]
+    asked = Settings.for_texts(10**9, epochs=7.0, penalty=0.5)
+    assert (asked.epochs, asked.penalty, asked.exit_epochs) == (7.0, 0.5, passes[-1][-1])
+    for name in (*PASSES, "penalty", "exit_weight"):
+        with pytest.raises(ValueError, match=f"{name} must be 0 or more; got -1"):
+            Settings(**{name: -1})
+    summary = fit(str(checkpoint), load_task(*files), tmp_path / "fit", "bert", stages=["fine-tune"], quiet=True)
+    assert summary.settings == dataclasses.asdict(Settings.for_texts(400))
 
 
 def test_learning_rates() -> None:
