@@ -345,7 +345,7 @@ def _curve(outcomes: list[dict[str, Any]], kind: str) -> list[tuple[float, float
 
 def _plots(name: str, result: dict[str, Any], folder: Path) -> None:
     for kind, label in (("gflops", "paper"), ("executed_gflops", "executed")):
-        curves = {system: _curve(result["curves"][system], kind) for system in CURVES if system in result["curves"]}
+        curves = {system: _curve(result["curves"].get(system, []), kind) for system in CURVES}
         alone = {system: x["without exits"] for system, x in result["systems"].items() if system not in CURVES}
         points = {system: (x[kind], x["accuracy"]) for system, x in alone.items()}
         work = "GFLOPs a text, the paper's count" if label == "paper" else "GFLOPs a text, executed"

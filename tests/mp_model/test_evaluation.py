@@ -8,6 +8,7 @@ import pytest
 import tiny
 import torch
 
+from mp_model import plots
 from mp_model.all_exits import AllExits, read_all_exits
 from mp_model.batching import length_sorted_batches
 from mp_model.evaluation import evaluate, f1_score
@@ -104,3 +105,15 @@ def test_pictures(pruned: tuple, tmp_path: Path) -> None:
     for name in "abcd":
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert len(list(tmp_path.iterdir())) == 4
+
+
+@pytest.mark.parametrize(("work", "scale"), [(2.0, "linear"), (2000.0, "log")])
+def test_pictures_of_values_far_apart(work: float, scale: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = []
+    monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
+    plot_trade_off({"none": [], "a": [(1.0, 0.8), (work, 0.9)]}, tmp_path / "a.png", title="a")
+    plot_buckets({"a": {"short": 2.0}, "b": {"short": work}}, tmp_path / "b.png", title="b")
+    curves, bars = (figure.axes[0] for figure in figures)
+    assert (curves.get_xscale(), bars.get_yscale()) == (scale, scale)
+    assert [line.get_color() for line in curves.lines] == [plots.COLOURS[1]]
+    assert bars.get_ylim()[0] == (1.0 if scale == "log" else 0.0)
