@@ -89,7 +89,7 @@ def evaluate(
         shown = evaluations[0]
         curve = sorted((x.executed_gflops, x.accuracy) for x in evaluations)
         plot_trade_off({"thresholds": curve}, output / "trade_off.png", title="Accuracy over executed work")
-        plot_exits(shown, output / "exits.png", title=f"Exits at threshold {_short(shown.exit_threshold)}")
+        plot_exits(shown, output / "exits.png", title=f"Exits at threshold {threshold_text(shown.exit_threshold)}")
         plot_tokens(shown, output / "tokens.png", title="Tokens alive after each layer, of texts that stay")
         saved = {bucket.name: bucket.dense_gflops / bucket.executed_gflops for bucket in shown.buckets}
         plot_buckets({"executed": saved}, output / "lengths.png", title="Work saved by length")
@@ -103,7 +103,7 @@ def evaluate(
         console.print(f"{output}: evaluation.json, trade_off.png, exits.png, tokens.png, lengths.png", highlight=False)
 
 
-def _short(threshold: float | list[float] | None) -> str:
+def threshold_text(threshold: float | list[float] | None) -> str:
     if threshold is None:
         return "no exits"
     return f"{threshold:.3g}" if isinstance(threshold, float | int) else " ".join(f"{x:.2g}" for x in threshold)
@@ -120,7 +120,7 @@ def _print_tables(evaluations: list, padded: float | None) -> None:
     for column in columns + (["ms a\ntext", "x\npadded"] if padded else []):
         table.add_column(column, justify="right")
     for x in evaluations:
-        row = [_short(x.exit_threshold), f"{x.accuracy:.2%}", f"{x.f1:.2%}", f"{x.mean_exit_layer:.2f}"]
+        row = [threshold_text(x.exit_threshold), f"{x.accuracy:.2%}", f"{x.f1:.2%}", f"{x.mean_exit_layer:.2f}"]
         row += [f"{x.gflops:.3f}", f"{x.executed_gflops:.3f}", f"{x.speed_up:.2f}x"]
         if padded:
             row += [f"{1e3 * x.seconds:.2f}", f"{padded / x.seconds:.2f}x"]
@@ -128,7 +128,9 @@ def _print_tables(evaluations: list, padded: float | None) -> None:
     console.print(table)
 
     shown = evaluations[0]
-    lengths = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=f"By length, threshold {_short(shown.exit_threshold)}")
+    lengths = Table(
+        box=box.SIMPLE_HEAD, pad_edge=False, title=f"By length, threshold {threshold_text(shown.exit_threshold)}"
+    )
     for column in ("tokens", "texts", "accuracy", "mean exit", "work saved"):
         lengths.add_column(column, justify="right")
     for bucket in shown.buckets:
@@ -141,7 +143,9 @@ def _print_tables(evaluations: list, padded: float | None) -> None:
         )
     console.print(lengths)
 
-    layers = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=f"By layer, threshold {_short(shown.exit_threshold)}")
+    layers = Table(
+        box=box.SIMPLE_HEAD, pad_edge=False, title=f"By layer, threshold {threshold_text(shown.exit_threshold)}"
+    )
     for column in ("layer", "texts that leave", "tokens alive after it"):
         layers.add_column(column, justify="right")
     for layer, leaving in enumerate(shown.exits):

@@ -191,7 +191,7 @@ def _print_curve(offers: TradeOff, chosen: Outcome) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from .evaluate import _short
+    from .evaluate import threshold_text
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="The trade-off, slowest first")
     columns = (
@@ -211,7 +211,7 @@ def _print_curve(offers: TradeOff, chosen: Outcome) -> None:
     for x in sorted(shown, key=lambda x: -x.executed_gflops):
         table.add_row(
             ">" if x == chosen else "",
-            _short(x.exit_threshold),
+            threshold_text(x.exit_threshold),
             f"{x.factor:g}",
             f"{x.accuracy:.2%}",
             f"{x.harm:.2%}",
