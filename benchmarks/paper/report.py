@@ -25,6 +25,7 @@ ABOUT = {
     "pyramid": "ours",
 }
 BARELY = 0.1  # over the most frequent label, below which a classifier has hardly learned
+ALIKE = 1.05  # two savings within this factor count as the same
 CURVES = ("fastbert", "mp", "pyramid")
 
 
@@ -76,9 +77,9 @@ def _page(document: dict[str, Any]) -> list[str]:
         "one threshold for all layers instead of one a layer.",
         "",
     ]
+    lines += _summary(corpora)
     for result in corpora.values():
         lines += _corpus(result)
-    lines += _summary(corpora)
     return lines
 
 
@@ -95,7 +96,7 @@ def _seeds(result: dict[str, Any]) -> str:
 
 def _epochs(name: str) -> float:
     """The passes that the plan gives to one system alone."""
-    return next(epochs for fit in FITS if fit.name == name for epochs in fit.epochs.values())
+    return next(epochs for fit in FITS if fit.name == name for epochs in fit.changes.values())
 
 
 def _corpus(result: dict[str, Any]) -> list[str]:
@@ -291,19 +292,47 @@ def _lengths_table(result: dict[str, Any]) -> list[str]:
     table = []
     for name, rows in lengths.items():
         by_bucket = {x["bucket"]: x for x in rows}
-        row = [name]
+        right = sum(x["texts"] * x["accuracy"] for x in rows) / sum(x["texts"] for x in rows)
+        row = [name, f"{right:.2%}"]
         for bucket in buckets:
             x = by_bucket[bucket]
             row.append(", ".join(_times(x["dense_gflops"], x[kind]) for kind in ("gflops", "executed_gflops")))
         table.append(row)
-    heading = ["", *(f"{bucket} tokens ({counts[bucket]:,} texts)" for bucket in buckets)]
+    heading = ["", "accuracy", *(f"{bucket} tokens ({counts[bucket]:,} texts)" for bucket in buckets)]
     return [
         f"Work by length (paper, executed); exits may cost {DROPS[-1]} points:",
         "",
         *_table(heading, table),
+        *_trends(lengths),
         f"![Work saved by length](results/{result['name']}_lengths.png)",
         "",
     ]
+
+
+def _trends(lengths: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """Whether Figure 1's trends are there: what is saved of the longest texts over what is saved of the shortest."""
+    lines = [
+        "The paper's Figure 1 has pruning save more where texts are long, and exits more where they are short. Here, by the "
+        "paper's count:",
+        "",
+    ]
+    for kind, wanted in (("pruning", "long"), ("exits", "short")):
+        for name, rows in lengths.items():
+            if not name.startswith(kind) or not all(x["gflops"] for x in rows):
+                continue
+            short, long = (x["dense_gflops"] / x["gflops"] for x in (rows[0], rows[-1]))
+            found = "long" if long > ALIKE * short else "short" if short > ALIKE * long else "neither"
+            verdict = "as there" if found == wanted else "not as there"
+            favours = "as much of both" if found == "neither" else f"more where they are {found}"
+            lines.append(f"- {name}: {short:.2f}x of the shortest, {long:.2f}x of the longest; {favours}, {verdict}.")
+    if "pruning (ltp-alive)" in lengths:
+        lines += [
+            "",
+            "`ltp` divides importance by 128 whatever the length, as its released code does, so a token of a long text "
+            "receives on average what one of a short text does. `ltp-alive` divides by the tokens that enter the layer; its "
+            "threshold, temperature and threshold learning rate are scaled by 128/400, and otherwise not searched for.",
+        ]
+    return [*lines, ""]
 
 
 def _summary(corpora: dict[str, Any]) -> list[str]:

@@ -160,7 +160,13 @@ def _dominance(readings: dict[tuple[int, str], Reading], bert: float) -> dict[st
 def _lengths(readings: dict[tuple[int, str], Reading], corpus: Corpus) -> dict[str, Any]:
     """Dense work over work, by length, of pruning alone, exits alone and both."""
     exits_alone = "cls-frozen" if (0, "cls-frozen") in readings else "fastbert"
-    names = {"pruning (ltp)": "ltp", f"exits ({exits_alone})": exits_alone, "both (mp)": "mp", "pyramid": "pyramid"}
+    names = {
+        "pruning (ltp)": "ltp",
+        f"exits ({exits_alone})": exits_alone,
+        "both (mp)": "mp",
+        "pyramid": "pyramid",
+        "pruning (ltp-alive)": "ltp-alive",
+    }
     result: dict[str, Any] = {}
     for title, name in names.items():
         if (0, name) not in readings:
