@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import mp_kernels
@@ -21,6 +22,14 @@ from .configuration import PyramidBertConfig
 from .exits import decision_features
 from .flops import entering_tokens, executed_flops, paper_flops, tokens_of_answers
 from .modelling import PyramidBertForSequenceClassification
+
+TEMPERATURES = torch.logspace(-1, 1, 41, dtype=torch.float64).tolist()
+
+
+def calibrated(logits: Tensor, labels: Tensor) -> Tensor:
+    """Probabilities ``[texts, labels]`` at the temperature, out of ``TEMPERATURES``, that fits the labels best."""
+    best = min(TEMPERATURES, key=lambda temperature: F.cross_entropy(logits / temperature, labels).item())
+    return torch.softmax(logits / best, -1)
 
 
 @dataclass
@@ -84,6 +93,18 @@ class AllExits:
         return torch.stack(rows) if rows else torch.zeros(0, len(self))
 
     @cached_property
+    def cost_of_leaving(self) -> Tensor:
+        """float64 ``[exits, texts]``: how much less probable each exit's answer is than layer L's own.
+
+        By layer L's prediction, calibrated on these texts: its logits are divided by the temperature at which their labels
+        are the most probable (Guo and others, 2017). Unlike counted answers, this is certain to see what a change of the
+        answer is worth, and so varies less from sample to sample; but it is only as good as layer L's judgement.
+        """
+        probabilities = calibrated(self.logits[self.layers[-1]].double(), self.labels)
+        held = probabilities.gather(1, self.predictions.t()).t()
+        return held[-1] - held
+
+    @cached_property
     def executed_at(self) -> Tensor:
         """int64 ``[exits, texts]``: the executed work if the text leaves at each of :attr:`layers`, exits being open."""
         return torch.stack([self._work(layer, self.layers[:-1])[1] for layer in self.layers])
@@ -100,6 +121,12 @@ class AllExits:
         thresholds = torch.tensor(self.config.resolved_exit_threshold(exit_threshold)).unsqueeze(1)
         leaves = torch.cat([self.uncertainty <= thresholds, torch.ones(1, len(self), dtype=torch.bool)])
         return leaves.byte().argmax(0)
+
+    def expected_cost(self, exit_threshold: float | Sequence[float] | None) -> float:
+        """The accuracy, a share, that exits at these thresholds cost by :attr:`cost_of_leaving`."""
+        if exit_threshold is None or len(self.layers) == 1:
+            return 0.0
+        return self.cost_of_leaving.gather(0, self.exit_places(exit_threshold).unsqueeze(0)).mean().item()
 
     def answers(self, exit_threshold: float | Sequence[float] | None) -> Answers:
         """What the model answers; exit_threshold: one, or one for each exit layer; None: nobody leaves early."""

@@ -30,12 +30,14 @@ SYSTEMS = ("bert", "distilbert", "power", "ltp", "fastbert", "mp", "pyramid")
 STEPS = 200
 
 
-def figures_of(reading: Reading, drop: float, bounds: Iterable[int], layered: bool = False) -> dict[str, Any]:
-    """A system on the test texts, with the exits that ``tune`` sets on the validation texts."""
+def figures_of(
+    reading: Reading, drop: float, bounds: Iterable[int], layered: bool = False, counted: bool = True
+) -> dict[str, Any]:
+    """A system on the test texts, with the exits that ``tune`` (``--counted`` or not) sets on the validation texts."""
     threshold = None
     if len(reading.test.layers) > 1:
         offers = trade_off({1.0: reading.validation}, layered=layered, steps=STEPS)
-        threshold = offers.fastest(drop / 100).exit_threshold
+        threshold = offers.fastest(drop / 100, counted=counted).exit_threshold
     return as_json(evaluate(reading.test, threshold, tuple(bounds)))
 
 
@@ -88,6 +90,7 @@ def corpus_results(corpus: Corpus, runs: Path, corpora: Path | None, console: Co
         "most_frequent_label": readings[0, "bert"].test.labels.bincount().max().item() / len(readings[0, "bert"].test),
         "training": training_of(finished),
         "systems": {},
+        "careful": {},
         "curves": {},
         "on_test": {},
         "seeds": {},
@@ -98,6 +101,9 @@ def corpus_results(corpus: Corpus, runs: Path, corpora: Path | None, console: Co
             reading = readings[0, name]
             result["systems"][name] = {f"{drop}": figures_of(reading, drop, corpus.bounds) for drop in DROPS}
             result["systems"][name]["without exits"] = as_json(evaluate(reading.test, None, corpus.bounds))
+            if len(reading.test.layers) > 1:
+                careful = {f"{drop}": figures_of(reading, drop, corpus.bounds, counted=False) for drop in DROPS}
+                result["careful"][name] = careful
             curve = curve_of(reading.test)
             result["curves"][name] = [asdict(outcome) for outcome in curve]
             result["on_test"][name] = _least_on_test(curve, bert[0])

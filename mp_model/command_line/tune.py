@@ -35,6 +35,9 @@ def tune(
     confidence: Annotated[
         float | None, typer.Option(help="With --max-drop: be so sure, 0.9 say, that no more is lost on all such texts.")
     ] = None,
+    counted: Annotated[
+        bool, typer.Option("--counted", help="With --max-drop: go by the loss counted on these texts alone.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Choose and print; write nothing.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts in a batch.")] = 32,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads; all processors if left out.")] = None,
@@ -43,8 +46,10 @@ def tune(
 ) -> None:
     """Choose exit thresholds on validation texts, for one goal; losses count from the model with its exits closed.
 
-    Prints the whole trade-off curve, and writes the choice into the model. With **--confidence** the loss is bounded, not
-    only estimated: learn then test, with an exact binomial test of how many answers become wrong.
+    Prints the whole trade-off curve, and writes the choice into the model. The fastest setting whose counted loss is small
+    enough was lucky on these texts; so **--max-drop** also holds for the mean of what was counted and what the model's own
+    head, calibrated, expects to be lost. With **--confidence** the loss is bounded, not only estimated: learn then test,
+    with an exact binomial test of how many answers become wrong.
 
     Examples:
 
@@ -61,6 +66,8 @@ def tune(
         raise ValueError(f"give one goal out of {', '.join(goals)}; got {' and '.join(given) or 'none'}")
     if confidence is not None and max_drop is None:
         raise ValueError("--confidence bounds what is lost; it goes with --max-drop")
+    if counted and (max_drop is None or confidence is not None):
+        raise ValueError("--counted says how --max-drop is estimated; it goes with --max-drop, without --confidence")
     strengths = sorted({1.0, *(numbers_of("--factors", factors) if factors else [])})
 
     import torch
@@ -96,7 +103,7 @@ def tune(
     else:
         offers = trade_off(by_factor, layered=by_layer)
         if max_drop is not None:
-            chosen = offers.fastest(max_drop / 100)
+            chosen = offers.fastest(max_drop / 100, counted=counted)
         elif speedup is not None:
             chosen = offers.most_accurate(speedup)
         else:
@@ -129,11 +136,13 @@ def tune(
         )
         return
     _print_curve(offers, chosen)
-    lost = 100 * (offers.reference.accuracy - chosen.accuracy)
+    lost, expected = (100 * (offers.reference.accuracy - x) for x in (chosen.accuracy, chosen.expected_accuracy))
     sure = "" if confidence is None else f"; no more than {max_drop:g} points with confidence {confidence:g}"
     time = "" if took is None else f", {1e3 * took:.2f} ms a text with {torch.get_num_threads()} threads"
     where = "not written" if dry_run else f"written to {model / 'config.json'}"
-    print(f"{chosen.speed_up:.2f} times less work at {lost:.2f} points lost{sure}{time}; {where}")
+    print(
+        f"{chosen.speed_up:.2f} times less work at {lost:.2f} points lost, {expected:.2f} expected{sure}{time}; {where}"
+    )
 
 
 def _guaranteed(
