@@ -99,5 +99,5 @@ def plot_buckets(by_name: dict[str, dict[str, float]], path: Path, *, title: str
     axes.set(ylabel="times less work", xlabel="tokens of the text", title=title)
     axes.set_xticks(range(len(buckets)), buckets)
     axes.axhline(1, color="black", linewidth=0.8)
-    figure.legend(loc="outside lower center", ncols=len(by_name), frameon=False)
+    figure.legend(loc="outside lower center", ncols=min(len(by_name), 4), frameon=False)
     _save(figure, path)
