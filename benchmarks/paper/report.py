@@ -79,6 +79,9 @@ def _page(document: dict[str, Any]) -> list[str]:
         "- Three things about `pyramid` were settled while test figures of AG News and QQP were being looked at: its last "
         "stage (exits under the frozen backbone, after the joint one), the heads' own learning rate in the joint stage, and "
         "one threshold for all layers instead of one a layer.",
+        "- A set of one seed is one draw. When QQP was trained again on another kind of processor, which rounds otherwise, "
+        "`mp` and `pyramid` changed places; so differences between systems that are less than a few tenths of a point, or a "
+        "few tenths of a factor, say nothing.",
         "",
     ]
     lines += _summary(corpora)
