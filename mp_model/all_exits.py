@@ -93,16 +93,23 @@ class AllExits:
         return torch.stack(rows) if rows else torch.zeros(0, len(self))
 
     @cached_property
-    def cost_of_leaving(self) -> Tensor:
-        """float64 ``[exits, texts]``: how much less probable each exit's answer is than layer L's own.
+    def own_judgement(self) -> Tensor:
+        """float64 ``[texts, labels]``: layer L's prediction, calibrated on these texts.
 
-        By layer L's prediction, calibrated on these texts: its logits are divided by the temperature at which their labels
-        are the most probable (Guo and others, 2017). Unlike counted answers, this is certain to see what a change of the
-        answer is worth, and so varies less from sample to sample; but it is only as good as layer L's judgement.
+        Its logits are divided by the temperature at which the texts' labels are the most probable (Guo and others, 2017).
         """
-        probabilities = calibrated(self.logits[self.layers[-1]].double(), self.labels)
-        held = probabilities.gather(1, self.predictions.t()).t()
-        return held[-1] - held
+        return calibrated(self.logits[self.layers[-1]].double(), self.labels)
+
+    def expected_cost(self, predictions: Tensor) -> float:
+        """The accuracy, a share, that other answers than layer L's cost by its own calibrated judgement.
+
+        What a changed answer is worth is not left to the one label that its text happens to have, so this varies less from
+        sample to sample than a count; but it is only as good as layer L's judgement.
+
+        predictions: int64 ``[texts]``.
+        """
+        own, other = (self.own_judgement.gather(1, x.unsqueeze(1)) for x in (self.predictions[-1], predictions))
+        return (own - other).mean().item()
 
     @cached_property
     def executed_at(self) -> Tensor:
@@ -121,12 +128,6 @@ class AllExits:
         thresholds = torch.tensor(self.config.resolved_exit_threshold(exit_threshold)).unsqueeze(1)
         leaves = torch.cat([self.uncertainty <= thresholds, torch.ones(1, len(self), dtype=torch.bool)])
         return leaves.byte().argmax(0)
-
-    def expected_cost(self, exit_threshold: float | Sequence[float] | None) -> float:
-        """The accuracy, a share, that exits at these thresholds cost by :attr:`cost_of_leaving`."""
-        if exit_threshold is None or len(self.layers) == 1:
-            return 0.0
-        return self.cost_of_leaving.gather(0, self.exit_places(exit_threshold).unsqueeze(0)).mean().item()
 
     def answers(self, exit_threshold: float | Sequence[float] | None) -> Answers:
         """What the model answers; exit_threshold: one, or one for each exit layer; None: nobody leaves early."""

@@ -25,7 +25,7 @@ class Outcome:
         exit_threshold: one, one for each exit layer, or None: nobody leaves early.
         accuracy: share of right answers.
         expected_accuracy: share of right answers without exits, less what exits are expected to cost by the judgement of the
-            model's own head (:attr:`mp_model.all_exits.AllExits.cost_of_leaving`).
+            model's own head (:attr:`mp_model.all_exits.AllExits.expected_cost`).
         harm: share of texts answered wrongly that the reference answers rightly; accuracy cannot fall by more.
         mean_exit_layer: mean layer of the exit.
         gflops, executed_gflops: mean work for a text, by the paper's count and as executed.
@@ -64,7 +64,7 @@ def outcome_of(exits: AllExits, right_before: Tensor, exit_threshold: Threshold,
     return Outcome(
         exit_threshold,
         accuracy=right.double().mean().item(),
-        expected_accuracy=right_without_exits(exits).double().mean().item() - exits.expected_cost(exit_threshold),
+        expected_accuracy=right_without_exits(exits).double().mean().item() - exits.expected_cost(answers.predictions),
         harm=(right_before & ~right).double().mean().item(),
         mean_exit_layer=answers.exit_layer.double().mean().item(),
         gflops=answers.flops.double().mean().item() / 1e9,

@@ -80,8 +80,7 @@ def _page(document: dict[str, Any]) -> list[str]:
         "stage (exits under the frozen backbone, after the joint one), the heads' own learning rate in the joint stage, and "
         "one threshold for all layers instead of one a layer.",
         "- A set of one seed is one draw. When QQP was trained again on another kind of processor, which rounds otherwise, "
-        "`mp` and `pyramid` changed places; so differences between systems that are less than a few tenths of a point, or a "
-        "few tenths of a factor, say nothing.",
+        "`mp` and `pyramid` changed places; so differences of that kind between systems there say little.",
         "",
     ]
     lines += _summary(corpora)

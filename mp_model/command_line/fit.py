@@ -29,7 +29,7 @@ def fit(
     batch_size: Annotated[int, typer.Option(help="Texts a step.")] = 32,
     learning_rate: Annotated[float, typer.Option(help="Of the weights.")] = 5e-5,
     threshold_learning_rate: Annotated[float, typer.Option(help="Of the pruning thresholds, soft stage.")] = 1e-3,
-    exit_learning_rate: Annotated[float, typer.Option(help="Of exit heads under a frozen backbone.")] = 1e-3,
+    exit_learning_rate: Annotated[float, typer.Option(help="Of exit heads.")] = 1e-3,
     temperature: Annotated[float, typer.Option(help="Of soft pruning; LTP searched 1e-4 to 2e-3.")] = 1e-3,
     penalty: Annotated[float, typer.Option(help="Price of a token that stays; LTP found 0.01 to 0.2 useful.")] = 0.1,
     final_threshold: Annotated[float, typer.Option(help="Where layer L's threshold starts.")] = 0.01,

@@ -103,7 +103,7 @@ class Settings:
         epochs: of fine-tuning and distillation; soft_epochs, hard_epochs, joint_epochs, exit_epochs: of the other stages.
         batch_size: texts a step.
         learning_rate: of the weights; threshold_learning_rate: of the thresholds in the soft stage; exit_learning_rate: of
-            exit heads under a frozen backbone.
+            exit heads, with the backbone or under it.
         temperature, penalty, final_threshold: of the soft stage (:class:`SoftPruningObjective`).
         exit_weight: of an exit's loss beside the main head's, trained jointly.
         reverse_kl: KL(student || teacher), Eq. 1's direction, instead of KL(teacher || student).

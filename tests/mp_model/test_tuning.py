@@ -175,8 +175,8 @@ def test_what_leaving_is_expected_to_cost() -> None:
     torch.testing.assert_close(calibrated(own, exits.labels), held)
     cost = (held[2, 1] - held[2, 0]).item()
     assert cost > 0
-    assert exits.cost_of_leaving[0].tolist() == pytest.approx([0, 0, cost, 0])
-    assert exits.cost_of_leaving[1].tolist() == [0, 0, 0, 0]
+    assert exits.expected_cost(exits.predictions[0]) == pytest.approx(cost / 4)
+    assert exits.expected_cost(exits.predictions[1]) == 0
     found = outcome_of(exits, right_without_exits(exits), 1.0)
     assert (found.accuracy, found.expected_accuracy) == (1.0, pytest.approx(0.75 - cost / 4))
     assert found.smoothed_accuracy == pytest.approx((1.75 - cost / 4) / 2)
