@@ -65,10 +65,10 @@ native: $(READY) ## run the kernels' own test on this processor
 	build/native/kernels_test
 
 kernels: $(READY) ## compile the Triton kernels for two GPUs that need not be here, and hold them to their budget
-	$(BIN)/python tests/ahead_of_time/check.py
+	PYTHONPATH=tests $(BIN)/python -m ahead_of_time.check
 
 kernels-all: $(READY) ## the same for every target, dtype and head_dim: 524 kernels, about ten minutes
-	$(BIN)/python tests/ahead_of_time/check.py --all
+	PYTHONPATH=tests $(BIN)/python -m ahead_of_time.check --all
 
 nvcc: ## compile the CUDA kernels for every architecture and show their registers; needs nvcc, no device
 	$(PYTHON) csrc/cuda/check_registers.py

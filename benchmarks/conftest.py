@@ -17,11 +17,11 @@ from typing import Any
 import cpuinfo
 import pytest
 import torch
-import workload
 
 import mp_kernels
+import workload
 from mp_kernels.memory import keep_freed_memory
-from mp_model.files import whole_file
+from mp_model.data.files import whole_file
 
 THREADS = 2
 ON_CUDA = workload.DEVICE.type == "cuda"

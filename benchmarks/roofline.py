@@ -21,10 +21,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 from torch.utils._python_dispatch import TorchDispatchMode
-from workload import ag_news_lengths
 
 from mp_kernels import Ragged
 from mp_model import PyramidBertConfig, PyramidBertForSequenceClassification, engine
+from workload import ag_news_lengths
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-import workload
 
+import workload
 from mp_model import PyramidBertForSequenceClassification, engine
 from mp_model.modelling import PyramidOutput
 

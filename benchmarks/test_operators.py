@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-import workload
 
 import mp_kernels
+import workload
 
 HEADS, HEAD_DIM = 12, 64
 

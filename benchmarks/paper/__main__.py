@@ -16,8 +16,8 @@ from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
 from mp_model import PyramidBertConfig
-from mp_model.demonstration import minilm
-from mp_model.files import whole_file
+from mp_model.data.files import whole_file
+from mp_model.data.samples import minilm
 
 from .clocking import clock, settings_of
 from .plan import CORPORA, jobs

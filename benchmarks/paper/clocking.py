@@ -11,9 +11,9 @@ from rich.console import Console
 from transformers import AutoTokenizer
 
 from mp_model import PyramidBertForSequenceClassification
-from mp_model.batching import encode, length_sorted_batches
+from mp_model.data.batches import encode, length_sorted_batches
 from mp_model.flops import paper_flops
-from mp_model.timing import Way, padded_twin, time_ways
+from mp_model.measuring.timing import Way, padded_twin, time_ways
 
 from .plan import CORPORA
 from .results import DROPS, SYSTEMS, job_of

@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from mp_model import PyramidBertConfig, PyramidBertForSequenceClassification
-from mp_model.all_exits import AllExits, read_all_exits
-from mp_model.batching import encode, length_sorted_batches
-from mp_model.labelled import LabelledTexts
+from mp_model.data.batches import encode, length_sorted_batches
+from mp_model.data.labels import LabelledTexts
+from mp_model.measuring.all_exits import AllExits, read_all_exits
 
 from .plan import Job
 from .training import task_of, test_texts

@@ -8,9 +8,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from mp_model.files import whole_file
-from mp_model.plots import plot_buckets, plot_trade_off
-from mp_model.tuning import frontier
+from mp_model.data.files import whole_file
+from mp_model.measuring.tuning import frontier
+from mp_model.reporting.plots import plot_buckets, plot_trade_off
 
 from .clocking import ORDERS, PADDED
 from .plan import FITS

@@ -9,9 +9,9 @@ from typing import Any
 
 from rich.console import Console
 
-from mp_model.all_exits import AllExits
-from mp_model.evaluation import Evaluation, evaluate
-from mp_model.tuning import (
+from mp_model.measuring.all_exits import AllExits
+from mp_model.measuring.evaluation import Evaluation, evaluate
+from mp_model.measuring.tuning import (
     Outcome,
     outcome_of,
     outcomes_of_one_threshold,

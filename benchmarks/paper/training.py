@@ -8,8 +8,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from mp_model.demonstration import bbc_news
-from mp_model.labelled import LabelledTexts, load_split
+from mp_model.data.labels import LabelledTexts, load_split
+from mp_model.data.samples import bbc_news
 from mp_model.training import Task, load_task, train_stages
 
 from .plan import Corpus, Job

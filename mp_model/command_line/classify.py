@@ -44,9 +44,9 @@ def classify(
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    from ..classifying import classify_stream
-    from ..files import whole_file
-    from ..tables import read_lines, read_texts
+    from ..data.files import whole_file
+    from ..data.tables import read_lines, read_texts
+    from ..serving.classifier import classify_stream
 
     classifier, tokenizer = load_classifier(model, device, threads)
     if input is None:

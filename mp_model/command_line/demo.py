@@ -40,10 +40,10 @@ def demo(
     from rich.console import Console
     from rich.table import Table
 
+    from mp_model.data.files import whole_file
+    from mp_model.data.tables import read_texts
     from mp_model.demonstration import run_demonstration
-    from mp_model.files import whole_file
-    from mp_model.shading import for_terminal, save_picture
-    from mp_model.tables import read_texts
+    from mp_model.reporting.shading import for_terminal, save_picture
 
     torch.set_num_threads(threads)
     console = Console(stderr=as_json)

@@ -46,11 +46,11 @@ def evaluate(
 
     from rich.console import Console
 
-    from ..evaluation import Evaluation
-    from ..evaluation import evaluate as run
-    from ..files import whole_file
-    from ..labelled import TEST
-    from ..timing import padded_twin, time_ways
+    from ..data.files import whole_file
+    from ..data.labels import TEST
+    from ..measuring.evaluation import Evaluation
+    from ..measuring.evaluation import evaluate as run
+    from ..measuring.timing import padded_twin, time_ways
 
     console = Console(stderr=True)
     classifier, tokenizer = load_classifier(model, device, threads)
@@ -84,7 +84,7 @@ def evaluate(
         "evaluations": [{**asdict(evaluation), "speed_up": evaluation.speed_up} for evaluation in evaluations],
     }
     if output is not None:
-        from ..plots import plot_buckets, plot_exits, plot_tokens, plot_trade_off
+        from ..reporting.plots import plot_buckets, plot_exits, plot_tokens, plot_trade_off
 
         shown = evaluations[0]
         curve = sorted((x.executed_gflops, x.accuracy) for x in evaluations)

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ..all_exits import AllExits
-    from ..batching import TextBatch
-    from ..labelled import LabelledTexts
+    from ..data.batches import TextBatch
+    from ..data.labels import LabelledTexts
+    from ..measuring.all_exits import AllExits
     from ..modelling import PyramidBertForSequenceClassification
 
 
@@ -46,8 +46,8 @@ def load_labelled(
     source: str, model: PyramidBertForSequenceClassification, tokenizer: Any, splits: Sequence[str], batch_size: int
 ) -> tuple[LabelledTexts, list[TextBatch]]:
     """Labelled texts with the numbers of the model's labels, and batches of similar length of them."""
-    from ..batching import encode, length_sorted_batches
-    from ..labelled import load_split
+    from ..data.batches import encode, length_sorted_batches
+    from ..data.labels import load_split
 
     names = [model.config.id2label[number] for number in range(model.config.num_labels)]
     data = load_split(source, names, splits)
@@ -68,7 +68,7 @@ def read_exits(
     """What every exit answers, with a progress bar."""
     from rich.progress import track
 
-    from ..all_exits import read_all_exits
+    from ..measuring.all_exits import read_all_exits
 
     watched: Iterable[TextBatch] = track(
         batches, what, console=console, transient=True, disable=not console.is_terminal

@@ -12,7 +12,7 @@ import typer
 from .loading import check_model_folder, load_classifier, load_labelled, numbers_of, read_exits
 
 if TYPE_CHECKING:
-    from ..tuning import Outcome, TradeOff
+    from ..measuring.tuning import Outcome, TradeOff
 
 
 def tune(
@@ -73,8 +73,8 @@ def tune(
     import torch
     from rich.console import Console
 
-    from ..labelled import VALIDATION
-    from ..tuning import right_without_exits, trade_off
+    from ..data.labels import VALIDATION
+    from ..measuring.tuning import right_without_exits, trade_off
 
     console = Console(stderr=True)
     classifier, tokenizer = load_classifier(model, device, threads)
@@ -155,7 +155,7 @@ def _guaranteed(
     """
     import torch
 
-    from ..tuning import guaranteed, outcomes_of_one_threshold, right_without_exits, texts_needed, trade_off
+    from ..measuring.tuning import guaranteed, outcomes_of_one_threshold, right_without_exits, texts_needed, trade_off
 
     everything = by_factor[1.0]
     if by_layer or len(by_factor) > 1:
@@ -178,7 +178,7 @@ def _guaranteed(
 
 
 def _seconds(model: Any, batches: Any, exit_threshold: Any) -> float:
-    from ..timing import time_ways
+    from ..measuring.timing import time_ways
 
     model.config.exit_threshold = None
     return time_ways({"it": lambda inputs: model(**inputs, exit_threshold=exit_threshold)}, batches)["it"]
@@ -186,7 +186,7 @@ def _seconds(model: Any, batches: Any, exit_threshold: Any) -> float:
 
 def _write(folder: Path, config: Any) -> None:
     """Changes the thresholds in a model's config.json, and nothing else."""
-    from ..files import whole_file
+    from ..data.files import whole_file
 
     document = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     document["exit_threshold"], document["prune_thresholds"] = config.exit_threshold, config.prune_thresholds

@@ -1,10 +1,10 @@
 """Training a pyramid: data, stages and recipes. Not imported at inference."""
 
-from ..labelled import LabelledTexts
-from .data import Task, load_task
+from ..data.labels import LabelledTexts
 from .fitting import Summary, fit
 from .recipes import RECIPES, Recipe, Settings
 from .stages import Trained, train_stages
+from .tasks import Task, load_task
 
 __all__ = [
     "RECIPES",

@@ -15,14 +15,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..all_exits import AllExits, read_all_exits
-from ..batching import length_sorted_batches
-from ..files import whole_file
-from ..tuning import Outcome, trade_off
-from .data import Task
+from ..data.batches import length_sorted_batches
+from ..data.files import whole_file
+from ..measuring.all_exits import AllExits, read_all_exits
+from ..measuring.tuning import Outcome, trade_off
 from .processes import one_after_the_first
 from .recipes import RECIPES, Settings
 from .stages import Trained, save_whole, train_stages
+from .tasks import Task
 
 
 @dataclass

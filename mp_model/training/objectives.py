@@ -142,7 +142,7 @@ class FrozenExits(nn.Module):
 
 
 class HeadsOnFeatures(nn.Module):
-    """Exit heads on features that were computed once (:func:`mp_model.exit_training.collect_features`).
+    """Exit heads on features that were computed once (:func:`mp_model.training.features.collect_features`).
 
     Args:
         heads: the exit heads by their layer's number.

@@ -20,15 +20,15 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import AutoTokenizer, set_seed
 
-from ..batching import length_sorted_batches
-from ..exit_training import Features, collect_features, standardise, unstandardise
-from ..files import whole_file
+from ..data.batches import length_sorted_batches
+from ..data.files import whole_file
 from ..registration import PyramidBertConfig, PyramidBertForSequenceClassification
 from . import objectives
-from .data import Collator, EncodedTexts, Task
+from .features import Features, collect_features, standardise, unstandardise
 from .processes import one_after_the_first
 from .recipes import RECIPES, STAGES, Recipe, Settings, model_settings
 from .running import run_stage
+from .tasks import Collator, EncodedTexts, Task
 
 
 @dataclass
@@ -227,7 +227,7 @@ def _run(
 
 
 class FeatureRows(Dataset):
-    """Features of :class:`mp_model.exit_training.Features` and the main head's logits, a text a row."""
+    """Features of :class:`mp_model.training.features.Features` and the main head's logits, a text a row."""
 
     def __init__(self, features: Features, teacher: Tensor, layers: list[int]) -> None:
         self.features, self.teacher, self.layers = features, teacher, layers

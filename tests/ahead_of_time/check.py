@@ -1,4 +1,4 @@
-"""Compiles the Triton kernels ahead of time and holds them to the budget: ``python tests/ahead_of_time/check.py``.
+"""Compiles the Triton kernels ahead of time and holds them to the budget (``make kernels``).
 
 Every kernel must compile without spills and local memory, with the shared memory of its target, with tensor-core
 instructions where it multiplies, and with no more registers than ``budget.json`` allows. ``--all`` takes every target, dtype
@@ -19,12 +19,13 @@ from typing import Annotated
 
 import triton
 import typer
-from compiling import Compiled, compile_launch
-from matrix import BUDGET, launches
 from rich.console import Console
 from rich.table import Table
 
 from mp_kernels.triton import configurations
+
+from .compiling import Compiled, compile_launch
+from .matrix import BUDGET, launches
 
 MULTIPLYING = ("attention", "head_shares")
 REGISTERS_OF_GRACE = 8  # between compiler versions

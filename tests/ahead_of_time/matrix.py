@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from compiling import TARGETS, Launch, launches_of
 
 from mp_kernels.triton import IMPLEMENTATIONS
+
+from .compiling import TARGETS, Launch, launches_of
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 HEAD_DIMS = (32, 64, 128)

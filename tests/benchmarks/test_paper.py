@@ -9,8 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import tiny
-import wordpiece
+from support import tiny, wordpiece
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

@@ -6,14 +6,14 @@ import itertools
 from collections.abc import Callable, Iterator
 
 import pytest
-import tiny
 import torch
-from accuracy import assert_accurate, assert_no_worse_than_plain, assert_same_bits, with_gradients
-from operator_samples import SAMPLES
-from ragged_batches import cu_seqlens_of, random_heads, rows_of_samples
 
 import mp_kernels
 from mp_kernels import reference
+from support import tiny
+from support.accuracy import assert_accurate, assert_no_worse_than_plain, assert_same_bits, with_gradients
+from support.operator_samples import SAMPLES
+from support.ragged_batches import cu_seqlens_of, random_heads, rows_of_samples
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 

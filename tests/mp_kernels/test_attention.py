@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
-from accuracy import assert_accurate, assert_same_bits, with_gradients
 from hypothesis import given
 from hypothesis import strategies as st
-from ragged_batches import EDGE_LENGTHS, cu_seqlens_of, random_heads, rows_of_samples, stays_of
 
 import mp_kernels
 from mp_kernels import reference
+from support.accuracy import assert_accurate, assert_same_bits, with_gradients
+from support.ragged_batches import EDGE_LENGTHS, cu_seqlens_of, random_heads, rows_of_samples, stays_of
 
 HALF = (torch.float16, torch.bfloat16)
 FEW_LENGTHS = (17, 0, 1, 65, 2, 24, 33)

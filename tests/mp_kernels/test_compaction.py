@@ -9,10 +9,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from ragged_batches import cu_seqlens_of, random_heads, stays_of
 
 import mp_kernels
 from mp_kernels import Kept, reference, schemas
+from support.accuracy import assert_kept
+from support.ragged_batches import cu_seqlens_of, random_heads, stays_of
 
 LENGTHS = st.lists(st.integers(0, 12), max_size=6)
 # Few different values, so that ties are the rule.
@@ -30,17 +31,6 @@ def scored_batches(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor, torch.T
     importance = torch.tensor(scores, dtype=torch.float32)
     stays = draw(st.none() | st.lists(st.booleans(), min_size=len(lengths), max_size=len(lengths)).map(stays_of))
     return importance.reshape(heads, sum(lengths)) if heads else importance, cu_seqlens_of(lengths), stays
-
-
-def assert_kept(got: Kept, expected: Kept) -> None:
-    assert (got.index.dtype, got.cu_seqlens.dtype, type(got.max_seqlen)) == (torch.int64, torch.int32, int)
-    assert got.index.tolist() == expected.index.tolist()
-    assert got.cu_seqlens.tolist() == expected.cu_seqlens.tolist()
-    assert got.max_seqlen == expected.max_seqlen
-    assert (got.samples is None) == (expected.samples is None)
-    if got.samples is not None:
-        assert got.samples.dtype == torch.int64
-        assert got.samples.tolist() == expected.samples.tolist()
 
 
 def kept_of(rows: Sequence[int], lengths: Sequence[int], samples: Sequence[int] | None = None) -> Kept:

@@ -6,12 +6,12 @@ import math
 
 import pytest
 import torch
-from accuracy import assert_accurate, assert_same_bits, plain_entropy, with_gradients
 from hypothesis import given
 from hypothesis import strategies as st
 
 import mp_kernels
 from mp_kernels import reference
+from support.accuracy import assert_accurate, assert_same_bits, plain_entropy, with_gradients
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 

@@ -7,12 +7,12 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from accuracy import assert_near_exact, assert_same_bits, plain_entropy
 from hypothesis import given
 from hypothesis import strategies as st
 
 import mp_kernels
 from mp_kernels import reference
+from support.accuracy import assert_near_exact, assert_same_bits, plain_entropy
 
 HALF = (torch.float16, torch.bfloat16)
 

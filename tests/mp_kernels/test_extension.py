@@ -11,17 +11,19 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import parity
 import pytest
 
 import mp_kernels
 from mp_kernels import extension
+from support import parity
+
+PROGRAM = f"import sys; sys.path.append({str(Path(__file__).parents[1])!r}); from support import parity; parity.main()"
 
 
 def run_parity(**environment: str) -> dict:
-    """The outcome of ``parity.py`` in a fresh interpreter."""
+    """The outcome of :mod:`support.parity` in a fresh interpreter."""
     result = subprocess.run(
-        [sys.executable, parity.__file__],
+        [sys.executable, "-P", "-c", PROGRAM],
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         capture_output=True,
         text=True,

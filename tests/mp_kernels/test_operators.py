@@ -8,12 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from accuracy import assert_same_bits
-from operator_samples import CU_SEQLENS, LENGTHS, SAMPLES, STAYS, TOTAL, grown
-from ragged_batches import cu_seqlens_of, random_heads, stays_of
 
 import mp_kernels
 from mp_kernels import reference, schemas
+from support.accuracy import assert_same_bits
+from support.operator_samples import CU_SEQLENS, LENGTHS, SAMPLES, STAYS, TOTAL, grown
+from support.ragged_batches import cu_seqlens_of, random_heads, stays_of
 
 
 def test_fresh_memory_is_poisoned() -> None:

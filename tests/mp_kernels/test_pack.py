@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from accuracy import assert_same_bits, with_gradients
 from hypothesis import given
 from hypothesis import strategies as st
-from ragged_batches import cu_seqlens_of
 
 import mp_kernels
 from mp_kernels import Ragged, functional, reference
+from support.accuracy import assert_same_bits, with_gradients
+from support.ragged_batches import cu_seqlens_of
 
 LEFT = [[0, 0, 1, 1], [1, 1, 1, 1], [0, 0, 0, 1]]
 RIGHT = [[1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0]]

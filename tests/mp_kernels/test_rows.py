@@ -7,13 +7,13 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from accuracy import assert_accurate, assert_no_worse_than_plain, assert_same_bits, with_gradients
 from hypothesis import given
 from hypothesis import strategies as st
-from ragged_batches import EDGE_LENGTHS, cu_seqlens_of, rows_of_samples
 
 import mp_kernels
 from mp_kernels import reference
+from support.accuracy import assert_accurate, assert_no_worse_than_plain, assert_same_bits, with_gradients
+from support.ragged_batches import EDGE_LENGTHS, cu_seqlens_of, rows_of_samples
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # Around the widths of vectors, and of the buffer that add_layer_norm keeps a row in.

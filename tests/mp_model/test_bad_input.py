@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-import tiny
 import torch
 
 from mp_model import PyramidBertForSequenceClassification
+from support import tiny
 
 IDS = torch.randint(1, 50, (2, 8), generator=torch.Generator().manual_seed(0))
 NAN = float("nan")

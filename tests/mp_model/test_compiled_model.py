@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
-import tiny
 import torch
 from torch._dynamo.utils import counters
+
+from support import tiny
 
 BATCH = tiny.samples((9, 1, 17, 4, 12, 6))
 

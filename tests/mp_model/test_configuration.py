@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 import pytest
-import tiny
 from transformers import AutoConfig, BertConfig, DistilBertConfig, RobertaConfig
 
 from mp_model import PyramidBert, PyramidBertConfig, PyramidBertForSequenceClassification
+from support import tiny
 
 LAYERS = 4
 

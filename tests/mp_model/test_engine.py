@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import copy
-import functools
 
-import definition
 import pytest
-import tiny
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -15,40 +12,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import mp_kernels
 from mp_model import PyramidBertForSequenceClassification, engine
+from support import definition, tiny
+from support.pyramids import BATCH, HEADS, LAYERS, PRUNINGS, calibrated
 
-LAYERS = 4
 COUNTS = ("exit_layer", "tokens_per_layer", "flops", "executed_flops")
-BATCH = tiny.samples()
-
-PRUNINGS = {
-    "nothing": {},
-    "alive": {"importance_normalizer": "alive"},
-    "input": {"importance_normalizer": "input"},
-    "number": {"importance_normalizer": 24},
-    "top_k": {"top_k": [30, 14, 9, 4]},
-    "shares": {"top_k": [0.9, 0.55, 20, 0.5]},
-}
-HEADS = {
-    "cls": {"exit_head": "cls"},
-    "cls_at_2": {"exit_head": "cls", "exit_layers": [2]},
-    "pooled": {"exit_head": "pooled"},
-    "pooled_from_0": {"exit_head": "pooled", "exit_layers": [0, 1, 3]},
-    "fastbert": {"exit_head": "fastbert"},
-}
-
-
-@functools.cache
-def calibrated(
-    pruning: str, head: str
-) -> tuple[PyramidBertForSequenceClassification, dict[int, float], list[dict[int, float]]]:
-    """A model, an exit threshold for each exit layer, and the samples' uncertainties at all exits if nobody leaves."""
-    model = tiny.classifier(**PRUNINGS[pruning], **HEADS[head])
-    if "importance_normalizer" in PRUNINGS[pruning]:
-        tiny.calibrate_pruning(model, BATCH)
-    layers = model.config.resolved_exit_layers()
-    thresholds = dict(zip(layers, tiny.calibrate_exits(model, BATCH), strict=True))
-    answers = tiny.define(model, BATCH, dict.fromkeys(layers, 0.0))
-    return model, thresholds, [{layer: answer.uncertainties[layer] for layer in layers} for answer in answers]
 
 
 def thresholds_of_kind(pruning: str, head: str, kind: str) -> tuple[object, object]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
-import tiny
 import torch
-from test_engine import calibrated
+
+from support import tiny
+from support.pyramids import calibrated
 
 LENGTHS = (17, 1, 33, 2, 9)
 BATCH = tiny.samples(LENGTHS)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-import tiny
 import torch
 
 from mp_model import PyramidBertConfig
 from mp_model.flops import executed_flops, head_flops, paper_flops, tokens_of_answers
+from support import tiny
 
 BERT_BASE = PyramidBertConfig()
 DECIDING = tuple(range(1, 12))

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from ltp_numbers import our_name, read_numbers
 from torch import Tensor
 
 from mp_model import PyramidBert, PyramidBertConfig, PyramidBertForSequenceClassification, engine
+from support.ltp_numbers import our_name, read_numbers
 
 LAYERS = 4
 PADDED_WIDTH = 24

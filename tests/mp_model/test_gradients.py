@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import functools
 
-import definition
 import pytest
-import tiny
 import torch
 import torch.nn.functional as F
 
 from mp_model import PyramidBertForSequenceClassification
+from support import definition, tiny
 
 BATCH = tiny.samples()
 LABELS = torch.arange(len(BATCH)) % 3

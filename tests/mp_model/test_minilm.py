@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-import definition
 import pytest
-import tiny
 import torch
 from torch import Tensor
 from transformers import AutoTokenizer, BertModel, PreTrainedTokenizerBase
 
 from mp_model import PyramidBert, PyramidBertForSequenceClassification
+from support import definition, tiny
 
 SENTENCES = [
     "The ferry to the island was cancelled because of the storm.",

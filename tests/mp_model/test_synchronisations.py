@@ -13,17 +13,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import compiling
 import pytest
-import tiny
 import torch
-from test_engine import BATCH, calibrated
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import mp_kernels.functional
 import mp_model.modelling
+from ahead_of_time import compiling
 from mp_kernels.triton import IMPLEMENTATIONS
+from support import tiny
+from support.pyramids import BATCH, calibrated
 
 BUDGET = json.loads((Path(compiling.__file__).with_name("budget.json")).read_text())["engine"]
 READING = {

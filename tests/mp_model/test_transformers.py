@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -27,6 +26,7 @@ from transformers import (
 )
 
 from mp_model import PyramidBert, PyramidBertConfig, PyramidBertForSequenceClassification, PyramidOutput
+from support import tiny
 
 BATCH = tiny.samples()
 LABELS = torch.arange(len(BATCH)) % 3

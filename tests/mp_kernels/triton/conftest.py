@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import memory_rules
 import numpy as np
 import pytest
 import triton.language as tl
@@ -14,6 +13,7 @@ from triton.runtime import interpreter
 
 from mp_kernels.triton import configurations
 from mp_kernels.triton.configurations import Tile
+from support import memory_rules
 
 
 @pytest.fixture(autouse=True)

@@ -8,12 +8,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from accuracy import assert_accurate, assert_no_worse_than_plain, assert_same_bits, with_gradients
-from ragged_batches import cu_seqlens_of, random_heads, rows_of_samples, stays_of
 
 import mp_kernels
 from mp_kernels import reference
 from mp_kernels.triton import configurations
+from support.accuracy import assert_accurate, assert_no_worse_than_plain, assert_same_bits, with_gradients
+from support.ragged_batches import cu_seqlens_of, random_heads, rows_of_samples, stays_of
 
 LENGTHS = (17, 0, 1, 2, 15, 16, 33, 31, 32)
 EDGES = (65, 63, 64, 1, 129, 127, 128)

@@ -10,13 +10,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from ragged_batches import cu_seqlens_of, stays_of
-from test_compaction import assert_kept
 
 import mp_kernels
 from mp_kernels import reference, schemas
 from mp_kernels.triton import configurations
 from mp_kernels.triton.configurations import Tile
+from support.accuracy import assert_kept
+from support.ragged_batches import cu_seqlens_of, stays_of
 
 # The fixture that turns the operators to Triton stays in place from one example to the next.
 hypothesis.settings.register_profile(

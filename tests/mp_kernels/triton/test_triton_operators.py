@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
-from operator_samples import SAMPLES
 
 from mp_kernels import schemas
 from mp_kernels.triton import IMPLEMENTATIONS
+from support.operator_samples import SAMPLES
 
 
 def test_every_operator_has_a_kernel() -> None:

@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from accuracy import assert_accurate, assert_no_worse_than_plain, assert_same_bits, with_gradients
-from ragged_batches import cu_seqlens_of
 
 import mp_kernels
 from mp_kernels import reference
+from support.accuracy import assert_accurate, assert_no_worse_than_plain, assert_same_bits, with_gradients
+from support.ragged_batches import cu_seqlens_of
 
 HALF = (torch.float16, torch.bfloat16)
 REPEATED = torch.tensor([3, 0, 3, 7, 7])

@@ -15,16 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
-import wordpiece
 from typer.testing import CliRunner
 
 from mp_model import PyramidBertForSequenceClassification
 from mp_model.command_line import app
-from mp_model.tables import TableError
+from mp_model.data.tables import TableError
 from mp_model.training import RECIPES, Settings, Summary, fit, load_task
-from mp_model.training.data import EncodedTexts
 from mp_model.training.objectives import (
     HeadsOnFeatures,
     JointExits,
@@ -34,17 +31,9 @@ from mp_model.training.objectives import (
 )
 from mp_model.training.recipes import PASSES, falling_shares
 from mp_model.training.running import LossNotFiniteError, complete_checkpoint, parameter_groups
-
-QUICK = Settings(
-    epochs=4,
-    soft_epochs=2,
-    exit_epochs=3,
-    learning_rate=1e-3,
-    temperature=5e-3,
-    penalty=0.2,
-    final_threshold=0.05,
-    importance_normalizer="alive",
-)
+from mp_model.training.tasks import EncodedTexts
+from support import tiny, wordpiece
+from support.fits import QUICK
 
 
 def write_rows(path: Path, count: int, seed: int) -> Path:
@@ -190,8 +179,8 @@ def test_planned_stages() -> None:
 
 PROGRAM = """
 import sys, pathlib
-sys.path[:0] = {paths!r}
-from test_fitting import QUICK
+sys.path.insert(0, {tests!r})
+from support.fits import QUICK
 from mp_model.training import Settings, fit, load_task
 train, validation, checkpoint, output = map(pathlib.Path, sys.argv[1:])
 settings = Settings(**{{**vars(QUICK), "epochs": 12}})
@@ -204,7 +193,7 @@ def test_killed_and_resumed_is_the_same_model(checkpoint: Path, files: tuple, tm
     undisturbed = fit(
         str(checkpoint), load_task(*files), whole, "bert", Settings(**{**vars(QUICK), "epochs": 12}), quiet=True
     )
-    program = PROGRAM.format(paths=[str(Path(__file__).parent), str(Path(__file__).parent.parent)])
+    program = PROGRAM.format(tests=str(Path(__file__).parents[2]))
     command = [sys.executable, "-c", program, *map(str, (*files, checkpoint, cut))]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -235,8 +224,8 @@ def test_killed_and_resumed_is_the_same_model(checkpoint: Path, files: tuple, tm
 
 TWO_PROCESSES = """
 import json, os, sys, pathlib
-sys.path[:0] = {paths!r}
-from test_fitting import QUICK
+sys.path.insert(0, {tests!r})
+from support.fits import QUICK
 from mp_model.training import fit, load_task
 train, validation, checkpoint, output = map(pathlib.Path, sys.argv[1:])
 summary = fit(str(checkpoint), load_task(train, validation), output, "pyramid", QUICK, quiet=True)
@@ -247,7 +236,7 @@ summary = fit(str(checkpoint), load_task(train, validation), output, "pyramid", 
 def test_two_processes_share_the_steps(checkpoint: Path, files: tuple, tmp_path: Path) -> None:
     """Started by ``torchrun``, as for several devices: each takes half of every batch of steps, one of them writes."""
     script = tmp_path / "program.py"
-    script.write_text(TWO_PROCESSES.format(paths=[str(Path(__file__).parent), str(Path(__file__).parent.parent)]))
+    script.write_text(TWO_PROCESSES.format(tests=str(Path(__file__).parents[2])))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     arguments = [*map(str, (*files, checkpoint, tmp_path / "fit"))]

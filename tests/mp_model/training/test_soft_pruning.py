@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import pytest
-import tiny
 import torch
 import torch.nn.functional as F
-from ltp_numbers import our_name, read_numbers
 from torch import Tensor
 
 from mp_model import PyramidBertConfig, PyramidBertForSequenceClassification, engine
 from mp_model.training.objectives import SoftPruningObjective
 from mp_model.training.soft_pruning import SoftPruning, rising_thresholds
+from support import tiny
+from support.ltp_numbers import our_name, read_numbers
 
 LAYERS = 4
 PADDED_WIDTH = 24

@@ -1,0 +1,1 @@
+"""Measuring a classifier: the answers of all exits, choosing thresholds, accuracy and work, time."""

@@ -1,0 +1,196 @@
+"""What every exit would answer for every text, from one run in which nobody leaves.
+
+Pruning does not depend on exits, so answers, exit layers and work under any exit thresholds follow from this run without
+another one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import mp_kernels
+
+from .. import engine
+from ..configuration import PyramidBertConfig
+from ..data.batches import TextBatch
+from ..exits import decision_features
+from ..flops import entering_tokens, executed_flops, paper_flops, tokens_of_answers
+from ..modelling import PyramidBertForSequenceClassification
+
+TEMPERATURES = torch.logspace(-1, 1, 41, dtype=torch.float64).tolist()
+
+
+def calibrated(logits: Tensor, labels: Tensor) -> Tensor:
+    """Probabilities ``[texts, labels]`` at the temperature, out of ``TEMPERATURES``, that fits the labels best."""
+    best = min(TEMPERATURES, key=lambda temperature: F.cross_entropy(logits / temperature, labels).item())
+    return torch.softmax(logits / best, -1)
+
+
+@dataclass
+class Answers:
+    """Answers under certain exit thresholds, one row a text.
+
+    Attributes:
+        predictions: int64 ``[texts]``, the label's number.
+        exit_layer: int64 ``[texts]``, 0 to L.
+        flops, executed_flops: int64 ``[texts]``, as in :class:`mp_model.PyramidOutput`.
+        tokens_per_layer: int64 ``[texts, L]``, likewise.
+    """
+
+    predictions: Tensor
+    exit_layer: Tensor
+    flops: Tensor
+    executed_flops: Tensor
+    tokens_per_layer: Tensor
+
+
+@dataclass
+class AllExits:
+    """The predictions of all exits, one row a text, in the order of the texts.
+
+    Attributes:
+        config: of the model as it was run.
+        labels: int64 ``[texts]``.
+        lengths: int64 ``[texts]``, tokens.
+        survivors: int64 ``[texts, L]``, of each layer.
+        logits: ``{layer: [texts, labels]}`` of every exit layer, and of the model's own head under the number L.
+    """
+
+    config: PyramidBertConfig
+    labels: Tensor
+    lengths: Tensor
+    survivors: Tensor
+    logits: dict[int, Tensor]
+
+    def __len__(self) -> int:
+        return self.labels.shape[0]
+
+    def select(self, rows: Tensor) -> AllExits:
+        """Some of the texts; rows: their places, or bool ``[texts]``."""
+        logits = {layer: x[rows] for layer, x in self.logits.items()}
+        return AllExits(self.config, self.labels[rows], self.lengths[rows], self.survivors[rows], logits)
+
+    @cached_property
+    def layers(self) -> list[int]:
+        """Exit layers and layer L, rising."""
+        return sorted(self.logits)
+
+    @cached_property
+    def predictions(self) -> Tensor:
+        """int64 ``[exits, texts]``: the label that each of :attr:`layers` would answer."""
+        return torch.stack([self.logits[layer].argmax(-1) for layer in self.layers])
+
+    @cached_property
+    def uncertainty(self) -> Tensor:
+        """float32 ``[exits - 1, texts]``: of every exit layer's prediction."""
+        rows = [mp_kernels.normalized_entropy(self.logits[layer]) for layer in self.layers[:-1]]
+        return torch.stack(rows) if rows else torch.zeros(0, len(self))
+
+    @cached_property
+    def own_judgement(self) -> Tensor:
+        """float64 ``[texts, labels]``: layer L's prediction, calibrated on these texts.
+
+        Its logits are divided by the temperature at which the texts' labels are the most probable (Guo and others, 2017).
+        """
+        return calibrated(self.logits[self.layers[-1]].double(), self.labels)
+
+    def expected_cost(self, predictions: Tensor) -> float:
+        """The accuracy, a share, that other answers than layer L's cost by its own calibrated judgement.
+
+        What a changed answer is worth is not left to the one label that its text happens to have, so this varies less from
+        sample to sample than a count; but it is only as good as layer L's judgement.
+
+        predictions: int64 ``[texts]``.
+        """
+        own, other = (self.own_judgement.gather(1, x.unsqueeze(1)) for x in (self.predictions[-1], predictions))
+        return (own - other).mean().item()
+
+    @cached_property
+    def executed_at(self) -> Tensor:
+        """int64 ``[exits, texts]``: the executed work if the text leaves at each of :attr:`layers`, exits being open."""
+        return torch.stack([self._work(layer, self.layers[:-1])[1] for layer in self.layers])
+
+    @cached_property
+    def dense_flops(self) -> Tensor:
+        """int64 ``[texts]``: the paper's count of a BERT that prunes nothing and lets nobody leave, without padding."""
+        layers = self.config.num_hidden_layers
+        everybody_last = torch.full_like(self.lengths, layers)
+        return paper_flops(self.config, self.lengths.unsqueeze(1).expand(-1, layers), self.lengths, everybody_last)
+
+    def exit_places(self, exit_threshold: float | Sequence[float]) -> Tensor:
+        """int64 ``[texts]``: which of :attr:`layers` each text leaves at."""
+        thresholds = torch.tensor(self.config.resolved_exit_threshold(exit_threshold)).unsqueeze(1)
+        leaves = torch.cat([self.uncertainty <= thresholds, torch.ones(1, len(self), dtype=torch.bool)])
+        return leaves.byte().argmax(0)
+
+    def answers(self, exit_threshold: float | Sequence[float] | None) -> Answers:
+        """What the model answers; exit_threshold: one, or one for each exit layer; None: nobody leaves early."""
+        if exit_threshold is None:
+            places, decided = torch.full_like(self.labels, len(self.layers) - 1), []
+        else:
+            places, decided = self.exit_places(exit_threshold), self.layers[:-1]
+        exit_layer = torch.tensor(self.layers)[places]
+        tokens, executed = self._work(exit_layer, decided)
+        return Answers(
+            self.predictions.gather(0, places.unsqueeze(0)).squeeze(0),
+            exit_layer,
+            paper_flops(self.config, tokens, self.lengths, exit_layer),
+            executed,
+            tokens,
+        )
+
+    def _work(self, exit_layer: int | Tensor, decided: Collection[int]) -> tuple[Tensor, Tensor]:
+        """Tokens ``[texts, L]`` and executed work ``[texts]`` of texts that leave there."""
+        exit_layer = torch.as_tensor(exit_layer).expand(len(self))
+        numbers = torch.arange(1, self.survivors.shape[1] + 1)
+        entering = entering_tokens(self.survivors, self.lengths)
+        decides_first = self.config.exit_head != "fastbert"
+        entered = (numbers == self.config.num_hidden_layers) | ((numbers == exit_layer.unsqueeze(1)) & decides_first)
+        tokens = torch.where(entered, entering, self.survivors) * (numbers <= exit_layer.unsqueeze(1))
+        pruning = engine.Pruning.of(self.config).layers()
+        executed = executed_flops(self.config, tokens, self.lengths, exit_layer, decided, pruning)
+        return tokens_of_answers(tokens, self.lengths, exit_layer), executed
+
+
+@torch.inference_mode()
+def read_all_exits(
+    model: PyramidBertForSequenceClassification, batches: Iterable[TextBatch], labels: Sequence[int]
+) -> AllExits:
+    """Runs the model once over all texts, with its pruning and without exits.
+
+    labels: one for each text, by its place; the rows of the result are in that order.
+    """
+    pruning, exit_layers = engine.Pruning.of(model.config), model.config.resolved_exit_layers()
+    places: list[int] = []
+    rows: list[tuple[Tensor, Tensor, list[Tensor]]] = []
+    for text_batch in batches:
+        inputs = {name: x.to(model.device) for name, x in text_batch.inputs.items()}
+        packed = model.bert.embed(**inputs, position_ids=None, inputs_embeds=None)
+        outputs = engine.run_layers(model.bert.encoder.layer, packed, pruning)
+        predictions = []
+        for layer in exit_layers:
+            read = outputs[layer]
+            if model.config.exit_head != "fastbert":
+                entering = outputs[max(layer - 1, 0)]
+                read = decision_features(model.config.exit_head, engine.first_tokens(read), entering)
+            predictions.append(model.exits[str(layer)](read).cpu())
+        predictions.append(model.final_head(engine.first_tokens(outputs[-1])).cpu())
+        survivors = torch.stack([engine.lengths_of(output) for output in outputs], dim=1).cpu()
+        rows.append((survivors[:, 0], survivors[:, 1:], predictions))
+        places += text_batch.places
+    order = torch.tensor(places).argsort()
+    lengths, survivors, predictions = zip(*rows, strict=True)
+    logits = {
+        layer: torch.cat(parts)[order]
+        for layer, parts in zip(
+            [*exit_layers, model.config.num_hidden_layers], zip(*predictions, strict=True), strict=True
+        )
+    }
+    config = PyramidBertConfig.from_dict(model.config.to_dict())
+    return AllExits(config, torch.tensor(labels), torch.cat(lengths)[order], torch.cat(survivors)[order], logits)

@@ -1,0 +1,1 @@
+"""Answering texts: the loaded classifier."""

@@ -1,0 +1,98 @@
+"""Labelled texts: read, checked, split and turned into token ids before anything is trained."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Dataset
+
+from ..data.batches import encode
+from ..data.labels import VALIDATION, LabelledTexts, in_order, load_split, numbered, read_rows
+from ..data.tables import TableError
+
+HELD_OUT = 0.1  # of the training texts, where no validation file is given
+
+
+@dataclass
+class Task:
+    """What a classifier is trained for.
+
+    Attributes:
+        label_names: the labels as they stand in the files; a label's number is its place here.
+        train, validation: the texts to learn from, and those to choose thresholds on.
+        held_out: whether ``validation`` was taken from the training file.
+    """
+
+    label_names: list[str]
+    train: LabelledTexts
+    validation: LabelledTexts
+    held_out: bool
+
+
+def load_task(train: str | Path, validation: str | Path | None = None, seed: int = 0) -> Task:
+    """Reads the training texts and the validation texts, of files or of a data set by its name.
+
+    Where no validation texts are given, a tenth of the training texts is held out.
+
+    Raises:
+        TableError: what cannot be read, or is empty; fewer than two labels; labels that the training texts have not.
+    """
+    rows = read_rows(train, ("train",))
+    names = in_order({label for _, label in rows})
+    if len(names) < 2:
+        raise TableError(f"{train}: expected two labels or more; all {len(rows)} rows have {names[0]!r}")
+    if validation is not None:
+        return Task(names, numbered(rows, names, train), load_split(validation, names, VALIDATION), held_out=False)
+    order = list(range(len(rows)))
+    random.Random(seed).shuffle(order)
+    count = max(1, round(HELD_OUT * len(rows)))
+    if len(rows) < 2:
+        raise TableError(f"{train}: one row is too few to hold one out for validation; give --validation")
+    parts = ([rows[place] for place in places] for places in (sorted(order[count:]), sorted(order[:count])))
+    learn, choose = (numbered(part, names, train) for part in parts)
+    return Task(names, learn, choose, held_out=True)
+
+
+class EncodedTexts(Dataset):
+    """Texts as token ids, for ``transformers.Trainer``.
+
+    Attributes:
+        truncated: how many texts were longer than the model's positions.
+    """
+
+    def __init__(self, tokenizer: Any, data: LabelledTexts, max_length: int) -> None:
+        self.rows = encode(tokenizer, data.texts, max_length)
+        self.labels = data.labels
+        full = [row for row in self.rows if len(row["input_ids"]) == max_length]
+        longer = encode(tokenizer, data.texts, max_length + 1) if full else []
+        self.truncated = sum(len(row["input_ids"]) > max_length for row in longer)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, place: int) -> dict[str, Any]:
+        return {**self.rows[place], "labels": self.labels[place], "place": place}
+
+
+@dataclass
+class Collator:
+    """Rows of :class:`EncodedTexts` into a padded batch, with each text's place in its data set."""
+
+    pad_token_id: int
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        ids, types = ([torch.tensor(row[name]) for row in rows] for name in ("input_ids", "token_type_ids"))
+        return {
+            "input_ids": pad_sequence(ids, batch_first=True, padding_value=self.pad_token_id),
+            "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
+            "token_type_ids": pad_sequence(types, batch_first=True),
+            "labels": torch.tensor([row["labels"] for row in rows]),
+            "place": torch.tensor([row["place"] for row in rows]),
+        }

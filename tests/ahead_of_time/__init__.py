@@ -1,0 +1,1 @@
+"""Compiling the Triton kernels for GPUs that need not be here."""

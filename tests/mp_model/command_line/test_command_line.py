@@ -1,0 +1,280 @@
+"""The command ``magic-pyramid``: help at once, answers in order, errors in one line."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from mp_model import PyramidBertForSequenceClassification
+from mp_model.command_line import main
+from mp_model.serving.classifier import classify_stream
+from support import tiny, wordpiece
+
+TEXTS = [text for text in wordpiece.texts(12) if text]
+
+
+class Ended(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+    def answers(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.out.splitlines()]
+
+
+Command = Callable[..., Ended]
+
+
+@pytest.fixture
+def magic_pyramid(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Runs the command in this process, through the entry point."""
+
+    def run(*arguments: object, stdin: str | bytes = "") -> Ended:
+        given = io.BytesIO(stdin.encode() if isinstance(stdin, str) else stdin)
+        monkeypatch.setattr(sys, "argv", ["magic-pyramid", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(given, errors="surrogateescape"))
+        with pytest.raises(SystemExit) as ended:
+            main()
+        # Some build services have colours forced on.
+        out, err = (re.sub(r"\x1b\[[0-9;]*m", "", printed) for printed in capsys.readouterr())
+        return Ended(ended.value.code or 0, out, err)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved model with its tokenizer."""
+    folder = tmp_path_factory.mktemp("model")
+    names = {0: "sport", 1: "money", 2: "météo"}
+    model = tiny.classifier(vocab_size=len(wordpiece.VOCABULARY), id2label=names, exit_threshold=0.8)
+    model.save_pretrained(folder)
+    wordpiece.tokenizer().save_pretrained(folder)
+    return folder
+
+
+def expected(folder: Path, texts: Iterable[str], **options: Any) -> list[dict[str, Any]]:
+    model = PyramidBertForSequenceClassification.from_pretrained(folder).eval()
+    answers = classify_stream(model, wordpiece.tokenizer(), texts, batch_size=1, **options)
+    return [pytest.approx(answer.as_dict(), abs=1e-5) for answer in answers]
+
+
+def jsonl(path: Path, texts: Iterable[Any]) -> Path:
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return path
+
+
+# Help
+
+
+@pytest.mark.parametrize(
+    ("command", "example"),
+    [
+        ("classify", "magic-pyramid classify --model demo-output/model articles.tsv > answers.jsonl"),
+        ("demo", "magic-pyramid demo --max-harm"),
+        ("evaluate", "magic-pyramid evaluate test.tsv --model fits/news/model --output reports/news"),
+        ("fit", "magic-pyramid fit train.tsv --model bert-base-uncased --output fits/news"),
+        ("tune", "magic-pyramid tune dev.tsv --model fits/news/model --max-drop 0.5"),
+    ],
+)
+def test_help_shows_an_example(magic_pyramid: Command, command: str, example: str) -> None:
+    ended = magic_pyramid(command, "--help")
+    assert ended.status == 0
+    assert example in " ".join(ended.out.split())
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], *([command, "--help"] for command in ("classify", "demo", "evaluate", "fit", "tune"))]
+)
+def test_help_comes_without_heavy_imports(arguments: list[str]) -> None:
+    program = (
+        "import sys\n"
+        "from mp_model.command_line import main\n"
+        "try:\n"
+        "    main()\n"
+        "finally:\n"
+        "    print({name.split('.')[0] for name in sys.modules}, file=sys.stderr)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True)
+    assert "Usage" in ended.stdout
+    assert "'typer'" in ended.stderr
+    for heavy in ("torch", "transformers", "pyarrow", "matplotlib"):
+        assert f"'{heavy}'" not in ended.stderr
+
+
+def test_help_is_shown_where_no_command_is_named(magic_pyramid: Command) -> None:
+    ended = magic_pyramid()
+    assert "classify" in ended.out + ended.err
+    assert "demo" in ended.out + ended.err
+
+
+# Classify
+
+
+def test_a_file(magic_pyramid: Command, folder: Path, tmp_path: Path) -> None:
+    ended = magic_pyramid("classify", "--model", folder, jsonl(tmp_path / "a.jsonl", TEXTS))
+    assert (ended.status, ended.err) == (0, "")
+    assert ended.answers() == expected(folder, TEXTS)
+    assert list(ended.answers()[0]) == ["label", "score", "exit_layer", "uncertainty", "tokens", "flops"]
+
+
+@pytest.mark.parametrize("sizes", [["--window", 3], ["--batch-size", 1], ["--batch-size", 2, "--window", 5]])
+def test_sizes_change_nothing(magic_pyramid: Command, folder: Path, sizes: list[object]) -> None:
+    ended = magic_pyramid("classify", "--model", folder, *sizes, stdin="\n".join(TEXTS))
+    assert ended.answers() == expected(folder, TEXTS)
+
+
+def test_standard_input_as_lines_and_as_json(magic_pyramid: Command, folder: Path) -> None:
+    ended = magic_pyramid("classify", "--model", folder, stdin="".join(f"{text}\n" for text in TEXTS))
+    assert (ended.status, ended.err) == (0, "")
+    assert ended.answers() == expected(folder, TEXTS)
+
+    rows = "".join(json.dumps({"text": text}) + "\n" for text in TEXTS)
+    assert magic_pyramid("classify", "--model", folder, "--format", "jsonl", stdin=rows).out == ended.out
+
+
+def test_progress_on_a_terminal_takes_no_answers_with_it(folder: Path) -> None:
+    """As in ``magic-pyramid classify ... > answers.jsonl``: standard error is a terminal, standard output is not."""
+    program = "from mp_model.command_line import main; main()"
+    terminal, stderr = pty.openpty()
+    try:
+        ended = subprocess.run(
+            [sys.executable, "-c", program, "classify", "--model", folder],
+            input="\n".join(TEXTS).encode(),
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            env={**os.environ, "TERM": "xterm"},
+            check=True,
+        )
+        assert b"texts" in os.read(terminal, 10_000)
+    finally:
+        os.close(stderr)
+        os.close(terminal)
+    assert [json.loads(line) for line in ended.stdout.splitlines()] == expected(folder, TEXTS)
+
+
+def test_an_output_file(magic_pyramid: Command, folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "new" / "answers.jsonl"
+    ended = magic_pyramid("classify", "--model", folder, "--output", path, stdin="\n".join(TEXTS))
+    assert ended == Ended(0, "", "")
+    assert [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] == expected(folder, TEXTS)
+    assert os.listdir(path.parent) == [path.name]
+
+
+def test_the_exit_threshold_can_be_set(magic_pyramid: Command, folder: Path) -> None:
+    ended = magic_pyramid("classify", "--model", folder, "--exit-threshold", 1, stdin="\n".join(TEXTS))
+    assert {answer["exit_layer"] for answer in ended.answers()} == {1}
+    assert ended.answers() == expected(folder, TEXTS, exit_threshold=1.0)
+
+
+def test_names_are_written_as_they_are(magic_pyramid: Command, folder: Path) -> None:
+    ended = magic_pyramid("classify", "--model", folder, stdin="\n".join(wordpiece.texts(40)))
+    assert '"label": "météo"' in ended.out
+
+
+def test_threads_can_be_set(magic_pyramid: Command, folder: Path) -> None:
+    threads = torch.get_num_threads()
+    try:
+        assert magic_pyramid("classify", "--model", folder, "--threads", 2, stdin="the").status == 0
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_no_texts(magic_pyramid: Command, folder: Path) -> None:
+    assert magic_pyramid("classify", "--model", folder) == Ended(0, "", "")
+
+
+# Errors
+
+
+def assert_one_line(ended: Ended, message: str) -> None:
+    assert ended.status == 2
+    assert ended.out == ""
+    assert ended.err.startswith("error: ")
+    assert ended.err.endswith("\n")
+    assert len(ended.err.splitlines()) == 1
+    assert message in ended.err
+
+
+def test_no_model(magic_pyramid: Command, tmp_path: Path) -> None:
+    ended = magic_pyramid("classify", "--model", tmp_path / "nowhere", stdin="the")
+    assert_one_line(ended, f"--model must be a folder of a saved model, with config.json; got {tmp_path / 'nowhere'}")
+
+
+def test_no_weights(magic_pyramid: Command, tmp_path: Path) -> None:
+    """The message is transformers' own, of several lines or of one."""
+    tiny.config().save_pretrained(tmp_path)
+    assert_one_line(magic_pyramid("classify", "--model", tmp_path, stdin="the"), "model.safetensors")
+
+
+def test_no_file(magic_pyramid: Command, folder: Path, tmp_path: Path) -> None:
+    ended = magic_pyramid("classify", "--model", folder, tmp_path / "nowhere.tsv")
+    assert_one_line(ended, "nowhere.tsv: no such file")
+
+
+def test_no_column(magic_pyramid: Command, folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a.tsv"
+    path.write_text("sentence\tlabel\nthe\t1\n")
+    assert_one_line(magic_pyramid("classify", "--model", folder, path), "expected a column 'text', or 'text_a'")
+
+
+def test_standard_input_that_is_not_utf8(magic_pyramid: Command, folder: Path) -> None:
+    ended = magic_pyramid("classify", "--model", folder, stdin="né\n".encode("latin-1"))
+    assert_one_line(ended, "standard input: expected UTF-8; ")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--exit-threshold", 2], "exit_threshold must lie in [0, 1]"),
+        (["--device", "abacus"], "--device 'abacus' cannot be used here: "),
+        (["--format", "csv"], "standard input: a stream is read as txt or jsonl; got 'csv'"),
+    ],
+)
+def test_options_that_cannot_be_followed(
+    magic_pyramid: Command, folder: Path, options: list[object], message: str
+) -> None:
+    assert_one_line(magic_pyramid("classify", "--model", folder, *options, stdin="the\n"), message)
+
+
+def test_an_unknown_option(magic_pyramid: Command, folder: Path) -> None:
+    ended = magic_pyramid("classify", "--model", folder, "--treshold", 1)
+    assert ended.status == 2
+    assert "--treshold" in ended.err
+    assert "Traceback" not in ended.err
+
+
+@pytest.mark.parametrize("old", [None, "old answers\n"])
+def test_an_error_in_the_middle_leaves_no_half_of_the_output(
+    magic_pyramid: Command, folder: Path, tmp_path: Path, old: str | None
+) -> None:
+    texts, answers = jsonl(tmp_path / "a.jsonl", [*TEXTS[:5], None]), tmp_path / "answers.jsonl"
+    if old is not None:
+        answers.write_text(old)
+    ended = magic_pyramid("classify", "--model", folder, "--output", answers, "--window", 2, texts)
+    assert_one_line(ended, "a.jsonl: row 6 has no text")
+    if old is None:
+        assert os.listdir(tmp_path) == ["a.jsonl"]
+    else:
+        assert answers.read_text() == old
+        assert len(os.listdir(tmp_path)) == 2
+
+
+def test_answers_before_an_error_are_on_standard_output(magic_pyramid: Command, folder: Path, tmp_path: Path) -> None:
+    texts = jsonl(tmp_path / "a.jsonl", [*TEXTS[:5], None])
+    ended = magic_pyramid("classify", "--model", folder, "--window", 2, texts)
+    assert ended.status == 2
+    assert ended.answers() == expected(folder, TEXTS[:4])
+    assert "row 6 has no text" in ended.err

@@ -1,0 +1,211 @@
+"""``magic-pyramid tune`` and ``evaluate``: what they print is what the model then does."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from mp_model import PyramidBertForSequenceClassification
+from mp_model.command_line import app
+from mp_model.data.batches import encode, length_sorted_batches
+from mp_model.training.features import collect_features, train_all_heads
+from support import tiny, wordpiece
+
+NAMES = ("no", "yes")
+
+
+def rows(count: int, seed: int) -> tuple[list[str], list[int]]:
+    """Texts whose label is which of two words they hold more of."""
+    draw = random.Random(seed)
+    texts, labels = [], []
+    for _ in range(count):
+        label, length = draw.randint(0, 1), draw.randint(3, 25)
+        words = draw.choices("abcdefgh", k=length) + draw.choices(
+            ("the", "rate"), weights=(3 - 2 * label, 1 + 2 * label), k=5
+        )
+        draw.shuffle(words)
+        texts.append(" ".join(words))
+        labels.append(label)
+    return texts, labels
+
+
+@pytest.fixture(scope="module")
+def validation(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("texts") / "validation.tsv"
+    lines = [f"{NAMES[label]}\t{text}" for text, label in zip(*rows(300, 1), strict=True)]
+    path.write_text("label\ttext\n" + "\n".join(lines) + "\n")
+    return str(path)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A random backbone with heads that were trained on it, thresholds of pruning, and no exit threshold."""
+    model = tiny.classifier(
+        vocab_size=len(wordpiece.VOCABULARY),
+        num_labels=2,
+        id2label=dict(enumerate(NAMES)),
+        exit_head="pooled",
+        exit_layers=[0, 1, 2, 3],
+        prune_thresholds=[0.01, 0.015, 0.02, 0.02],
+    )
+    texts, labels = rows(300, 0)
+    batches = length_sorted_batches(encode(wordpiece.tokenizer(), texts, 64), 32, 0)
+    train_all_heads(model, collect_features(model, batches, labels))
+    model.save_pretrained(tmp_path / "model")
+    wordpiece.tokenizer().save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def invoke(*arguments: object) -> Any:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def accuracy_of(folder: Path, validation: str) -> tuple[float, float]:
+    """Accuracy and mean executed GFLOPs of the saved model, as it is set."""
+    model = PyramidBertForSequenceClassification.from_pretrained(folder).eval()
+    texts, labels = rows(300, 1)
+    data = encode(wordpiece.tokenizer(), texts, 64)
+    inputs = tiny.Batch(*([torch.tensor(row[name]) for row in data] for name in ("input_ids", "token_type_ids")))
+    with torch.no_grad():
+        out = model(**inputs.padded())
+    right = (out.logits.argmax(-1) == torch.tensor(labels)).double().mean().item()
+    return right, out.executed_flops.double().mean().item() / 1e9
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--max-drop", 2],
+        ["--max-drop", 2, "--counted"],
+        ["--max-drop", 2, "--by-layer"],
+        ["--max-drop", 3, "--factors", "0.5,2"],
+        ["--speedup", 3],
+        ["--max-drop", 10, "--confidence", 0.9],
+        ["--max-drop", 15, "--confidence", 0.9, "--by-layer", "--factors", "2"],
+        ["--latency", 1000],
+    ],
+)
+def test_what_tune_chooses_is_what_the_model_does(options: list, folder: Path, validation: str) -> None:
+    before = json.loads((folder / "config.json").read_text())
+    result = invoke("tune", validation, "--model", folder, *options, "--json")
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    chosen = document["chosen"]
+    after = json.loads((folder / "config.json").read_text())
+    assert after.pop("exit_threshold") == chosen["exit_threshold"]
+    assert after.pop("prune_thresholds") == pytest.approx([chosen["factor"] * x for x in before["prune_thresholds"]])
+    assert after == {name: x for name, x in before.items() if name not in ("exit_threshold", "prune_thresholds")}
+
+    accuracy, executed = accuracy_of(folder, validation)
+    tested_on_half = "--confidence" in options and "--factors" in options
+    if not tested_on_half:
+        assert chosen["accuracy"] == pytest.approx(accuracy)
+        assert chosen["executed_gflops"] == pytest.approx(executed)
+    if options[0] == "--max-drop":
+        assert accuracy >= document["accuracy_without_exits"] - options[1] / 100 - 0.02
+    if options[0] == "--speedup":
+        assert chosen["speed_up"] >= options[1]
+    if options[0] == "--latency":
+        assert 0 < document["seconds"] < 1
+    curve = document["curve"]
+    assert [x["executed_gflops"] for x in curve] == sorted((x["executed_gflops"] for x in curve), reverse=True)
+
+
+def test_a_dry_run_writes_nothing_and_prints_the_curve(folder: Path, validation: str) -> None:
+    before = (folder / "config.json").read_bytes()
+    result = invoke("tune", validation, "--model", folder, "--max-drop", 5, "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert (folder / "config.json").read_bytes() == before
+    assert "The trade-off, slowest first" in result.stdout
+    assert re.search(r"points lost, -?[\d.]+ expected; not written", result.stdout)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "give one goal out of --max-drop, --speedup, --latency; got none"),
+        (["--max-drop", 1, "--speedup", 2], "got --max-drop and --speedup"),
+        (["--speedup", 2, "--confidence", 0.9], "it goes with --max-drop"),
+        (["--speedup", 2, "--counted"], "it goes with --max-drop, without --confidence"),
+        (["--max-drop", 1, "--confidence", 0.9, "--counted"], "it goes with --max-drop, without --confidence"),
+        (["--speedup", 1e9], "the highest speed-up that this model reaches is"),
+        (["--latency", 1e-9], "the fastest setting of this model takes"),
+        (["--max-drop", 0.5, "--confidence", 0.9], "it takes at least 460 texts"),
+        (["--max-drop", 1, "--factors", "a"], "--factors must be numbers with commas between them; got 'a'"),
+        (["--max-drop", 1, "--factors", "-1"], "--factors must be 0 or more"),
+    ],
+)
+def test_goals_that_cannot_be_met(options: list, message: str, folder: Path, validation: str) -> None:
+    before = (folder / "config.json").read_bytes()
+    result = invoke("tune", validation, "--model", folder, *options)
+    assert isinstance(result.exception, ValueError)
+    assert message in str(result.exception)
+    assert (folder / "config.json").read_bytes() == before
+
+
+def test_factors_need_thresholds(folder: Path, validation: str) -> None:
+    model = PyramidBertForSequenceClassification.from_pretrained(folder)
+    model.config.prune_thresholds = None
+    model.save_pretrained(folder)
+    result = invoke("tune", validation, "--model", folder, "--max-drop", 1, "--factors", "2")
+    assert "this model has none; fit it with a recipe that prunes" in str(result.exception)
+
+
+def test_evaluate(folder: Path, validation: str, tmp_path: Path) -> None:
+    invoke("tune", validation, "--model", folder, "--max-drop", 2)
+    report = tmp_path / "report"
+    arguments = ["evaluate", validation, "--model", folder, "--exit-thresholds", "0.2,0.9", "--buckets", "10,20"]
+    result = invoke(*arguments, "--output", report, "--json")
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    assert json.loads((report / "evaluation.json").read_text()) == document
+    own, *sweep = document["evaluations"]
+    assert [x["exit_threshold"] for x in sweep] == [None, 0.2, 0.9]
+    accuracy, executed = accuracy_of(folder, validation)
+    assert (own["accuracy"], own["executed_gflops"]) == (pytest.approx(accuracy), pytest.approx(executed))
+    assert sum(own["exits"]) == sum(bucket["texts"] for bucket in own["buckets"]) == 300
+    assert document["padded_bert_seconds"] > 0
+    assert all(x["seconds"] > 0 for x in document["evaluations"])
+    assert sorted(path.name for path in report.glob("*.png")) == [
+        "exits.png",
+        "lengths.png",
+        "tokens.png",
+        "trade_off.png",
+    ]
+
+    printed = invoke(*arguments, "--no-time")
+    assert printed.exit_code == 0, printed.output
+    for words in ("300 texts", "By length", "21 or more", "By layer", f"{accuracy:.2%}"):
+        assert words in printed.stdout
+    assert "padded" not in printed.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--buckets", "a"], "--buckets must be numbers"),
+        (["--buckets", "70,35"], "rising positive bounds"),
+        (["--exit-thresholds", "2"], r"exit_threshold must lie in [0, 1]"),
+        (["--model", "nowhere"], "--model must be a folder of a saved model"),
+    ],
+)
+def test_refused_evaluations(options: list, message: str, folder: Path, validation: str) -> None:
+    result = invoke("evaluate", validation, "--model", folder, "--no-time", *options)
+    assert isinstance(result.exception, ValueError)
+    assert message in str(result.exception)
+
+
+def test_labels_of_another_task(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "other.tsv").write_text("label\ttext\nsport\ta\n")
+    for command, options in (("evaluate", ["--no-time"]), ("tune", ["--max-drop", 1])):
+        result = invoke(command, tmp_path / "other.tsv", "--model", folder, *options)
+        assert "has the label 'sport', which the classifier was not trained for; expected one of 'no', 'yes'" in str(
+            result.exception
+        )

@@ -1,0 +1,1 @@
+"""What several tests share: definitions to compare with, tiny models, ragged batches, recorded numbers."""

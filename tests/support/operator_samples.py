@@ -1,0 +1,77 @@
+"""Arguments of every registered operator, to check each of its implementations with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from support.ragged_batches import cu_seqlens_of, random_heads, stays_of
+
+LENGTHS = (3, 0, 17, 1)
+TOTAL = sum(LENGTHS)
+CU_SEQLENS = cu_seqlens_of(LENGTHS)
+STAYS = stays_of([1, 0, 0, 1])
+
+
+def grown(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, requires_grad=True)
+
+
+def attention_samples() -> list[tuple]:
+    (q,), (k, v) = random_heads(4, 2, 20, 1), random_heads(TOTAL, 2, 20, 2)
+    packed = [x.detach().requires_grad_() for x in torch.randn(TOTAL, 3, 2, 20).unbind(1)]
+    few = q.requires_grad_(), k.requires_grad_(), v.requires_grad_(), cu_seqlens_of((1, 0, 3, 0)), CU_SEQLENS
+    return [
+        (*packed, CU_SEQLENS, CU_SEQLENS, None, 17, 0.2, True),
+        (*packed, CU_SEQLENS, CU_SEQLENS, STAYS, 17, 0.2, True),
+        (*few, None, 17, 0.2, True),
+        (*few, STAYS, 17, 0.2, False),
+    ]
+
+
+def attention_backward_samples() -> list[tuple]:
+    out_grad, q, k, v = random_heads(TOTAL, 2, 20, 4)
+    starts, sizes = (CU_SEQLENS, CU_SEQLENS), (17, 0.2)
+    logsumexp = torch.ops.mp_kernels.ragged_attention(q, k, v, *starts, None, *sizes, False)[2]
+    return [(out_grad, grad, q, k, v, logsumexp, *starts, *sizes) for grad in (None, torch.randn(2, TOTAL))]
+
+
+SAMPLES: dict[str, Callable[[], list[tuple]]] = {
+    "ragged_attention": attention_samples,
+    "ragged_attention_backward": attention_backward_samples,
+    "mean_over_heads": lambda: [(grown(3, TOTAL),), (grown(1, 0),)],
+    "prune_tokens": lambda: [
+        (torch.rand(TOTAL), CU_SEQLENS, None, 0.5),
+        (torch.rand(3, TOTAL), CU_SEQLENS, STAYS, 0.5),
+    ],
+    "top_k_tokens": lambda: [
+        (torch.rand(TOTAL), CU_SEQLENS, None, torch.tensor([1, 2, 3, 4])),
+        (torch.rand(3, TOTAL), CU_SEQLENS, STAYS, torch.tensor([1, 2, 3, 4])),
+    ],
+    "select_samples": lambda: [(CU_SEQLENS, STAYS, TOTAL)],
+    "ragged_gather": lambda: [
+        ([grown(TOTAL, 4), torch.arange(TOTAL)], torch.tensor([3, 1, 1])),
+        ([grown(TOTAL, 2, 3)], torch.tensor([], dtype=torch.int64)),
+    ],
+    "ragged_gather_backward": lambda: [
+        ([torch.randn(3, 4), torch.randn(3, 2, 2)], torch.tensor([1, 1, 3]), torch.tensor([1, 2, 0]), [5, 4]),
+        ([torch.randn(3, 4)], torch.tensor([0, 2, 3]), None, [5]),
+    ],
+    "ragged_mean": lambda: [(grown(TOTAL, 5), CU_SEQLENS)],
+    "add_layer_norm": lambda: [
+        (grown(4, 5), None, grown(4, 5), None, grown(5), grown(5), 1e-5),
+        (grown(4, 5), None, grown(9, 5), torch.tensor([0, 3, 3, 8]), grown(5), grown(5), 1e-5),
+        (grown(3, 5), torch.tensor([2, 2]), grown(9, 5), torch.tensor([0, 8]), grown(5), grown(5), 1e-5),
+    ],
+    "bias_gelu": lambda: [(grown(4, 5), grown(5)), (grown(4, 5), None)],
+    "normalized_entropy": lambda: [(grown(4, 5),)],
+    "exit_head": lambda: [
+        (*(torch.randn(*shape) for shape in ((4, 6), (5, 6), (5,), (3, 5), (3,))), None, 0.8),
+        (
+            *(torch.randn(*shape) for shape in ((4, 6), (5, 6), (5,), (3, 5), (3,))),
+            torch.tensor([0.0, 1, 0.9, 0.8]),
+            0.0,
+        ),
+    ],
+}

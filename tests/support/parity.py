@@ -1,0 +1,109 @@
+"""Every public operator against its definition, in one go.
+
+In a fresh interpreter, where the way that mp_kernels is loaded can be chosen, :func:`main` prints the outcome as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Callable
+
+import torch
+
+from support.accuracy import with_gradients
+from support.ragged_batches import cu_seqlens_of, random_heads
+
+LENGTHS = (5, 65, 0, 1, 130, 24)
+
+
+def _distance(got: object, expected: object) -> float:
+    if isinstance(got, torch.Tensor):
+        if got.shape != expected.shape:
+            return math.inf
+        apart = (got.double() - expected.double()).abs().nan_to_num(nan=math.inf)
+        return apart.max().item() if apart.numel() else 0.0
+    if isinstance(got, list | tuple):
+        return max((_distance(x, y) for x, y in zip(got, expected, strict=True)), default=0.0)
+    return 0.0 if got == expected else math.inf
+
+
+def _cases() -> dict[str, tuple[Callable, list[torch.Tensor]]]:
+    """Each operator as a function of a module, ``mp_kernels`` or its reference, and of inputs to differentiate in."""
+    cu_seqlens, total = cu_seqlens_of(LENGTHS), sum(LENGTHS)
+    importance, by_head, mask = torch.rand(total), torch.rand(2, total), torch.rand(4, 9) < 0.6
+    stays, (some, others) = torch.arange(len(LENGTHS)) % 2 == 1, torch.randint(0, total, (2, 40))
+    head = [torch.randn(shape) for shape in ((9, 37), (20, 37), (20,), (3, 20), (3,))]
+
+    def fields(kept) -> list:
+        return [kept.index, kept.cu_seqlens, kept.max_seqlen, kept.samples]
+
+    return {
+        "ragged_attention": (
+            lambda m, *qkv: (
+                *m.ragged_attention(*qkv, cu_seqlens, max(LENGTHS)),
+                *m.ragged_attention(*qkv, cu_seqlens, max(LENGTHS), by_head=True, stays=stays),
+            ),
+            list(random_heads(total, 3, 20)),
+        ),
+        "prune_tokens": (
+            lambda m: [
+                *fields(m.prune_tokens(importance, cu_seqlens, 0.5)),
+                *fields(m.prune_tokens(by_head, cu_seqlens, 0.5, stays)),
+            ],
+            [],
+        ),
+        "top_k_tokens": (
+            lambda m: [
+                *fields(m.top_k_tokens(importance, cu_seqlens, 7)),
+                *fields(m.top_k_tokens(by_head, cu_seqlens, 7, stays)),
+            ],
+            [],
+        ),
+        "select_samples": (lambda m: fields(m.select_samples(cu_seqlens, stays)), []),
+        "ragged_gather": (lambda m, *xs: m.ragged_gather(xs, some), [torch.randn(total, 7), torch.randn(total, 2, 3)]),
+        "ragged_mean": (lambda m, x: m.ragged_mean(x, cu_seqlens), [torch.randn(total, 37)]),
+        "add_layer_norm": (
+            lambda m, *xs: (m.add_layer_norm(*xs, 1e-5, some, others), m.add_layer_norm(*xs, 1e-5)),
+            [torch.randn(total, 37), torch.randn(total, 37), torch.randn(37), torch.randn(37)],
+        ),
+        "bias_gelu": (lambda m, *xs: m.bias_gelu(*xs), [torch.randn(9, 37), torch.randn(37)]),
+        "normalized_entropy": (lambda m, x: m.normalized_entropy(x), [torch.randn(9, 5)]),
+        "exit_head": (lambda m: m.exit_head(*head, 0.8), []),
+        "pack": (lambda m, x: m.pack(x, mask).values, [torch.randn(4, 9, 3)]),
+        "unpack": (lambda m, x: m.unpack(m.pack(x, mask), -1.0), [torch.randn(4, 9, 3)]),
+    }
+
+
+def worst_errors() -> dict[str, float]:
+    """Largest distance of each public operator from its definition at the same dtype, gradients included."""
+    import mp_kernels
+
+    torch.manual_seed(0)
+    errors = {}
+    for name, (run, inputs) in _cases().items():
+
+        def outcome(module, run=run, inputs=inputs):
+            return with_gradients(lambda *xs: run(module, *xs), inputs) if inputs else run(module)
+
+        errors[name] = _distance(outcome(mp_kernels), outcome(mp_kernels.reference))
+    return errors
+
+
+def main() -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        import mp_kernels
+        from mp_kernels import extension
+
+        errors = worst_errors()
+    outcome = {
+        "file": mp_kernels.__file__,
+        "built": extension.is_built(),
+        "instruction_sets": extension.instruction_sets(),
+        "instruction_set": extension.chosen_instruction_set(),
+        "warnings": [str(w.message) for w in caught],
+        "errors": errors,
+    }
+    print(json.dumps(outcome))
