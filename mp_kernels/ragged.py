@@ -30,6 +30,11 @@ class Ragged:
     def batch_size(self) -> int:
         return self.cu_seqlens.shape[0] - 1
 
+    @property
+    def lengths(self) -> torch.Tensor:
+        """int64 ``[batch]``, the rows of each sample."""
+        return self.cu_seqlens.diff().long()
+
 
 @dataclass
 class Kept:
