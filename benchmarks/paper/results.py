@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from mp_model.measuring.all_exits import AllExits
-from mp_model.measuring.evaluation import Evaluation, evaluate
+from mp_model.measuring.evaluation import evaluate
 from mp_model.measuring.tuning import (
     Outcome,
     outcome_of,
@@ -38,11 +38,7 @@ def figures_of(
     if len(reading.test.layers) > 1:
         offers = trade_off({1.0: reading.validation}, layered=layered, steps=STEPS)
         threshold = offers.fastest(drop / 100, counted=counted).exit_threshold
-    return as_json(evaluate(reading.test, threshold, tuple(bounds)))
-
-
-def as_json(evaluation: Evaluation) -> dict[str, Any]:
-    return {**asdict(evaluation), "speed_up": evaluation.speed_up}
+    return evaluate(reading.test, threshold, tuple(bounds)).as_json()
 
 
 def curve_of(exits: AllExits) -> list[Outcome]:
@@ -100,12 +96,12 @@ def corpus_results(corpus: Corpus, runs: Path, corpora: Path | None, console: Co
         if (0, name) in readings:
             reading = readings[0, name]
             result["systems"][name] = {f"{drop}": figures_of(reading, drop, corpus.bounds) for drop in DROPS}
-            result["systems"][name]["without exits"] = as_json(evaluate(reading.test, None, corpus.bounds))
+            result["systems"][name]["without exits"] = evaluate(reading.test, None, corpus.bounds).as_json()
             if len(reading.test.layers) > 1:
                 careful = {f"{drop}": figures_of(reading, drop, corpus.bounds, counted=False) for drop in DROPS}
                 result["careful"][name] = careful
             curve = curve_of(reading.test)
-            result["curves"][name] = [asdict(outcome) for outcome in curve]
+            result["curves"][name] = [outcome.as_json() for outcome in curve]
             result["on_test"][name] = _least_on_test(curve, bert[0])
     for name in ("bert", "ltp", "mp", "pyramid"):
         rows = [

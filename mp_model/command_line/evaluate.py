@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -75,13 +75,12 @@ def evaluate(
             ways[str(threshold)] = lambda inputs, threshold=threshold: classifier(**inputs, exit_threshold=threshold)
         seconds = time_ways(ways, batches)
         padded = seconds["padded"]
-        for evaluation in evaluations:
-            evaluation.seconds = seconds[str(evaluation.exit_threshold)]
+        evaluations = [replace(x, seconds=seconds[str(x.exit_threshold)]) for x in evaluations]
 
     document = {
         "texts": len(exits),
         "padded_bert_seconds": padded,
-        "evaluations": [{**asdict(evaluation), "speed_up": evaluation.speed_up} for evaluation in evaluations],
+        "evaluations": [evaluation.as_json() for evaluation in evaluations],
     }
     if output is not None:
         from ..reporting.plots import plot_buckets, plot_exits, plot_tokens, plot_trade_off

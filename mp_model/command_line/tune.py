@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -125,12 +124,12 @@ def tune(
                 {
                     "texts": len(reference),
                     "accuracy_without_exits": right_without_exits(reference).double().mean().item(),
-                    "chosen": asdict(chosen),
+                    "chosen": chosen.as_json(),
                     "prune_thresholds": classifier.config.prune_thresholds,
                     "seconds": took,
                     "confidence": confidence,
                     "written": not dry_run,
-                    "curve": [asdict(outcome) for outcome in offers.curve()],
+                    "curve": [outcome.as_json() for outcome in offers.curve()],
                 }
             )
         )

@@ -1,4 +1,4 @@
-"""Timing classifiers side by side on the same batches."""
+"""The time that classifiers take on the same batches, side by side."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ Way = Callable[[dict[str, Tensor]], Any]
 
 
 def padded_twin(model: PyramidBertForSequenceClassification) -> BertForSequenceClassification:
-    """transformers' own classifier with the pyramid's weights: padded, nothing pruned, nobody leaves."""
+    """The stock transformers classifier with the pyramid's weights: padded, nothing pruned, nobody leaves."""
     shared = {name: getattr(model.config, name) for name in BertConfig().to_dict() if hasattr(model.config, name)}
-    config = BertConfig(**{**shared, "model_type": "bert"}, num_labels=model.config.num_labels)
+    config = BertConfig(**{**shared, "model_type": "bert", "num_labels": model.config.num_labels})
     twin = BertForSequenceClassification(config).eval()
     twin.load_state_dict({name: x for name, x in model.state_dict().items() if not name.startswith("exits.")})
     return twin.to(model.device)
@@ -28,10 +28,15 @@ def padded_twin(model: PyramidBertForSequenceClassification) -> BertForSequenceC
 
 @torch.inference_mode()
 def time_ways(ways: dict[str, Way], batches: Sequence[TextBatch], rounds: int = 3) -> dict[str, float]:
-    """Seconds for a text, of each way to classify the batches, tokenisation apart.
+    """Seconds that each way to classify the batches takes for a text, tokenisation apart.
 
     The ways take turns batch by batch, so that whatever else the machine does hits them alike; the result is the median of
     the rounds over all batches.
+
+    Args:
+        ways: functions of a batch's inputs, by name.
+        batches: padded batches, on the device that the ways run on.
+        rounds: number of passes over the batches.
     """
     texts = sum(len(batch.places) for batch in batches)
     on_cuda = next(iter(batches)).inputs["input_ids"].is_cuda

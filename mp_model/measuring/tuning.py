@@ -1,4 +1,4 @@
-"""Choosing exit thresholds, and how strongly to prune, on labelled validation texts.
+"""The choice of exit thresholds, and of the strength of pruning, on labelled validation texts.
 
 Everything is arithmetic on :class:`mp_model.measuring.all_exits.AllExits`: the model runs once for each strength of pruning.
 """
@@ -13,76 +13,65 @@ import torch
 from torch import Tensor
 
 from .all_exits import AllExits
+from .record import Record, Threshold
 
-Threshold = float | list[float] | None
 
-
-@dataclass(frozen=True)
-class Outcome:
-    """What exit thresholds do to the validation texts.
+@dataclass(frozen=True, kw_only=True)
+class Outcome(Record):
+    """The record of validation texts under exit thresholds, and how far it can be trusted.
 
     Attributes:
-        exit_threshold: one, one for each exit layer, or None: nobody leaves early.
-        accuracy: share of right answers.
-        expected_accuracy: share of right answers without exits, less what exits are expected to cost by the judgement of the
-            model's own head (:attr:`mp_model.measuring.all_exits.AllExits.expected_cost`).
+        exit_threshold: one threshold, one for each exit layer, or None: nobody leaves early.
+        expected_accuracy: share of right answers without exits, less the share that exits are expected to cost by the
+            judgement of the model's own head (:meth:`mp_model.measuring.all_exits.AllExits.expected_cost`).
         harm: share of texts answered wrongly that the reference answers rightly; accuracy cannot fall by more.
-        mean_exit_layer: mean layer of the exit.
-        gflops, executed_gflops: mean work for a text, by the paper's count and as executed.
-        speed_up: the work of a BERT without padding that prunes nothing, over the executed work.
-        factor: what the thresholds of pruning were multiplied by.
+        factor: multiple of the model's own pruning thresholds.
     """
 
     exit_threshold: Threshold
-    accuracy: float
     expected_accuracy: float
     harm: float
-    mean_exit_layer: float
-    gflops: float
-    executed_gflops: float
-    speed_up: float
     factor: float = 1.0
 
     @property
     def smoothed_accuracy(self) -> float:
-        """The mean of what was counted and what is expected: nearly as little luck as the one, the truth of the other."""
+        """The mean of the counted and the expected accuracy.
+
+        A count is true to the labels but partly luck; an expectation varies less but trusts the model's own head.
+        """
         return (self.accuracy + self.expected_accuracy) / 2
 
 
 def outcome_of(exits: AllExits, right_before: Tensor, exit_threshold: Threshold, factor: float = 1.0) -> Outcome:
-    """Applies exit thresholds to the predictions of all exits.
+    """The outcome of exit thresholds, from the predictions of all exits.
 
     Args:
         exits: the predictions.
-        right_before: bool ``[texts]``, which texts the reference answers rightly, mostly the model without exits.
-        exit_threshold: in [0, 1]; or one for each exit layer; None: nobody leaves early.
-        factor: carried over into the outcome.
+        right_before: bool ``[texts]``, whether the reference, mostly the model without exits, answers a text rightly.
+        exit_threshold: one threshold in [0, 1], one for each exit layer, or None: nobody leaves early.
+        factor: multiple of the model's own pruning thresholds that the predictions were read under.
     """
     answers = exits.answers(exit_threshold)
-    right = answers.predictions == exits.labels
-    executed = answers.executed_flops.double().mean().item()
-    return Outcome(
-        exit_threshold,
-        accuracy=right.double().mean().item(),
+    wrong = answers.predictions != exits.labels
+    return Outcome.of(
+        exits,
+        answers,
+        exit_threshold=exit_threshold,
         expected_accuracy=right_without_exits(exits).double().mean().item() - exits.expected_cost(answers.predictions),
-        harm=(right_before & ~right).double().mean().item(),
-        mean_exit_layer=answers.exit_layer.double().mean().item(),
-        gflops=answers.flops.double().mean().item() / 1e9,
-        executed_gflops=executed / 1e9,
-        speed_up=exits.dense_flops.double().mean().item() / executed,
+        harm=(right_before & wrong).double().mean().item(),
         factor=factor,
     )
 
 
 def right_without_exits(exits: AllExits) -> Tensor:
-    """bool ``[texts]``: which texts the model answers rightly if nobody leaves early."""
+    """bool ``[texts]``: whether the model answers a text rightly if nobody leaves early."""
     return exits.predictions[-1] == exits.labels
 
 
 def outcomes_of_one_threshold(
     exits: AllExits, right_before: Tensor, steps: int = 200, factor: float = 1.0
 ) -> list[Outcome]:
-    """Nobody leaves, and the same threshold for all exit layers in ``steps`` steps from 0 to 1; slowest first."""
+    """The outcomes of closed exits, and of one threshold for all layers in ``steps`` steps from 0 to 1; slowest first."""
     thresholds: list[Threshold] = [None]
     if len(exits.layers) > 1:
         thresholds += [step / steps for step in range(steps + 1)]
@@ -95,23 +84,23 @@ def largest_threshold(outcomes: Iterable[Outcome], max_harm: float) -> Outcome |
     Harm counts answers made wrong and does not set them off against answers made right, so it is stricter than a fall of
     the accuracy, which on few texts is mostly luck.
     """
-    fit = [outcome for outcome in outcomes if outcome.exit_threshold is not None and outcome.harm <= max_harm]
-    return max(fit, key=lambda outcome: outcome.exit_threshold, default=None)
+    single = {x.exit_threshold: x for x in outcomes if isinstance(x.exit_threshold, float) and x.harm <= max_harm}
+    return single[max(single)] if single else None
 
 
 def one_threshold_a_layer(exits: AllExits, right_before: Tensor, start: Outcome, steps: int = 50) -> Outcome:
-    """Thresholds by layer that cost no more than ``start`` and answer at least as many texts rightly.
+    """The outcome of thresholds by layer that cost no more than ``start`` and answer at least as many texts rightly.
 
-    Coordinate descent on the executed work, a layer's threshold at a time over ``steps`` of its uncertainties, with
-    ``start``'s accuracy as the floor; once from ``start``'s own threshold, once from where nobody leaves.
+    The search is coordinate descent on the executed work, a layer's threshold at a time over ``steps`` of its
+    uncertainties, with ``start``'s accuracy as the floor; once from ``start``'s own threshold, once from closed exits.
     """
     last = len(exits.layers) - 1
     if last == 0:
         return start
     floor = round(start.accuracy * len(exits))
-    begins = [[0.0] * last]
-    if start.exit_threshold is not None:
-        begins.append(exits.config.resolved_exit_threshold(start.exit_threshold))
+    own, begins = start.exit_threshold, [[0.0] * last]
+    if own is not None:
+        begins.append(own if isinstance(own, list) else [own] * last)
     candidates = [_steps_between(uncertainty, steps) for uncertainty in exits.uncertainty]
     found = [outcome_of(exits, right_before, _descend(exits, t, candidates, floor), start.factor) for t in begins]
     good = [start, *(x for x in found if x.accuracy >= start.accuracy)]
@@ -119,7 +108,7 @@ def one_threshold_a_layer(exits: AllExits, right_before: Tensor, start: Outcome,
 
 
 def _descend(exits: AllExits, thresholds: list[float], candidates: list[list[float]], floor: int) -> list[float]:
-    """Thresholds of less work at which ``floor`` texts are answered rightly, or the given ones."""
+    """Thresholds of less work at which ``floor`` texts or more are answered rightly, or the given ones."""
     right = (exits.predictions == exits.labels).long()
     last = len(thresholds)
 
@@ -148,13 +137,13 @@ def _descend(exits: AllExits, thresholds: list[float], candidates: list[list[flo
 
 
 def _steps_between(uncertainty: Tensor, steps: int) -> list[float]:
-    """0, and thresholds by which equal shares more of the texts leave each; rounded up, to four digits."""
+    """Thresholds from 0 on, each of which lets an equal share more of the texts leave; rounded up, to four digits."""
     shares = torch.quantile(uncertainty.double(), torch.linspace(0, 1, steps, dtype=torch.float64))
     return sorted({0.0, *(min(1.0, math.ceil(share * 1e4) / 1e4) for share in shares.tolist())})
 
 
 def frontier(outcomes: Iterable[Outcome]) -> list[Outcome]:
-    """Those that no other beats in both, accuracy and executed work; slowest first."""
+    """The outcomes that no other beats in both accuracy and executed work; slowest first."""
     best: list[Outcome] = []
     for outcome in sorted(outcomes, key=lambda outcome: (outcome.executed_gflops, -outcome.accuracy)):
         if not best or outcome.accuracy > best[-1].accuracy:
@@ -164,11 +153,12 @@ def frontier(outcomes: Iterable[Outcome]) -> list[Outcome]:
 
 @dataclass
 class TradeOff:
-    """All that a model can be tuned to.
+    """All settings that a model can be tuned to.
 
     Attributes:
-        reference: the model with its own pruning and without exits, which losses are counted from.
-        one_threshold: outcomes of one threshold for all layers; ``layered``: of one a layer, where they were asked for.
+        reference: outcome of the model's own pruning without exits, which losses are counted from.
+        one_threshold: outcomes of one threshold for all layers.
+        layered: outcomes of a threshold for each layer, where they were asked for.
     """
 
     reference: Outcome
@@ -176,7 +166,7 @@ class TradeOff:
     layered: list[Outcome] = field(default_factory=list)
 
     def outcomes(self) -> list[Outcome]:
-        """All of them."""
+        """All outcomes, the reference first."""
         return [self.reference, *self.one_threshold, *self.layered]
 
     def curve(self) -> list[Outcome]:
@@ -184,13 +174,12 @@ class TradeOff:
         return frontier(self.outcomes())
 
     def fastest(self, max_drop: float, *, counted: bool = False) -> Outcome:
-        """The least work at which the accuracy (a share) falls by at most ``max_drop`` below the reference's.
+        """The outcome of least work whose accuracy (a share) is at most ``max_drop`` below the reference's.
 
-        It may do so neither as counted on these texts, nor as counted and expected together
-        (:attr:`Outcome.smoothed_accuracy`): the fastest of many settings whose counted loss is small enough is one that was
-        lucky on these texts, and loses more on others.
+        Both the counted accuracy and the mean of counted and expected (:attr:`Outcome.smoothed_accuracy`) must be high
+        enough: the fastest of many settings whose counted loss is small was lucky on these texts, and loses more on others.
 
-        counted: whether to take what was counted alone.
+        counted: whether the counted accuracy alone decides.
         """
         enough = self.reference.accuracy - max_drop - 1e-9
 
@@ -200,10 +189,10 @@ class TradeOff:
         return min(filter(loses_little, self.outcomes()), key=lambda outcome: outcome.executed_gflops)
 
     def most_accurate(self, speed_up: float) -> Outcome:
-        """The highest accuracy at that speed-up or a higher one.
+        """The outcome of highest accuracy at that speed-up or a higher one.
 
         Raises:
-            ValueError: nothing is as fast.
+            ValueError: no setting is as fast.
         """
         curve = self.curve()
         fast = [outcome for outcome in curve if outcome.speed_up >= speed_up]
@@ -215,12 +204,12 @@ class TradeOff:
         return fast[0]
 
     def within_latency(self, seconds: float, measure: Callable[[Outcome], float]) -> tuple[Outcome, float]:
-        """The highest accuracy at which ``measure`` gives at most so many seconds, and what it gave.
+        """The outcome of highest accuracy for which ``measure`` gives at most so many seconds, and the seconds it gave.
 
-        Work and time rise together along the curve, so a bisection of it measures few.
+        Work and time rise together along the curve, so a bisection of it measures few outcomes.
 
         Raises:
-            ValueError: nothing is as fast.
+            ValueError: no setting is as fast.
         """
         curve = self.curve()
         low, high, found = 0, len(curve) - 1, None
@@ -240,9 +229,9 @@ class TradeOff:
 
 
 def trade_off(by_factor: dict[float, AllExits], *, layered: bool, steps: int = 100) -> TradeOff:
-    """Outcomes of one threshold, and of one a layer (``layered``), for every strength of pruning.
+    """The outcomes of one threshold, and of one a layer (``layered``), for every strength of pruning.
 
-    by_factor: the predictions under the model's own thresholds of pruning times each factor; 1.0 among them.
+    by_factor: predictions under the model's own pruning thresholds times each factor; 1.0 is among them.
     """
     right_before = right_without_exits(by_factor[1.0])
     single, by_layer = [], []
@@ -256,7 +245,7 @@ def trade_off(by_factor: dict[float, AllExits], *, layered: bool, steps: int = 1
 
 
 def binomial_tail(count: int, texts: int, probability: float) -> float:
-    """P(X <= count) of a binomial X with that many texts; exact."""
+    """P(X <= count), exactly, for a binomial X of that many texts."""
     if not 0 < probability < 1:
         return float(probability <= 0 or count >= texts)
     log_p, log_q = math.log(probability), math.log1p(-probability)
@@ -274,18 +263,19 @@ def guaranteed(
     max_harm: float,
     confidence: float,
 ) -> Outcome | None:
-    """The last outcome on a path for which few enough harmed answers are certain, not only seen.
+    """The last outcome on a path whose harm is small enough for certain, and not only on these texts.
 
-    Learn then test (Angelopoulos and others, 2021), with fixed-sequence testing: for each point in turn the hypothesis
-    "more than ``max_harm`` of all texts are harmed" is tested by an exact binomial test, until one cannot be rejected. With
-    probability ``confidence`` over the draw of these texts, the harm among all texts of the kind is at most ``max_harm``,
-    so the accuracy falls by no more.
+    The method is Learn then Test (Angelopoulos and others, 2021) with fixed-sequence testing: for each point in turn the
+    hypothesis "more than ``max_harm`` of all texts are harmed" is tested by an exact binomial test, until one cannot be
+    rejected. With probability ``confidence`` over the draw of these texts, the harm among all texts of the kind is at most
+    ``max_harm``, so the accuracy falls by no more.
 
     Args:
-        by_factor: the predictions for texts that had no part in the making of the path, by strength of pruning.
-        right_before: bool ``[texts]``, which of them the reference answers rightly.
-        path: from the most cautious on.
-        max_harm, confidence: shares in (0, 1).
+        by_factor: predictions for texts that had no part in the making of the path, by strength of pruning.
+        right_before: bool ``[texts]``, whether the reference answers a text rightly.
+        path: outcomes from the most cautious on.
+        max_harm: largest share of texts that may be harmed, in (0, 1).
+        confidence: probability of the guarantee, in (0, 1).
 
     Returns:
         The outcome on these texts; None where not even the first point passes.
@@ -304,5 +294,5 @@ def guaranteed(
 
 
 def texts_needed(max_harm: float, confidence: float) -> int:
-    """How many texts a guarantee needs at the least: with none of them harmed."""
+    """Number of texts that a guarantee needs at the least, where none of them is harmed."""
     return math.ceil(math.log(1 - confidence) / math.log1p(-max_harm))

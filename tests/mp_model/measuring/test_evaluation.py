@@ -11,6 +11,7 @@ from mp_model.data.batches import length_sorted_batches
 from mp_model.measuring.all_exits import AllExits, read_all_exits
 from mp_model.measuring.evaluation import evaluate, f1_score
 from mp_model.measuring.timing import padded_twin, time_ways
+from mp_model.measuring.tuning import outcome_of, right_without_exits
 from mp_model.reporting import plots
 from mp_model.reporting.plots import plot_buckets, plot_exits, plot_tokens, plot_trade_off
 from support import tiny
@@ -59,6 +60,17 @@ def test_figures_are_those_of_the_model(pruned: tuple) -> None:
         assert bucket.accuracy == pytest.approx(right[inside].mean().item())
         assert bucket.mean_exit_layer == pytest.approx(out.exit_layer[inside].double().mean().item())
         assert bucket.executed_gflops == pytest.approx(out.executed_flops[inside].double().mean().item() / 1e9)
+
+
+def test_one_record_whoever_asks(pruned: tuple) -> None:
+    """Evaluations, a bucket that holds every text and tuning's outcomes tell the same of the same answers."""
+    _, exits, threshold = pruned
+    found = evaluate(exits, threshold, (1000,))
+    outcome = outcome_of(exits, right_without_exits(exits), threshold)
+    for name in ("texts", "accuracy", "mean_exit_layer", "gflops", "executed_gflops", "dense_gflops", "tokens_kept"):
+        assert getattr(found, name) == getattr(found.buckets[0], name) == getattr(outcome, name)
+    assert found.as_json()["speed_up"] == outcome.as_json()["speed_up"] == found.speed_up
+    assert found.as_json()["buckets"][0]["longest"] == 1000
 
 
 def test_empty_buckets_and_unreached_layers_are_left_out(pruned: tuple) -> None:

@@ -150,8 +150,20 @@ def test_thresholds_by_layer_use_what_one_cannot() -> None:
     assert one_threshold_a_layer(exits, right_before, nobody) == found
 
 
-def outcome(accuracy: float, executed: float, factor: float = 1.0) -> Outcome:
-    return Outcome(0.5, accuracy, accuracy, 0.0, 2.0, executed, executed, 10 / executed, factor)
+def outcome(accuracy: float, executed: float, factor: float = 1.0, threshold: float = 0.5) -> Outcome:
+    return Outcome(
+        texts=10,
+        accuracy=accuracy,
+        mean_exit_layer=2.0,
+        gflops=executed,
+        executed_gflops=executed,
+        dense_gflops=10.0,
+        tokens_kept=[1.0, 1.0],
+        exit_threshold=threshold,
+        expected_accuracy=accuracy,
+        harm=0.0,
+        factor=factor,
+    )
 
 
 def test_the_frontier_and_the_goals() -> None:
@@ -269,7 +281,7 @@ def test_a_guarantee_holds_as_often_as_it_says() -> None:
     """Among texts of a kind whose true harm is known, at most one choice in ten may exceed what was promised."""
     everything = random_exits(40_000, 0, noise=0.7)
     right_everywhere = right_without_exits(everything)
-    path = [Outcome(step / 40, 0, 0, 0, 0, 0, 0, 0) for step in range(41)]
+    path = [outcome(0.0, 1.0, threshold=step / 40) for step in range(41)]
     true_harm = [outcome_of(everything, right_everywhere, x.exit_threshold).harm for x in path]
     broken = useful = 0
     trials = 100
