@@ -19,9 +19,8 @@ from ..data.batches import length_sorted_batches
 from ..data.files import whole_file
 from ..measuring.all_exits import AllExits, read_all_exits
 from ..measuring.tuning import Outcome, trade_off
-from .processes import one_after_the_first
 from .recipes import RECIPES, Settings
-from .stages import Trained, save_whole, train_stages
+from .stages import Trained, processes, save_whole, train_stages
 from .tasks import Task
 
 
@@ -108,8 +107,8 @@ def fit(
         None if chosen is None else chosen.accuracy,
         time.monotonic() - begin,
     )
-    with one_after_the_first() as first:
-        if first:
+    with processes().main_process_first():
+        if processes().is_main_process:
             save_whole(trained.model, output / "model", trained.tokenizer)
             with whole_file(output / "summary.json") as stream:
                 json.dump(dataclasses.asdict(summary), stream, indent=1)

@@ -16,19 +16,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import AutoTokenizer, set_seed
+from transformers import AutoTokenizer, DataCollatorWithPadding, set_seed
 
 from ..data.batches import length_sorted_batches
 from ..data.files import whole_file
 from ..registration import PyramidBertConfig, PyramidBertForSequenceClassification
 from . import objectives
 from .features import Features, collect_features, standardise, unstandardise
-from .processes import one_after_the_first
 from .recipes import RECIPES, STAGES, Recipe, Settings, model_settings
 from .running import run_stage
-from .tasks import Collator, EncodedTexts, Task
+from .tasks import EncodedTexts, Task
 
 
 @dataclass
@@ -87,7 +87,7 @@ def train_stages(
         "train_texts": len(task.train),
         "label_names": task.label_names,
     }
-    with one_after_the_first():
+    with processes().main_process_first():
         _claim(output, asked)
     set_seed(settings.seed)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
@@ -101,14 +101,19 @@ def train_stages(
         if not (folder / "model").is_dir():
             set_seed(settings.seed + 1 + STAGES.index(stage))
             model, did = _run(stage, model, train, folder, recipe, settings, tokenizer, freeze_backbone, quiet)
-            with one_after_the_first() as first:
-                if first:
+            with processes().main_process_first():
+                if processes().is_main_process:
                     with whole_file(folder / "facts.json") as stream:
                         json.dump(did, stream)
                     save_whole(model, folder / "model", tokenizer)
         model = PyramidBertForSequenceClassification.from_pretrained(folder / "model")
         facts[stage] = json.loads((folder / "facts.json").read_text())
     return Trained(model.eval(), tokenizer, train, validation, facts)
+
+
+def processes() -> PartialState:
+    """The training processes, as ``torchrun`` and ``accelerate launch`` start them: one writes, the others wait for it."""
+    return PartialState(cpu=not torch.accelerator.is_available())
 
 
 def _check_stages(stages: Sequence[str], recipe: Recipe, name: str) -> None:
@@ -180,7 +185,7 @@ def _run(
     begin = time.monotonic()
     pruning = {name: getattr(model.config, name) for name in ("top_k", "prune_thresholds")}
     data: Dataset = train
-    collator: Any = Collator(tokenizer.pad_token_id)
+    collator: Any = DataCollatorWithPadding(tokenizer)
     finish = None
     if stage == "distil":
         teacher, model = model, objectives.half_of(model)

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from ..data.batches import encode
@@ -79,20 +75,3 @@ class EncodedTexts(Dataset):
 
     def __getitem__(self, place: int) -> dict[str, Any]:
         return {**self.rows[place], "labels": self.labels[place], "place": place}
-
-
-@dataclass
-class Collator:
-    """Rows of :class:`EncodedTexts` into a padded batch, with each text's place in its data set."""
-
-    pad_token_id: int
-
-    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        ids, types = ([torch.tensor(row[name]) for row in rows] for name in ("input_ids", "token_type_ids"))
-        return {
-            "input_ids": pad_sequence(ids, batch_first=True, padding_value=self.pad_token_id),
-            "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
-            "token_type_ids": pad_sequence(types, batch_first=True),
-            "labels": torch.tensor([row["labels"] for row in rows]),
-            "place": torch.tensor([row["place"] for row in rows]),
-        }

@@ -177,24 +177,22 @@ def test_planned_stages() -> None:
     assert RECIPES["mp"].planned_stages() == RECIPES["mp"].stages
 
 
+# What another process runs: a fit by a recipe, with settings as JSON; its stages are left beside it, by rank.
 PROGRAM = """
-import sys, pathlib
-sys.path.insert(0, {tests!r})
-from support.fits import QUICK
+import json, os, sys, pathlib
 from mp_model.training import Settings, fit, load_task
-train, validation, checkpoint, output = map(pathlib.Path, sys.argv[1:])
-settings = Settings(**{{**vars(QUICK), "epochs": 12}})
-fit(str(checkpoint), load_task(train, validation), output, "bert", settings, quiet=True)
+train, validation, checkpoint, output = map(pathlib.Path, sys.argv[1:5])
+recipe, settings = sys.argv[5], Settings(**json.loads(sys.argv[6]))
+summary = fit(str(checkpoint), load_task(train, validation), output, recipe, settings, quiet=True)
+(output.parent / f"rank{os.environ.get('RANK', 0)}.json").write_text(json.dumps(summary.stages))
 """
 
 
 def test_killed_and_resumed_is_the_same_model(checkpoint: Path, files: tuple, tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    undisturbed = fit(
-        str(checkpoint), load_task(*files), whole, "bert", Settings(**{**vars(QUICK), "epochs": 12}), quiet=True
-    )
-    program = PROGRAM.format(tests=str(Path(__file__).parents[2]))
-    command = [sys.executable, "-c", program, *map(str, (*files, checkpoint, cut))]
+    undisturbed = run(checkpoint, files, whole, "bert", epochs=12)
+    settings = json.dumps({**vars(QUICK), "epochs": 12})
+    command = [sys.executable, "-c", PROGRAM, *map(str, (*files, checkpoint, cut)), "bert", settings]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     stage = cut / "stages" / "1-fine-tune"
@@ -212,9 +210,7 @@ def test_killed_and_resumed_is_the_same_model(checkpoint: Path, files: tuple, tm
     assert not (stage / "model").exists()
     (stage / "checkpoint-999999").mkdir()  # as a kill in the middle of writing leaves one
 
-    resumed = fit(
-        str(checkpoint), load_task(*files), cut, "bert", Settings(**{**vars(QUICK), "epochs": 12}), quiet=True
-    )
+    resumed = run(checkpoint, files, cut, "bert", epochs=12)
     assert resumed.stages["fine-tune"]["steps"] == undisturbed.stages["fine-tune"]["steps"]
     assert undisturbed.stages["fine-tune"]["seconds"] < 1000 < resumed.stages["fine-tune"]["seconds"]
     states = [PyramidBertForSequenceClassification.from_pretrained(f / "model").state_dict() for f in (whole, cut)]
@@ -222,24 +218,13 @@ def test_killed_and_resumed_is_the_same_model(checkpoint: Path, files: tuple, tm
         torch.testing.assert_close(weight, states[1][name], atol=1e-4, rtol=1e-3)
 
 
-TWO_PROCESSES = """
-import json, os, sys, pathlib
-sys.path.insert(0, {tests!r})
-from support.fits import QUICK
-from mp_model.training import fit, load_task
-train, validation, checkpoint, output = map(pathlib.Path, sys.argv[1:])
-summary = fit(str(checkpoint), load_task(train, validation), output, "pyramid", QUICK, quiet=True)
-(output.parent / f"rank{{os.environ['RANK']}}.json").write_text(json.dumps(summary.stages))
-"""
-
-
 def test_two_processes_share_the_steps(checkpoint: Path, files: tuple, tmp_path: Path) -> None:
     """Started by ``torchrun``, as for several devices: each takes half of every batch of steps, one of them writes."""
     script = tmp_path / "program.py"
-    script.write_text(TWO_PROCESSES.format(tests=str(Path(__file__).parents[2])))
+    script.write_text(PROGRAM)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    arguments = [*map(str, (*files, checkpoint, tmp_path / "fit"))]
+    arguments = [*map(str, (*files, checkpoint, tmp_path / "fit")), "pyramid", json.dumps(vars(QUICK))]
     ended = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr[-3000:]
     first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1))
