@@ -84,7 +84,7 @@ cuda: ## build and load everything with a torch that was built for CUDA; needs n
 	$(CUDA)/bin/python -P -W error csrc/cuda/check_registrations.py
 
 benchmark: $(READY) ## measure, and write the figures to docs/performance.md
-	$(BIN)/python -m pytest benchmarks --benchmark-only
+	$(BIN)/python -m pytest benchmarks --benchmark-only --figures benchmarks/figures.json
 	$(BIN)/python benchmarks/report.py
 
 # MAGIC_PYRAMID_CORPORA names a folder of folders with train.tsv and test.tsv. Hours, the first time.

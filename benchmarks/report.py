@@ -1,4 +1,4 @@
-"""Writes docs/performance.md from the figures of the last benchmark runs, and prints it."""
+"""The page docs/performance.md, written and printed from the figures of benchmarks/figures.json."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
-
 HEAD = """# Performance on a CPU
 
-Printed by `make benchmark`, which runs `pytest benchmarks/ --benchmark-only` and this report.
+Printed by `make benchmark`, which runs `pytest benchmarks/ --benchmark-only` and this report. Why some targets were missed
+in particular runs stands in [findings](findings.md).
 
 How it is measured: the things compared take turns within one process, round after round; a figure is the median of the
 rounds' ratios, with the lowest and highest round beside it. Models have BERT-base's shapes and random weights in
@@ -18,20 +17,9 @@ float32. Texts are as long as AG News': log-normal, mean 55 tokens, at most 100;
 over FLOPs ratio" is the share of the saved work (executed, heads and decisions included) that becomes saved time.
 """
 
-TAIL = """
-## Where a target is missed, in this run or in others
-
-- *Length-sorted batches*: what is left to save there is small. Nine tenths of our time are torch's matrix products, at
-  the same rate as transformers', which wastes only the padding within a batch and its passes between the products.
-- *Decision at batch 8*: with eight rows, the products of [CLS] wait for the layer's weights to come from memory.
-- *Exits*, and more so with pruning: the same, for the few texts that are left in the upper layers; small products run below
-  the rate of large ones, and FLOPs do not count the reading of weights.
-- *Attention at 128 tokens*: the margin over torch varies with the machine's state around the target.
-- *Gather*: rows are left out, so it cannot stream as a copy does; in turns with one, it also finds colder caches.
-"""
-
 
 def _row(figure: dict[str, Any]) -> str:
+    """The table's row of a figure."""
     target, ratio = figure["target"], figure["ratio"]
     if target is None:
         verdict, wanted = "", ""
@@ -45,17 +33,22 @@ def _row(figure: dict[str, Any]) -> str:
     return f"| {figure['claim']} | **{ratio:.2f}** | {spread} | {wanted} | {verdict} | {', '.join(facts)} |"
 
 
-def main() -> None:
-    """Entry point."""
-    known = json.loads((Path(__file__).parent / "figures.json").read_text())
+def page(known: dict[str, Any]) -> str:
+    """The page's text.
+
+    known: ``machine``, facts about the processor and the software by name; ``figures``, by case.
+    """
     machine = ", ".join(f"{name} {value}" for name, value in known["machine"].items())
     lines = [HEAD, f"Measured with: {machine}.", ""]
-    lines += ["| what | median | rounds | wanted | | behind it |", "| --- | --- | --- | --- | --- | --- |"]
+    lines += ["| ratio | median | rounds | wanted | | behind it |", "| --- | --- | --- | --- | --- | --- |"]
     lines += [_row(figure) for _, figure in sorted(known["figures"].items())]
-    text = "\n".join(lines) + "\n" + TAIL
-    path = ROOT / "docs" / "performance.md"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(text)
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Writes the page and prints it."""
+    text = page(json.loads((Path(__file__).parent / "figures.json").read_text()))
+    (Path(__file__).parent.parent / "docs" / "performance.md").write_text(text)
     print(text)
 
 
