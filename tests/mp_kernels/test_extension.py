@@ -17,7 +17,15 @@ import mp_kernels
 from mp_kernels import extension
 from support import parity
 
-PROGRAM = f"import sys; sys.path.append({str(Path(__file__).parents[1])!r}); from support import parity; parity.main()"
+# Where the package is installed in editable mode, the folder tests/mp_kernels would be imported in its place: so the
+# package's own folder goes first.
+PROGRAM = f"""
+import importlib.util, pathlib, sys
+package = pathlib.Path(importlib.util.find_spec("mp_kernels").origin).parent
+sys.path += [str(package.parent), {str(Path(__file__).parents[1])!r}]
+from support import parity
+parity.main()
+"""
 
 
 def run_parity(**environment: str) -> dict:

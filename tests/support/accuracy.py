@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
-from mp_kernels import Kept
+if TYPE_CHECKING:  # support.parity loads the package later than this module
+    from mp_kernels import Kept
 
 Function = Callable[..., torch.Tensor | tuple[torch.Tensor, ...]]
 
