@@ -1,9 +1,9 @@
-"""Builds mp_kernels/_C.so with CMake, and _C_cuda.so for a torch that was built for CUDA, if nvcc is there. Everything
-else about the package stands in pyproject.toml.
+"""Build of mp_kernels/_C.so with CMake, and of _C_cuda.so if torch was built for CUDA and nvcc is installed. Everything
+else about the package is in pyproject.toml.
 
-The headers are those of the torch that the package will run with: also under build isolation, where the target
-environment is still where ``sysconfig`` points. Only an environment without torch has one brought into the build. A
-failed build is reported and leaves a package that works through its plain PyTorch definitions (and Triton).
+The headers are those of the torch that the package will run with, under build isolation too: there ``sysconfig`` still
+points to the target environment. Only if that environment has no torch is torch a requirement of the build. A failed build
+is reported and leaves a package that works through its plain PyTorch definitions (and Triton).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MINIMUM_TORCH = "torch>=2.10"
 
 
 def torch_folder() -> Path | None:
-    """The torch package to build against, found without importing it."""
+    """Folder of the torch package to build against, found without importing it; None if there is no torch."""
     installed = Path(sysconfig.get_path("platlib")) / "torch"
     if (installed / "include").is_dir():
         return installed
@@ -35,7 +35,7 @@ def torch_folder() -> Path | None:
 
 
 def cuda_of_torch() -> str | None:
-    """The CUDA version that torch was built for. Not whether a device is here: packages are built on machines without."""
+    """CUDA version that torch was built for; None if for none. No device is needed, as build machines often have none."""
     torch = torch_folder()
     if torch is None or not (torch / "version.py").is_file():
         return None
@@ -46,13 +46,20 @@ def cuda_of_torch() -> str | None:
 
 
 def find_nvcc() -> str | None:
-    """nvcc of CUDA_HOME, or else of the PATH. CMake asks it where the rest of CUDA is: what lies here may be a wrapper."""
+    """Path of the nvcc of CUDA_HOME, or else of the PATH; None if there is none.
+
+    It may be a wrapper that lies outside CUDA's folder, so CMake asks it for the rest of CUDA.
+    """
     home = os.environ.get("CUDA_HOME")
     return (home and shutil.which("nvcc", path=str(Path(home) / "bin"))) or shutil.which("nvcc")
 
 
 def find_tool(name: str) -> str:
-    """A program of this environment, which need not be activated, or of the system."""
+    """Path of a program of this environment, which need not be activated, or else of the system.
+
+    Raises:
+        RuntimeError: the program is not installed.
+    """
     found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
     if found is None:
         raise RuntimeError(f"{name} was not found; run `pip install {name}`")
@@ -60,7 +67,13 @@ def find_tool(name: str) -> str:
 
 
 class Library(NamedTuple):
-    """A target of CMakeLists.txt that torch loads."""
+    """A library that torch loads.
+
+    Attributes:
+        target: target in CMakeLists.txt.
+        settings: values of CMake variables.
+        without_it: advice for a user whose build failed.
+    """
 
     target: str
     settings: dict[str, str]
@@ -76,7 +89,7 @@ CPU = Library(
 
 
 def libraries() -> dict[str, Library]:
-    """What there is to build here, under the names of the extensions."""
+    """Libraries to build on this machine, by the names of their extensions."""
     found = {"mp_kernels._C": CPU}
     nvcc = find_nvcc()
     if cuda_of_torch() and nvcc:
@@ -90,10 +103,10 @@ def libraries() -> dict[str, Library]:
 
 
 class CMakeBuild(build_ext):
-    """Runs CMakeLists.txt for each library, each in a folder of its own: one that fails leaves the other as it is."""
+    """Build of each library by CMake, in a folder of its own, so that a failed build leaves the other as it is."""
 
     def get_ext_filename(self, fullname: str) -> str:
-        # Not a Python module: torch loads it, so one file serves every Python version.
+        # torch loads the file, not Python, so it serves every Python version.
         return str(Path(*fullname.split("."))) + ".so"
 
     def build_extension(self, ext: Extension) -> None:

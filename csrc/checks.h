@@ -1,4 +1,4 @@
-// What the faces of the kernels ask of tensors before they hand out pointers, and how they see rows in them.
+// Checks of tensors, and views of them as rows, for the CPU and the CUDA operators.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -12,6 +12,7 @@
 
 namespace mp {
 
+// Throws an error, with the parts as its message, unless the condition holds.
 template <typename... Parts>
 void require(bool holds, const Parts&... parts) {
   if (holds) return;
@@ -35,7 +36,7 @@ inline void require_dtype(const char* op, const char* name, const torch::stable:
           static_cast<int>(x.scalar_type()));
 }
 
-// x with the elements of a row together. Rows themselves may lie apart (one of several slices of a packed row).
+// x, copied unless each of its rows is contiguous. Rows need not follow each other in memory (slices of packed rows).
 inline torch::stable::Tensor with_rows_together(const torch::stable::Tensor& x) {
   bool together = true;
   for (int64_t d = x.dim() - 1, step = 1; d >= 1; step *= x.size(d--))
@@ -49,7 +50,7 @@ inline int64_t row_elements(const torch::stable::Tensor& x) {
   return elements;
 }
 
-// A tensor like x, but for its number of rows, that holds nothing yet.
+// An uninitialised tensor like x with another number of rows.
 inline torch::stable::Tensor new_rows(const torch::stable::Tensor& x, int64_t rows) {
   std::vector<int64_t> sizes{rows};
   for (int64_t d = 1; d < x.dim(); ++d) sizes.push_back(x.size(d));

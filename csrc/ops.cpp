@@ -1,137 +1,39 @@
-// The face of the CPU kernels to torch, through its stable ABI: the only file that sees tensors. Schemas stand in
-// mp_kernels/schemas.py, which is also what runs where this library was not built.
+// The CPU operators as torch calls them, through its stable ABI. Only this file and the headers beside it see tensors;
+// the kernels in cpu/ work on pointers. Schemas are in mp_kernels/schemas.py, with the definitions that run where this
+// library was not built.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cstring>
 #include <numeric>
 #include <optional>
 #include <tuple>
 #include <vector>
 
+#include "arguments.h"
 #include "checks.h"
 #include "cpu/compaction.h"
 #include "cpu/entropy.h"
 #include "cpu/kernels.h"
+#include "threads.h"
 
 namespace {
 
+using mp::as_heads;
+using mp::floating_dtype;
+using mp::heads_of;
 using mp::require;
 using mp::require_dtype;
+using mp::RowIndex;
+using mp::rows_per_thread;
+using mp::run_in_order;
+using mp::SequenceStarts;
 using mp::shape_of;
+using mp::Stays;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-
-// ---- checks: what memory safety needs, whoever calls ----
-
-mp::Dtype floating_dtype(const char* op, const char* name, const Tensor& x) {
-  switch (x.scalar_type()) {
-    case ScalarType::Float: return mp::Dtype::kFloat32;
-    case ScalarType::Half: return mp::Dtype::kFloat16;
-    case ScalarType::BFloat16: return mp::Dtype::kBFloat16;
-    default: break;
-  }
-  require(false, op, ": ", name, " must be float32, float16 or bfloat16; got dtype number ",
-          static_cast<int>(x.scalar_type()));
-  return {};
-}
-
-// cu_seqlens, checked: int32 [batch + 1], starts at 0, never decreases, ends at total.
-class SequenceStarts {
- public:
-  SequenceStarts(const char* op, const char* name, const Tensor& x, int64_t total) {
-    require(x.dim() == 1 && x.size(0) >= 1, op, ": ", name, " must have shape [batch + 1]; got ", shape_of(x));
-    require_dtype(op, name, x, ScalarType::Int, "int32");
-    tensor_ = torch::stable::contiguous(x);
-    data_ = tensor_.const_data_ptr<int32_t>();
-    batch_ = x.size(0) - 1;
-    require(data_[0] == 0, op, ": ", name, " must start with 0; got ", data_[0]);
-    for (int64_t b = 0; b < batch_; ++b) {
-      const int64_t length = static_cast<int64_t>(data_[b + 1]) - data_[b];
-      require(length >= 0, op, ": ", name, " must not decrease; got ", data_[b + 1], " after ", data_[b],
-              " at position ", b + 1);
-      longest_ = std::max(longest_, length);
-    }
-    require(data_[batch_] == total, op, ": the last entry of ", name, " must be the number of rows, ", total, "; got ",
-            data_[batch_]);
-  }
-  const int32_t* data() const { return data_; }
-  int64_t batch() const { return batch_; }
-  int64_t length(int64_t b) const { return data_[b + 1] - data_[b]; }
-  int64_t longest() const { return longest_; }
-
- private:
-  Tensor tensor_;
-  const int32_t* data_;
-  int64_t batch_, longest_ = 0;
-};
-
-// Which samples stay, checked: bool [batch], or none where all do.
-class Stays {
- public:
-  Stays(const char* op, const std::optional<Tensor>& x, int64_t batch) {
-    if (!x) return;
-    require_dtype(op, "stays", *x, ScalarType::Bool, "bool");
-    require(x->dim() == 1 && x->size(0) == batch, op, ": stays must be [batch], ", batch, "; got ", shape_of(*x));
-    tensor_ = torch::stable::contiguous(*x);
-    data_ = tensor_.const_data_ptr<bool>();
-  }
-  const bool* data() const { return data_; }
-  bool operator[](int64_t sample) const { return !data_ || data_[sample]; }
-
- private:
-  Tensor tensor_;
-  const bool* data_ = nullptr;
-};
-
-// A [total, heads, head_dim] tensor with its last dimension contiguous.
-Tensor as_heads(const char* op, const char* name, const Tensor& x) {
-  require(x.dim() == 3 && x.size(1) > 0 && x.size(2) > 0, op, ": ", name, " must be [total, heads, head_dim]; got ",
-          shape_of(x));
-  return x.size(2) == 1 || x.stride(2) == 1 ? x : torch::stable::contiguous(x);
-}
-
-mp::Heads heads_of(const Tensor& x) {
-  return {x.data_ptr(), x.stride(0), x.stride(1)};
-}
-
-// ---- threads ----
-
-// Calls work(task, thread-local scratch) for every task in the given order; a free thread takes the next one, so an
-// order from long to short balances them. Which thread runs a task changes nothing in its result.
-template <typename Work>
-void run_in_order(int64_t tasks, size_t scratch_floats, const Work& work) {
-  std::atomic<int64_t> next{0};
-  const int64_t threads = std::min<int64_t>(tasks, torch::stable::get_num_threads());
-  torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
-    // Kept between calls: fresh pages for every call cost more than a small batch's attention.
-    thread_local std::vector<float> memory;
-    constexpr size_t kAlignment = 64;
-    memory.resize(std::max(memory.size(), scratch_floats + kAlignment / sizeof(float)));
-    const size_t misaligned = reinterpret_cast<uintptr_t>(memory.data()) % kAlignment;
-    float* scratch = memory.data() + (misaligned ? (kAlignment - misaligned) / sizeof(float) : 0);
-    for (; begin < end; ++begin)
-      for (int64_t task; (task = next.fetch_add(1)) < tasks;) work(task, scratch);
-  });
-}
-
-// (sample, head) pairs, the samples by falling cost.
-std::vector<int32_t> by_falling_cost(const SequenceStarts& queries, const SequenceStarts& keys) {
-  std::vector<int32_t> order(static_cast<size_t>(keys.batch()));
-  std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
-    return queries.length(a) * keys.length(a) > queries.length(b) * keys.length(b);
-  });
-  return order;
-}
-
-int64_t rows_per_thread(int64_t row_bytes) {
-  constexpr int64_t kWorthAThread = 32 * 1024;
-  return std::max<int64_t>(1, kWorthAThread / std::max<int64_t>(1, row_bytes));
-}
 
 // ---- attention ----
 
@@ -161,6 +63,16 @@ struct AttentionInputs {
       require(keys.length(b) > 0 || queries.length(b) == 0, op, ": sample ", b, " has queries but no keys");
   }
 };
+
+// The samples by falling cost.
+std::vector<int32_t> by_falling_cost(const SequenceStarts& queries, const SequenceStarts& keys) {
+  std::vector<int32_t> order(static_cast<size_t>(keys.batch()));
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
+    return queries.length(a) * keys.length(a) > queries.length(b) * keys.length(b);
+  });
+  return order;
+}
 
 std::tuple<Tensor, Tensor, Tensor> ragged_attention(const Tensor& q, const Tensor& k, const Tensor& v,
                                                     const Tensor& cu_seqlens_q, const Tensor& cu_seqlens,
@@ -267,7 +179,7 @@ struct CompactionResult {
     return {index.mutable_data_ptr<int64_t>(), cu_seqlens.mutable_data_ptr<int32_t>(),
             samples.mutable_data_ptr<int64_t>(), extents.mutable_data_ptr<int64_t>()};
   }
-  // What lies beyond the kept rows and samples is defined too: the last start repeated, row 0 and sample 0.
+  // Fills the buffers beyond the rows and samples that are kept: row 0, the last start repeated, sample 0.
   std::tuple<Tensor, Tensor, Tensor, Tensor> finish() {
     const mp::Compaction out = pointers();
     std::fill(out.index + out.extents[0], out.index + index.size(0), int64_t{0});
@@ -278,7 +190,7 @@ struct CompactionResult {
   }
 };
 
-// Importance of every token, [total], from importance by token or by head and token.
+// Importance [total], from [total] or, by head, [heads, total].
 Tensor importance_of_tokens(const char* op, const Tensor& importance) {
   require(importance.dim() == 1 || importance.dim() == 2, op, ": importance must be [total] or [heads, total]; got ",
           shape_of(importance));
@@ -378,29 +290,6 @@ Tensor ragged_mean(const Tensor& x, const Tensor& cu_seqlens) {
   return result;
 }
 
-// An index into the rows of a tensor, checked; none means row i for row i.
-class RowIndex {
- public:
-  RowIndex(const char* op, const char* name, const std::optional<Tensor>& x, int64_t source_rows)
-      : rows_(x ? x->size(0) : source_rows) {
-    if (!x) return;
-    require(x->dim() == 1, op, ": ", name, " must be [rows]; got ", shape_of(*x));
-    require_dtype(op, name, *x, ScalarType::Long, "int64");
-    tensor_ = torch::stable::contiguous(*x);
-    data_ = tensor_.const_data_ptr<int64_t>();
-    for (int64_t i = 0; i < rows_; ++i)
-      require(data_[i] >= 0 && data_[i] < source_rows, op, ": ", name, " must lie in 0..", source_rows - 1, "; got ",
-              data_[i]);
-  }
-  const int64_t* data() const { return data_; }
-  int64_t rows() const { return rows_; }
-
- private:
-  Tensor tensor_;
-  const int64_t* data_ = nullptr;
-  int64_t rows_;
-};
-
 Tensor add_layer_norm(const Tensor& x, std::optional<Tensor> x_index, const Tensor& residual,
                       std::optional<Tensor> index, const Tensor& weight, const Tensor& bias, double eps) {
   const char* op = "add_layer_norm";
@@ -485,7 +374,8 @@ STABLE_TORCH_LIBRARY_IMPL(mp_kernels, CPU, m) {
   m.impl("normalized_entropy", TORCH_BOX(&normalized_entropy));
 }
 
-// For mp_kernels.info: the names of the builds this processor can run, best first, and of the one in use.
+// For mp_kernels/extension.py: name of build i of those that this processor can run, best first (null after the last),
+// and of the build in use.
 extern "C" __attribute__((visibility("default"))) const char* mp_runnable_isa(int i) {
   const mp::Kernels* const* table = mp::runnable_kernels();
   for (int n = 0; n < i; ++n)

@@ -1,6 +1,6 @@
 // Attention of one head of one sample with the column sums of its probabilities, forward and backward.
-// Keys and values are packed into panels once; queries pass over them in blocks, each with its whole score rows, so the
-// softmax is the plain two-pass one and any length works. Everything is computed in float32.
+// Keys and values are packed into panels once, and queries pass over them in blocks. A block holds its whole rows of
+// scores, so the softmax is the plain one and any length works. Everything is computed in float32.
 #pragma once
 
 #include <algorithm>
@@ -14,7 +14,7 @@ namespace mp::MP_ISA {
 
 constexpr int64_t kQueryBlock = 4 * kTileRows;
 
-// Hands out consecutive pieces of one scratch buffer. The sizing functions below run it without a buffer.
+// Hands out consecutive pieces of one scratch buffer. With a null base it only counts, to find the buffer's size.
 class Arena {
  public:
   explicit Arena(float* base) : base_(base) {}
@@ -35,7 +35,7 @@ inline T* at(const Heads& x, int64_t token, int64_t head) {
   return static_cast<T*>(x.data) + token * x.token_stride + head * x.head_stride;
 }
 
-// out [width] = factor * row, zero from width to padded_width
+// out[0, width) = factor * row, out[width, padded_width) = 0.
 template <typename T>
 inline void read_row(const T* row, int64_t width, int64_t padded_width, float factor, float* out) {
   for (int64_t i = 0; i < width; ++i) out[i] = factor * to_float(row[i]);
@@ -62,8 +62,8 @@ inline float dot(const float* a, const T* b, int64_t width) {
   return horizontal_sum(sum[0] + sum[1]) + tail;
 }
 
-// x [tokens, head_dim] as the transposed right factor: [tokens / kPanel][head_dim][kPanel], missing tokens zero.
-// stage: kPanel * round_up(head_dim, kWidth) floats
+// Packs x [tokens, head_dim] as the transposed right factor: [tokens / kPanel][head_dim][kPanel], zero for tokens that
+// the last panel lacks. stage: scratch of kPanel * round_up(head_dim, kWidth) floats.
 template <typename T>
 inline void pack_tokens_transposed(const T* x, int64_t token_stride, int64_t tokens, int64_t head_dim, float* stage,
                                    float* panels) {
@@ -83,8 +83,8 @@ inline void pack_tokens_transposed(const T* x, int64_t token_stride, int64_t tok
   }
 }
 
-// x [tokens, head_dim] as the right factor: [head_dim / kPanel][tokens][kPanel]. stage: round_up(head_dim, kPanel)
-// floats
+// Packs x [tokens, head_dim] as the right factor: [head_dim / kPanel][tokens][kPanel].
+// stage: scratch of round_up(head_dim, kPanel) floats.
 template <typename T>
 inline void pack_tokens(const T* x, int64_t token_stride, int64_t tokens, int64_t head_dim, float* stage,
                         float* panels) {
@@ -99,7 +99,8 @@ inline void pack_tokens(const T* x, int64_t token_stride, int64_t tokens, int64_
   }
 }
 
-// row [padded], of which `keys` are scores: replaces them by exp(score - max); returns the sum, sets max.
+// Replaces the scores in row[0, keys) by exp(score - max) and the rest of row[0, padded) by 0. Returns the sum and sets
+// max_score.
 inline float exponentiate(float* row, int64_t keys, int64_t padded, float& max_score) {
   std::fill(row + keys, row + padded, -std::numeric_limits<float>::infinity());
   Vec best = load(row);
@@ -131,7 +132,7 @@ struct ForwardScratch {
   }
 };
 
-// One query: packing the keys would cost more than the products, so they are read where they lie.
+// A single query: packing the keys would cost more than the products, so they are read in place.
 template <typename T>
 inline void attend_one_query(const AttentionForward& f, int64_t query, int64_t key_begin, int64_t keys, int64_t head,
                              const ForwardScratch& s) {
@@ -259,7 +260,7 @@ inline void attend_backward(const AttentionBackward& b, int64_t sample, int64_t 
         sum += e;
         weighted += e * dp;
       }
-      // The sum is 1 up to logsumexp's rounding, which large scores magnify.
+      // The sum is 1 but for the rounding of logsumexp, which large scores magnify.
       const float inverse = 1.0f / horizontal_sum(sum), mean = horizontal_sum(weighted) * inverse;
       for (int64_t j = 0; j < padded_keys; j += kWidth) {
         const Vec probability = load(p + j) * inverse;
@@ -270,7 +271,7 @@ inline void attend_backward(const AttentionBackward& b, int64_t sample, int64_t 
     multiply(rows, padded_dim, keys, {s.score_grads, padded_keys, 1}, s.keys, keys, s.q_grad, padded_dim, false);
     for (int64_t r = 0; r < rows; ++r)
       write_row(s.q_grad + r * padded_dim, dim, shape.scale, at<T>(b.q_grad, token + r, head));
-    // The scale of dK is already in s.queries.
+    // s.queries already contains the scale of dK.
     multiply(keys, padded_dim, rows, {s.score_grads, 1, padded_keys}, s.query_panels, rows, s.k_grad, padded_dim, true);
     multiply(keys, padded_dim, rows, {s.probabilities, 1, padded_keys}, s.out_grad_panels, rows, s.v_grad, padded_dim,
              true);

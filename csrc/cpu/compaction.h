@@ -1,5 +1,5 @@
-// Compaction of a packed ragged batch: which rows go on, and where the samples then begin. Token pruning and sample
-// exits are this one pass with different flags.
+// Compaction of a packed ragged batch: which rows are kept, and where the samples then begin. Token pruning and sample
+// exits are the same pass with different flags.
 #pragma once
 
 #include <algorithm>
@@ -10,8 +10,8 @@
 
 namespace mp {
 
-// Where the results go: index [total], cu_seqlens [batch + 1], samples [batch] and the counts a host needs to cut them
-// to size.
+// Buffers of the results: index [total], cu_seqlens [batch + 1], samples [batch], and extents, which say how much of
+// the others is filled.
 struct Compaction {
   int64_t* index;
   int32_t* cu_seqlens;
@@ -35,7 +35,7 @@ struct Compaction {
   }
 };
 
-// Of the samples that stay (stays null: all), row j goes on iff importance[j] >= threshold or it is its sample's first.
+// In samples that stay (stays null: all), keeps row j iff importance[j] >= threshold or it is the first of its sample.
 inline void prune_tokens(const float* importance, const int32_t* cu_seqlens, int64_t batch, const bool* stays,
                          float threshold, Compaction out) {
   out.begin();
@@ -49,7 +49,7 @@ inline void prune_tokens(const float* importance, const int32_t* cu_seqlens, int
   }
 }
 
-// The k[b] most important rows of a sample b that stays go on, its first among them; ties go to the lower position.
+// In each sample b that stays, keeps the k[b] most important rows, always the first; ties go to the lower position.
 inline void top_k_tokens(const float* importance, const int32_t* cu_seqlens, int64_t batch, const bool* stays,
                          const int64_t* k, Compaction out) {
   out.begin();
@@ -75,6 +75,7 @@ inline void top_k_tokens(const float* importance, const int32_t* cu_seqlens, int
   }
 }
 
+// Keeps all rows of the samples that stay.
 inline void select_samples(const int32_t* cu_seqlens, int64_t batch, const bool* stays, Compaction out) {
   out.begin();
   for (int64_t b = 0; b < batch; ++b) {

@@ -1,4 +1,4 @@
-// Chooses the build of the kernels at run time, by what the processor can do.
+// Choice of the build of the kernels at run time, by the instruction sets of the processor.
 #include <cstdlib>
 #include <cstring>
 

@@ -1,4 +1,4 @@
-// Element types of tensors and their conversion to and from float, the type all arithmetic is done in.
+// Element types of tensors, and their conversion from and to float, in which all arithmetic is done.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,7 @@ struct BFloat16 {
   uint16_t bits;
 };
 #ifdef __aarch64__
-using Float16 = __fp16;  // GCC knows _Float16 in C++ there only from version 13 on
+using Float16 = __fp16;  // GCC has _Float16 in C++ for Arm from version 13 on only
 #else
 using Float16 = _Float16;
 #endif
@@ -43,7 +43,7 @@ inline BFloat16 from_float<BFloat16>(float x) {  // to nearest, ties to even; Na
   return {static_cast<uint16_t>(bits >> 16)};
 }
 
-// Calls f with a value of the C++ type that dtype names.
+// Calls f with a value of the C++ type of dtype.
 template <typename F>
 inline void with_type(Dtype dtype, const F& f) {
   switch (dtype) {

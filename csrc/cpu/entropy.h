@@ -10,7 +10,7 @@
 namespace mp {
 
 // With z = logit - max, Z = sum e^z and E = sum e^z z: -sum p log p = log Z - E / Z. A probability of 0 contributes 0.
-// The result is held to [0, 1] against rounding; NaN stays NaN.
+// The result is clamped to [0, 1], which rounding could leave; NaN stays NaN.
 template <typename T>
 inline float normalized_entropy(const T* logits, int64_t classes) {
   float max_logit = to_float(logits[0]);

@@ -1,5 +1,5 @@
 // Small matrix products on packed floats: C[m, n] (+)= sum_k A[m, k] B[k, n], with B in column panels.
-// The register tile is kTileRows x (2 vectors); the shapes are those of one attention head.
+// A tile of kTileRows rows by two vectors is held in registers. Shapes are those of one attention head.
 #pragma once
 
 #include "vec.h"
@@ -43,7 +43,8 @@ inline void tile(int64_t depth, const float* a, int64_t a_row, int64_t a_column,
   }
 }
 
-// panels: [columns / kPanel][panel_depth][kPanel], of which the first depth rows are used. C's rows hold whole panels.
+// panels: [columns / kPanel][panel_depth][kPanel], of which the first depth rows are used. columns must be a multiple
+// of kPanel, and rows of C must have room for all of them.
 inline void multiply(int64_t rows, int64_t columns, int64_t depth, Matrix a, const float* panels, int64_t panel_depth,
                      float* c, int64_t c_row, bool accumulate) {
   for (int64_t column = 0; column < columns; column += kPanel, panels += panel_depth * kPanel) {
@@ -64,7 +65,7 @@ inline void multiply(int64_t rows, int64_t columns, int64_t depth, Matrix a, con
   }
 }
 
-// source [rows, width] -> panels over its columns [width / kPanel][rows][kPanel]: source as the right factor.
+// Packs source [rows, width] as the right factor: panels over its columns, [width / kPanel][rows][kPanel].
 inline void pack_panels(const float* source, int64_t row_stride, int64_t rows, int64_t padded_width, float* panels) {
   for (int64_t column = 0; column < padded_width; column += kPanel, panels += rows * kPanel)
     for (int64_t row = 0; row < rows; ++row) {
@@ -74,8 +75,9 @@ inline void pack_panels(const float* source, int64_t row_stride, int64_t rows, i
     }
 }
 
-// source [rows, width] -> panels over its rows [rows / kPanel][width][kPanel]: the transpose as the right factor.
-// Rows and width are whole multiples of kPanel and kWidth (zero padded by the caller).
+// Packs the transpose of source [rows, width] as the right factor: panels over its rows, [rows /
+// kPanel][width][kPanel]. The caller has padded the rows to a multiple of kPanel and the width to one of kWidth, with
+// zeros.
 inline void pack_transposed(const float* source, int64_t row_stride, int64_t padded_rows, int64_t padded_width,
                             int64_t width, float* panels) {
   for (int64_t row = 0; row < padded_rows; row += kPanel, panels += width * kPanel)

@@ -1,5 +1,5 @@
-// One instruction set's build of the kernels. The build compiles this file once per instruction set, with MP_ISA its
-// name and MP_VECTOR_BYTES its vector width.
+// The kernels for one instruction set. This file is compiled once for each, with MP_ISA its name and MP_VECTOR_BYTES
+// the width of its vectors.
 #include "attention.h"
 #include "rows.h"
 

@@ -1,5 +1,5 @@
-// The CPU kernels as plain functions on pointers: arguments, and the table of one instruction set's build of them.
-// Every function does one independent piece of work; ops.cpp spreads the pieces over threads.
+// The CPU kernels as plain functions on pointers: their arguments, and the table that holds one build of them. Every
+// function does one independent piece of work; ops.cpp spreads the pieces over threads.
 #pragma once
 
 #include <algorithm>
@@ -29,11 +29,11 @@ struct AttentionShape {
 struct AttentionForward {
   AttentionShape shape;
   Heads q, k, v, out;
-  float* column_means;  // [heads, total_k], or null where no importance is wanted
+  float* column_means;  // [heads, total_k], or null if importance is not needed
   float* logsumexp;     // [heads, total_q]
 };
 
-// Zeros in everything of one head of a sample that is not to be computed.
+// Writes zeros to all results of one head of a sample that is skipped.
 inline void attention_of_absent(const AttentionForward& f, int64_t sample, int64_t head) {
   const AttentionShape& shape = f.shape;
   const int64_t q_begin = shape.cu_seqlens_q[sample], q_end = shape.cu_seqlens_q[sample + 1];
@@ -62,18 +62,19 @@ struct AttentionBackward {
 struct LayerNorm {
   Dtype dtype;
   const void* x;           // [any, width]
-  const int64_t* x_index;  // [rows]: row of x that belongs to each row; null: the same row
+  const int64_t* x_index;  // [rows]: row of x for each row of out; null: the same row
   const void* residual;    // [any, width]
-  const int64_t* index;    // [rows]: row of residual that belongs to each row; null: the same row
+  const int64_t* index;    // [rows]: row of residual for each row of out; null: the same row
   const void *weight, *bias;
-  void* out;  // [rows, width], may be x where that has no index
+  void* out;  // [rows, width]; may be x if x_index is null
   int64_t width;
   float eps;
 };
 
+// The kernels as built for one instruction set, which is their name.
 struct Kernels {
   const char* name;
-  // Attention of one head of one sample. scratch: attention_*_scratch(...) floats.
+  // Attention of one head of one sample. scratch: as many floats as attention_*_scratch says.
   void (*attention_forward)(const AttentionForward&, int64_t sample, int64_t head, float* scratch);
   void (*attention_backward)(const AttentionBackward&, int64_t sample, int64_t head, float* scratch);
   size_t (*attention_forward_scratch)(int64_t keys, int64_t head_dim);
@@ -89,7 +90,7 @@ struct Kernels {
 
 // The builds that this library contains and this processor can run, best first; null-terminated.
 const Kernels* const* runnable_kernels();
-// The build in use: the best one, or the one that the environment variable MP_KERNELS_ISA names.
+// The build in use: the best one, or the one named by the environment variable MP_KERNELS_ISA.
 const Kernels& kernels();
 
 }  // namespace mp

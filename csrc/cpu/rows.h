@@ -28,8 +28,7 @@ inline void store_from_float(T* p, Vec v) {
   }
 }
 
-// Calls f(offset, lanes) over a row in whole vectors, then f on a padded copy of what is left: `lanes` says how many of
-// the vector's elements exist.
+// One vector of a row of which `lanes` elements are left: beyond these, zeros are loaded and nothing is stored.
 template <typename T>
 inline Vec load_some(const T* p, int64_t lanes) {
   if (lanes >= kWidth) return load_as_float(p);
@@ -47,7 +46,8 @@ template <typename T>
 inline void add_layer_norm_rows(const LayerNorm& n, int64_t begin, int64_t end) {
   const T *weight = static_cast<const T*>(n.weight), *bias = static_cast<const T*>(n.bias);
   const int64_t width = n.width;
-  constexpr int64_t kBuffer = 4096;  // the sum of a row this wide is kept instead of read and added a second time
+  constexpr int64_t kBuffer =
+      4096;  // rows up to this width are added once and kept, wider ones are added again in each pass
   alignas(64) float kept[kBuffer];
   for (int64_t row = begin; row < end; ++row) {
     const T* x = static_cast<const T*>(n.x) + (n.x_index ? n.x_index[row] : row) * width;

@@ -1,4 +1,4 @@
-// One vector register of floats, written once for every instruction set: the compiler's vector extension with
+// A vector register of floats, written once for every instruction set: the compiler's vector extension, with
 // MP_VECTOR_BYTES set by the build (16: SSE2 or NEON, 32: AVX2, 64: AVX-512).
 #pragma once
 
@@ -105,7 +105,7 @@ inline float horizontal_max(Vec v) {
     return horizontal_max<kStage / 2>(max(v, detail::swap_lanes<kStage>(v, std::make_integer_sequence<int, kWidth>{})));
 }
 
-// rows[i][j] <-> rows[j][i], by log2(kWidth) exchanges of blocks.
+// Transposes a square of vectors, in log2(kWidth) rounds that exchange blocks.
 template <int kStage = 1>
 inline void transpose(Vec (&rows)[kWidth]) {
   if constexpr (kStage < kWidth) {

@@ -1,7 +1,7 @@
-"""Compiles the kernels of this folder for every architecture and prints what each one takes: ``make nvcc``.
+"""Registers and memory of the kernels of this folder, compiled for every architecture: ``make nvcc``.
 
-Fails where a kernel spills registers or keeps an array in local memory: either makes it wait for memory that its source
-does not name. Needs nvcc and no device.
+The check fails if a kernel spills registers or keeps an array in local memory, since both cost accesses to memory that its
+source does not show. It needs nvcc but no device.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import NamedTuple
 FOLDER = Path(__file__).parent
 ARCHITECTURES = (80, 90, 100, 120)  # those of CMakeLists.txt
 
-# What ptxas says of a kernel, on three lines.
+# The three lines that ptxas prints for a kernel.
 REPORT = re.compile(
     r"Compiling entry function '(?P<kernel>\w+)' for 'sm_(?P<architecture>\w+)'.*?"
     r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads.*?"
@@ -27,7 +27,7 @@ REPORT = re.compile(
 
 
 class Usage(NamedTuple):
-    """What one kernel takes on one architecture: bytes, but for the registers."""
+    """Registers of a thread, and bytes of memory, that a kernel takes on an architecture."""
 
     kernel: str
     architecture: int
@@ -38,7 +38,7 @@ class Usage(NamedTuple):
 
 
 def readable(symbol: str) -> str:
-    """``namespace::kernel`` of a symbol, where there is a tool that knows."""
+    """``namespace::kernel`` of a mangled symbol; the symbol itself if ``c++filt`` is not installed."""
     if shutil.which("c++filt") is None:
         return symbol
     name = subprocess.run(["c++filt", symbol], capture_output=True, text=True, check=True).stdout.strip()
@@ -46,7 +46,7 @@ def readable(symbol: str) -> str:
 
 
 def compiled(header: Path, nvcc: str) -> list[Usage]:
-    """Usage of every kernel of a header. Ends the program with nvcc's own words if it does not compile."""
+    """Usage of every kernel of a header. Ends the program with nvcc's messages if the header does not compile."""
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "kernels.cu"
         source.write_text(f'#include "{header}"\n')
@@ -69,6 +69,7 @@ def compiled(header: Path, nvcc: str) -> list[Usage]:
 
 
 def main() -> int:
+    """Prints a table of all kernels. Returns the exit status: 1 if a kernel fails the check or nvcc is missing."""
     nvcc = shutil.which("nvcc")
     if nvcc is None:
         print("nvcc was not found: install the CUDA toolkit, or put its bin folder on the PATH", file=sys.stderr)
@@ -83,7 +84,7 @@ def main() -> int:
         print(f"local memory or spilled registers: {', '.join(wrong)}", file=sys.stderr)
         return 1
     if not usages:
-        print("ptxas named no kernel", file=sys.stderr)
+        print("ptxas reported no kernel", file=sys.stderr)
         return 1
     return 0
 

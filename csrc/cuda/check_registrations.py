@@ -1,6 +1,6 @@
-"""Loads the installed package and lists which operators have a CUDA kernel, and whose: ``make cuda``.
+"""Operators of the installed package that have a CUDA kernel, and where each was registered: ``make cuda``.
 
-Fails where the compiled kernels did not load or left an operator out. Needs a torch that was built for CUDA and no device.
+The check fails if the compiled kernels did not load or lack an operator. It needs a torch built for CUDA but no device.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ COMPILED = ("ragged_gather", "ragged_gather_backward")  # those of ops_cuda.cu
 
 
 def main() -> int:
+    """Prints a table of all operators. Returns the exit status: 1 if a compiled kernel is missing."""
     print(f"torch {torch.__version__}, CUDA {torch.version.cuda}, {torch.cuda.device_count()} devices")
     print(f"{extension.CUDA_PATH}: {'loaded' if extension.is_cuda_built() else 'not loaded'}")
     without = []

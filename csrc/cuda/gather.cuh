@@ -1,5 +1,5 @@
-// Rows of several tensors by one index, and its gradient: for every row the sum of the gradients of its copies.
-// Nothing here knows torch, so that tests/simt can run it on a CPU.
+// Gather of rows from several tensors by one index, and its gradient: the sum, for every row, over the row's copies.
+// Nothing here depends on torch, so that tests/simt can run it on a CPU.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -16,16 +16,16 @@ namespace mp {
 constexpr int kWarp = 32;
 constexpr int kThreads = 128;
 constexpr int kTensorsPerLaunch = 8;
-// Blocks a tensor; beyond that a block takes several rows, one after the other. Far more than a device holds at once.
+// Most blocks for one tensor, far more than a device holds at once; with more rows, a block takes several in turn.
 constexpr int64_t kMaxBlocks = 65535;
-// Loads that a thread starts before it uses the first: they hide each other's latency.
+// Loads that a thread starts before it uses the first, so that they hide each other's latency.
 constexpr int kInFlight = 4;
 
 // ---- forward: out[i, :] = x[index[i], :], as bytes ----
 
 struct RowCopy {
   const char* x;
-  char* out;  // rows one behind the other
+  char* out;  // contiguous
   int64_t rows, row_bytes, stride_bytes;
   // Chosen by plan_copy.
   int access_bytes, threads_per_row;
@@ -60,7 +60,7 @@ __device__ void copy_rows(const RowCopy& copy, const int64_t* __restrict__ index
   }
 }
 
-// Grid: x over rows, y over tensors. A row belongs to threads_per_row neighbouring threads.
+// Grid: x over rows, y over tensors. threads_per_row neighbouring threads copy a row.
 __global__ void __launch_bounds__(kThreads)
     gather_rows(const __grid_constant__ RowCopies copies, const int64_t* __restrict__ index, int64_t count) {
   const RowCopy& copy = copies.of[blockIdx.y];
@@ -80,7 +80,7 @@ enum class GradType { kFloat32, kFloat16, kBFloat16, kFloat64 };
 struct RowSum {
   GradType type;
   const void* grad;
-  void* sum;                           // rows one behind the other
+  void* sum;                           // contiguous
   int64_t rows, width, stride;         // rows of sum; elements between rows of grad
   bool sixteen_byte_accesses = false;  // chosen by plan_sum
 };
@@ -115,8 +115,8 @@ __device__ inline void narrow(float x, __nv_bfloat16& to) {
   to = __float2bfloat16_rn(x);
 }
 
-// The first place in sorted[0, count) that does not hold less than row. The warp asks at 32 places at once, so it waits
-// for memory log32(count) times and not log2(count) times.
+// First place in sorted[0, count) whose entry is not less than row. The warp looks at 32 places at once, so it waits
+// for memory log32(count) times instead of log2(count) times.
 __device__ inline int64_t first_not_less(const int64_t* __restrict__ sorted, int64_t count, int64_t row, int lane) {
   int64_t begin = 0, end = count;  // the answer lies in begin..end
   while (begin < end) {
@@ -180,9 +180,9 @@ __device__ void sum_rows_as(const RowSum& sum, const int64_t* sorted, const int6
     sum_rows_of<T, 1>(sum, sorted, order, count);
 }
 
-// Grid: x over rows of the sums, y over tensors. A warp owns a row and writes it whatever it finds: no atomics, no
-// zeroing before, and an order of summation that nothing changes.
-// sorted: the index in rising order; order: where its entries stood in the index, null if it was rising already.
+// Grid: x over rows of the sums, y over tensors. A warp owns a row and writes it even if the index does not name it, so
+// there are no atomics, nothing is zeroed beforehand, and the order of summation is fixed.
+// sorted: the index in rising order; order: the place of each of its entries in the index, null if that was rising.
 __global__ void __launch_bounds__(kThreads)
     sum_rows(const __grid_constant__ RowSums sums, const int64_t* __restrict__ sorted,
              const int64_t* __restrict__ order, int64_t count) {
@@ -197,7 +197,7 @@ __global__ void __launch_bounds__(kThreads)
 
 // ---- launches ----
 
-// The widest access, up to 16 bytes, that every one of the addresses and distances or-ed into bits is a multiple of.
+// Widest access in bytes, 16 at most, that divides all of the addresses and distances or-ed into bits.
 inline int widest_access(uint64_t bits) {
   bits |= 16;
   return static_cast<int>(bits & (~bits + 1));
@@ -210,7 +210,8 @@ inline uint64_t address_bits(const void* pointer) {
 inline void plan_copy(RowCopy& copy) {
   const uint64_t distances = static_cast<uint64_t>(copy.row_bytes) | static_cast<uint64_t>(copy.stride_bytes);
   copy.access_bytes = widest_access(address_bits(copy.x) | address_bits(copy.out) | distances);
-  // Up to a warp, one access a thread and so several narrow rows a warp; beyond, as many as keep every load in flight.
+  // Up to a warp, a thread for each access, so that a warp copies several narrow rows; beyond, only as many threads as
+  // have kInFlight accesses each.
   const int64_t accesses = copy.row_bytes / copy.access_bytes;
   copy.threads_per_row = 1;
   while (copy.threads_per_row < kWarp && copy.threads_per_row < accesses) copy.threads_per_row *= 2;

@@ -1,7 +1,7 @@
-// What every kernel file needs to be launched: by CUDA here, by the emulator of tests/simt there.
+// Launches of kernels: by CUDA, unless the emulator of tests/simt has defined MP_LAUNCH.
 #pragma once
 
-// Asserts keep kernels inside their tensors, so they stand in release builds too.
+// Asserts keep kernels inside their tensors, so release builds have them too.
 #undef NDEBUG
 #include <cassert>
 

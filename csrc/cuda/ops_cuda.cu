@@ -1,5 +1,5 @@
-// The face of the CUDA kernels to torch, through its stable ABI: the only file of this folder that sees tensors.
-// Schemas stand in mp_kernels/schemas.py.
+// The CUDA operators as torch calls them, through its stable ABI: the only file of this folder that sees tensors.
+// Schemas are in mp_kernels/schemas.py.
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/macros.h>
@@ -28,14 +28,15 @@ std::string device_of(const Tensor& x) {
   return x.is_cpu() ? "cpu" : "another device";
 }
 
-// The dispatcher brings a call here for one CUDA tensor; it says nothing about the others.
+// The dispatcher chooses these operators if any tensor is on a CUDA device; the others may still be elsewhere.
 void require_device(const char* op, const char* name, const Tensor& x, const char* like_name, const Tensor& like) {
   require(like.is_cuda(), op, ": ", like_name, " must be on a CUDA device; got ", device_of(like));
   require(device_of(x) == device_of(like), op, ": ", name, " must be on ", device_of(like), " like ", like_name,
           "; got ", device_of(x));
 }
 
-// An int64 tensor [rows], without gaps. What it holds is checked on the device: reading it here would wait for it.
+// An index, int64 [rows], made contiguous. Its values are checked on the device: reading them here would cost a
+// synchronisation.
 Tensor as_index(const char* op, const char* name, const Tensor& x) {
   require(x.dim() == 1, op, ": ", name, " must be one-dimensional; got ", shape_of(x));
   require_dtype(op, name, x, ScalarType::Long, "int64");
@@ -48,7 +49,7 @@ cudaStream_t current_stream(const Tensor& x) {
   return static_cast<cudaStream_t>(stream);
 }
 
-// How the elements of a gradient are summed: a complex one is two numbers.
+// Type in which a gradient is summed, and the numbers of that type in an element: two in a complex one.
 struct Numbers {
   mp::GradType type;
   int64_t per_element;
