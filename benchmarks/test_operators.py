@@ -22,7 +22,7 @@ def _packed(tokens: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("length", [16, 32, 55, 64, 128, 256, 512])
 def test_attention_against_sdpa(compare: Any, length: int) -> None:
-    """With the score on our side and without it on torch's; the same sequences, equally long, nothing padded."""
+    """Attention with importance against torch's without; the same sequences, equally long, nothing padded."""
     qkv, cu_seqlens = _packed(2048, length)
     q, k, v = qkv.unbind(1)
     padded = [x.unflatten(0, (-1, length)).transpose(1, 2) for x in (q, k, v)]
@@ -40,7 +40,7 @@ def test_attention_against_sdpa(compare: Any, length: int) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch's attention on packed rows needs a CUDA device")
 @pytest.mark.parametrize("length", [16, 55, 128, 256, 512, 2048])
 def test_attention_against_varlen(compare: Any, length: int) -> None:
-    """With the score on our side; torch's FlashAttention on packed rows without one."""
+    """Attention with importance against torch's FlashAttention on packed rows without."""
     varlen = pytest.importorskip("torch.nn.attention.varlen").varlen_attn
     qkv, cu_seqlens = _packed(16384, length)
     q, k, v = (x.contiguous() for x in qkv.unbind(1))
@@ -57,7 +57,7 @@ def test_attention_against_varlen(compare: Any, length: int) -> None:
 
 @pytest.mark.parametrize("length", [55, 128, 512])
 def test_importance_is_free(compare: Any, length: int) -> None:
-    """The operator with its score against itself without."""
+    """Attention with importance against the same operator without."""
     qkv, cu_seqlens = _packed(2048, length)
     q, k, v = qkv.unbind(1)
     compare(
@@ -73,7 +73,7 @@ def test_importance_is_free(compare: Any, length: int) -> None:
 
 
 def test_gather_against_copy(compare: Any) -> None:
-    """Four fifths of the rows of a batch's states, against a plain copy of as many bytes."""
+    """The gather of four fifths of a batch's rows against a plain copy of as many bytes."""
     x = workload.states(1760, 768)
     every = torch.arange(1760, device=workload.DEVICE)
     index = every[every % 5 != 0]
@@ -88,7 +88,7 @@ def test_gather_against_copy(compare: Any) -> None:
 
 
 def test_add_layer_norm(compare: Any) -> None:
-    """Add and LayerNorm in one pass against torch's two."""
+    """Addition and LayerNorm in one pass against torch's two."""
     x, residual = workload.states(1760, 768), workload.states(1760, 768)
     norm = torch.nn.LayerNorm(768).to(x.device, x.dtype)
     compare(

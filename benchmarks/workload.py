@@ -1,6 +1,6 @@
-"""What is measured: BERT-base shapes with random weights, and texts as long as AG News'.
+"""The workload: BERT-base's shapes with random weights, and texts as long as AG News'.
 
-On a GPU where there is one, in bfloat16; otherwise on the CPU in float32.
+It runs on a GPU in bfloat16 where there is one, otherwise on the CPU in float32.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ def ag_news_lengths(count: int = TEXTS) -> list[int]:
 
 
 def cu_seqlens_of(lengths: list[int]) -> Tensor:
-    """int32 ``[batch + 1]`` on the workload's device."""
+    """Starts of the samples and the end of the last, int32 ``[batch + 1]`` on the workload's device."""
     return torch.nn.functional.pad(torch.tensor(lengths).cumsum(0), (1, 0)).int().to(DEVICE)
 
 
 def batches(length_sorted: bool) -> list[dict[str, Tensor]]:
-    """The texts in padded batches, as they come or similar lengths together."""
+    """The texts in padded batches, as they come or with similar lengths together."""
     generator = torch.Generator().manual_seed(0)
     texts = [torch.randint(1000, 20_000, (n,), generator=generator) for n in ag_news_lengths()]
     if length_sorted:

@@ -1,1 +1,1 @@
-"""The paper's experiments again: Tables 2 and 3 and Figure 1, on the corpora at hand. ``python -m paper --help``."""
+"""The paper's experiments, Tables 2 and 3 and Figure 1, on the corpora at hand. ``python -m paper --help``."""

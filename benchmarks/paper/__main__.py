@@ -1,4 +1,4 @@
-"""``python -m paper``: train, measure, write the report; each step takes up where it was."""
+"""``python -m paper``: train, measure, write the report; each step goes on where it was."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def processor() -> str:
 
 
 def thresholds_of(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The exits that a corpus's systems are timed at."""
+    """The exit thresholds that a corpus's systems are timed at, by system."""
     return {system: settings_of(result, system) for system in result["systems"]}
 
 
 def about(model: str | Path) -> dict[str, Any]:
-    """What a corpus's figures were got with."""
+    """The model, commit, date, software and processor that a corpus's figures come from."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     return {
         "model": "MiniLM-L6" if model == minilm() else str(model),
@@ -62,15 +62,20 @@ def main(
     ] = Path("corpora"),
     hub: Annotated[bool, typer.Option("--hub", help="Read all corpora from the hub instead.")] = False,
     model: Annotated[
-        str | None, typer.Option(help="BERT checkpoint, a folder or a name on a hub; else MiniLM.")
+        str | None, typer.Option(help="BERT checkpoint: a folder, or a name on a hub. Default: MiniLM.")
     ] = None,
-    runs: Annotated[Path, typer.Option(help="Where models are kept.")] = Path("runs"),
-    only: Annotated[list[str] | None, typer.Option(help="Corpora; else all.")] = None,
-    step: Annotated[list[str] | None, typer.Option(help=f"Out of {', '.join(STEPS)}; else all.")] = None,
-    threads: Annotated[int | None, typer.Option(help="Threads; else all processors.")] = None,
-    output: Annotated[Path, typer.Option(help="Where results.md and its pictures go.")] = Path("docs"),
+    runs: Annotated[Path, typer.Option(help="Folder for trained models.")] = Path("runs"),
+    only: Annotated[
+        list[str] | None, typer.Option(help="Corpus to take; may be given several times. Default: all.")
+    ] = None,
+    step: Annotated[
+        list[str] | None,
+        typer.Option(help=f"Step to take, one of {', '.join(STEPS)}; may be given several times. Default: all."),
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="Number of threads. Default: all processors.")] = None,
+    output: Annotated[Path, typer.Option(help="Folder for results.md and its pictures.")] = Path("docs"),
 ) -> None:
-    """The paper's experiments on the corpora at hand. What is done is not done again."""
+    """Run the paper's experiments on the corpora at hand. Finished work is not done again."""
     unknown = [name for name in only or [] if name not in CORPORA] + [name for name in step or [] if name not in STEPS]
     if unknown:
         raise ValueError(f"unknown: {', '.join(unknown)}; corpora are {', '.join(CORPORA)}, steps {', '.join(STEPS)}")

@@ -1,4 +1,4 @@
-"""Wall-clock time of the systems at their operating points, beside transformers' padded BERT, in one run."""
+"""The wall-clock time of the systems at their operating points, beside transformers' padded BERT, in one run."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def _way(model: torch.nn.Module, exit_threshold: Any = None) -> Way:
 
 
 def settings_of(result: dict[str, Any], system: str) -> dict[str, Any]:
-    """Exit thresholds to time a system at.
+    """The exit thresholds to time a system at, by name.
 
-    Chosen on validation texts, by what was counted (``mp@0.5``) or carefully (``mp@careful 0.5``), or on the test curve
-    (``mp@test 0.5``).
+    They were chosen on validation texts, by the counted loss (``mp@0.5``) or carefully (``mp@careful 0.5``), or on the test
+    curve (``mp@test 0.5``).
     """
     offered = result.get("careful", {}).get(system, {})
     careful = {f"{system}@careful {drop}": x["exit_threshold"] for drop, x in offered.items()}
@@ -43,9 +43,9 @@ def settings_of(result: dict[str, Any], system: str) -> dict[str, Any]:
 
 
 def clock(result: dict[str, Any], runs: Path, corpora: Path | None, console: Console) -> dict[str, Any]:
-    """Milliseconds for a text, of each system; of those with exits at each of their thresholds.
+    """Milliseconds for a text: for each system, and for each of its exit thresholds.
 
-    Texts in the order in which they come (a random one, batches need padding), and sorted by length (next to none).
+    They are taken for texts sorted by length (batches need next to no padding), and as they come, in a random order.
     """
     name = result["name"]
     tokenizer = AutoTokenizer.from_pretrained(job_of(name, "bert", runs).model)

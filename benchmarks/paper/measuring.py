@@ -1,4 +1,4 @@
-"""Reads every trained model's exits once on the validation and the test texts, and keeps what was read."""
+"""The exits of every trained model, read once on the validation and the test texts and kept."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _load(path: Path, config: PyramidBertConfig) -> AllExits:
 
 
 def read_texts(model_folder: Path, data: LabelledTexts, what: str, console: Console) -> AllExits:
-    """One run of a trained model over labelled texts."""
+    """The exits of a trained model on labelled texts, in one run."""
     model = PyramidBertForSequenceClassification.from_pretrained(model_folder).eval()
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     rows = encode(tokenizer, data.texts, model.config.max_position_embeddings)
@@ -55,7 +55,7 @@ def read_texts(model_folder: Path, data: LabelledTexts, what: str, console: Cons
 
 
 def read_job(job: Job, corpora: Path | None, console: Console) -> Reading:
-    """What a finished job's model answers everywhere; from disk if it was read before."""
+    """The exits of a finished job's model; from disk if they were read before."""
     config = PyramidBertConfig.from_pretrained(job.model)
     task = None
     readings = []
@@ -76,6 +76,6 @@ def read_job(job: Job, corpora: Path | None, console: Console) -> Reading:
 
 
 def training_of(finished: Iterable[Job]) -> dict[str, float]:
-    """``seconds`` that all stages of these jobs took; most ``threads`` of one."""
+    """``seconds``: the time that all stages of these jobs took; ``threads``: the most threads that a stage had."""
     facts = [json.loads(path.read_text()) for job in finished for path in job.folder.glob("stages/*/facts.json")]
     return {"seconds": sum(x["seconds"] for x in facts), "threads": max(x["threads"] for x in facts)}

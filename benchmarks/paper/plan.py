@@ -1,4 +1,4 @@
-"""What is trained: corpora, recipes, settings, and which fit starts from which, so that stages are shared."""
+"""The plan of training: corpora, recipes, settings, and the fit that each fit starts from, so that stages are shared."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ class Corpus:
     """A labelled corpus.
 
     Attributes:
-        name: of its folder, with ``train.tsv`` and ``test.tsv``.
-        title: for people.
-        hub: where a hub has it; test: the split there that it is measured on.
+        name: name of its folder, which holds ``train.tsv`` and ``test.tsv``.
+        title: name for people.
+        hub: name of the data set on the hub.
+        test: split of that data set that it is measured on.
         settings: epochs and rates; the paper's kind of schedule, cut where the machine is small.
-        seeds: how many.
-        bounds: lengths in tokens, between the buckets that it is measured by.
-        fits: the names of those that are trained on it; None: all.
+        seeds: number of seeds.
+        bounds: tokens of the longest texts of each range of lengths but the last.
+        fits: names of the fits that are trained on it; None: all.
     """
 
     name: str
@@ -64,13 +65,13 @@ class Fit:
     """One training run.
 
     Attributes:
-        name: of its folder, under ``<corpus>/seed-<n>``.
-        recipe: whose heads and targets it has.
-        stages: those that it adds to where it starts from.
-        start: the model that it starts from, in a folder beside its own; None: the checkpoint.
-        changes: other settings than the corpus's, by name.
+        name: name of its folder, under ``<corpus>/seed-<n>``.
+        recipe: recipe that its heads and targets come from.
+        stages: stages that it adds to its start.
+        start: model that it starts from, in a folder beside its own; None: the checkpoint.
+        changes: settings that differ from the corpus's, by name.
         all_seeds: whether it is trained for every seed, and not for the first alone.
-        measured: whether it is a system of its own, and not only where others start from.
+        measured: whether it is a system of its own, and not only a start for others.
     """
 
     name: str
@@ -94,7 +95,7 @@ FITS = (
     Fit("power", "power", ("hard",), "bert/stages/1-fine-tune/model"),
 )
 
-# Ingredients of "pyramid", each without one of the others; on one corpus.
+# Ingredients of "pyramid", each without one of the others; trained on one corpus.
 ABLATIONS = (
     Fit("cls-frozen", "mp", ("exits",), "bert/stages/1-fine-tune/model"),
     Fit("pooled-frozen", "pyramid", ("exits",), "bert/stages/1-fine-tune/model"),
@@ -104,8 +105,8 @@ ABLATIONS = (
 )
 ABLATION_CORPUS = "ag_news"
 
-# Importance over a fixed 128 is as high in long texts as in short ones; over the tokens that enter the layer, long texts
-# have less for each, which is what Figure 1 may come from. Everything in its units is 128 / 400 of what it is elsewhere,
+# Importance divided by a fixed 128 is as high in long texts as in short ones; divided by the tokens that enter the layer, it
+# is lower in long texts, and Figure 1 may come from that. Settings in its units are 128 / 400 of what they are elsewhere,
 # since the long corpus has about 400 tokens a text.
 ALIVE = {
     "importance_normalizer": "alive",
@@ -130,6 +131,7 @@ class Job:
 
     @property
     def settings(self) -> Settings:
+        """The corpus's settings with the fit's changes and the seed."""
         return replace(self.corpus.settings, seed=self.seed, **(self.fit.changes or {}))
 
     @property
@@ -139,7 +141,7 @@ class Job:
 
 
 def jobs(runs: Path, names: list[str]) -> Iterator[Job]:
-    """All that is to be trained for these corpora: first seeds first, and every start before it is needed."""
+    """All jobs of these corpora: first seeds first, and every start before it is needed."""
     for seed in range(max(CORPORA[name].seeds for name in names)):
         for name in names:
             corpus = CORPORA[name]
@@ -151,7 +153,7 @@ def jobs(runs: Path, names: list[str]) -> Iterator[Job]:
 
 
 def fits_of(corpus: Corpus) -> list[Fit]:
-    """What is trained on a corpus, each start before what starts from it."""
+    """All fits of a corpus, each start before the fits that start from it."""
     if corpus.fits is not None:
         return [fit for fit in FITS + ABLATIONS + BY_ENTERING_TOKENS if fit.name in corpus.fits]
     return list(FITS + (ABLATIONS if corpus.name == ABLATION_CORPUS else ()))

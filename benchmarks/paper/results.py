@@ -1,4 +1,4 @@
-"""From what was read to figures: operating points, curves, ablations and lengths, all of them in one JSON."""
+"""The figures of the experiments: operating points, curves, ablations and lengths, as JSON."""
 
 from __future__ import annotations
 
@@ -28,12 +28,21 @@ DROPS = (0.0, 0.5, 1.0)
 LOSSES = (0.5, 1.0)
 SYSTEMS = ("bert", "distilbert", "power", "ltp", "fastbert", "mp", "pyramid")
 STEPS = 200
+CURVE_KEYS = ("exit_threshold", "accuracy", "gflops", "executed_gflops")
 
 
 def figures_of(
     reading: Reading, drop: float, bounds: Iterable[int], layered: bool = False, counted: bool = True
 ) -> dict[str, Any]:
-    """A system on the test texts, with the exits that ``tune`` (``--counted`` or not) sets on the validation texts."""
+    """The evaluation of a system on the test texts, as JSON, with exits that ``tune`` sets on the validation texts.
+
+    Args:
+        reading: the system's exits.
+        drop: points of validation accuracy that exits may cost.
+        bounds: tokens of the longest texts of each range of lengths but the last.
+        layered: whether each layer has a threshold of its own.
+        counted: whether the loss is counted alone, as with ``tune --counted``.
+    """
     threshold = None
     if len(reading.test.layers) > 1:
         offers = trade_off({1.0: reading.validation}, layered=layered, steps=STEPS)
@@ -42,18 +51,18 @@ def figures_of(
 
 
 def curve_of(exits: AllExits) -> list[Outcome]:
-    """Test accuracy and work, without exits and over thresholds."""
+    """The outcomes on given texts, without exits and over thresholds."""
     return outcomes_of_one_threshold(exits, right_without_exits(exits), STEPS)
 
 
 def least_work(outcomes: Iterable[Outcome], accuracy: float, kind: str) -> Outcome | None:
-    """That of the least work (``"gflops"`` or ``"executed_gflops"``) at that accuracy or a higher one; None: not reached."""
+    """The outcome of least work (``"gflops"`` or ``"executed_gflops"``) at that accuracy or more; None: not reached."""
     reached = (outcome for outcome in outcomes if outcome.accuracy >= accuracy - 1e-9)
     return min(reached, key=lambda outcome: getattr(outcome, kind), default=None)
 
 
 def beaten(ours: list[Outcome], theirs: list[Outcome], kind: str, lowest: float) -> tuple[int, int]:
-    """Of their points with that accuracy at least, how many have more work than ours at no less accuracy; and how many."""
+    """The number of their points, from that accuracy on, that a point of ours beats or equals; and the number of all."""
     points = {(x.accuracy, getattr(x, kind)) for x in theirs if x.accuracy >= lowest}
     best = [(accuracy, work) for accuracy, work in points if work <= getattr(least_work(theirs, accuracy, kind), kind)]
     won = 0
@@ -73,7 +82,7 @@ def without_layer_0(exits: AllExits) -> AllExits:
 
 
 def corpus_results(corpus: Corpus, runs: Path, corpora: Path | None, console: Console) -> dict[str, Any] | None:
-    """Everything about one corpus; None where its fine-tuned BERT is not trained yet."""
+    """All figures of one corpus; None where its fine-tuned BERT is not trained yet."""
     finished = [job for job in jobs(runs, [corpus.name]) if job.model.is_dir()]
     readings = {(job.seed, job.fit.name): read_job(job, corpora, console) for job in finished if job.fit.measured}
     if (0, "bert") not in readings:
@@ -101,7 +110,7 @@ def corpus_results(corpus: Corpus, runs: Path, corpora: Path | None, console: Co
                 careful = {f"{drop}": figures_of(reading, drop, corpus.bounds, counted=False) for drop in DROPS}
                 result["careful"][name] = careful
             curve = curve_of(reading.test)
-            result["curves"][name] = [outcome.as_json() for outcome in curve]
+            result["curves"][name] = [{key: getattr(outcome, key) for key in CURVE_KEYS} for outcome in curve]
             result["on_test"][name] = _least_on_test(curve, bert[0])
     for name in ("bert", "ltp", "mp", "pyramid"):
         rows = [
@@ -145,7 +154,7 @@ def _seed_row(reading: Reading, bert: float, corpus: Corpus) -> dict[str, float]
 
 
 def _dominance(readings: dict[tuple[int, str], Reading], bert: float) -> dict[str, Any]:
-    """How much of the others' curves, down to 3 points below BERT, mp's curve beats."""
+    """The part of the others' curves, down to 3 points below BERT, that mp's curve beats."""
     if (0, "mp") not in readings:
         return {}
     ours = curve_of(readings[0, "mp"].test)
@@ -185,7 +194,7 @@ def _lengths(readings: dict[tuple[int, str], Reading], corpus: Corpus) -> dict[s
 
 
 def _ablation(readings: dict[tuple[int, str], Reading], bert: float, corpus: Corpus) -> list[dict[str, Any]]:
-    """What each ingredient gives, one after the other."""
+    """The figures of each ingredient, one after the other."""
     steps = (
         ("the paper's heads, frozen, no pruning", "cls-frozen", {}),
         ("pooled heads, from layer 1 on", "pooled-frozen", {"layer_0": False}),

@@ -1,4 +1,4 @@
-"""Trains what the plan says; what is finished is passed over, what was cut off goes on."""
+"""Training by the plan; a finished fit is passed over, one that was cut off goes on."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ BBC_TRAIN, BBC_VALIDATION, BBC_TEST = 700, 200, 600
 
 
 def is_there(corpora: Path | None, corpus: Corpus) -> bool:
-    """Whether a corpus can be read; None stands for the hub, where all are."""
+    """Whether a corpus can be read; ``corpora`` None stands for the hub, which has all of them."""
     return corpora is None or corpus.name == "bbc_news" or (corpora / corpus.name / "train.tsv").is_file()
 
 
 def task_of(corpora: Path | None, corpus: Corpus, seed: int) -> Task:
-    """The training texts, some of them held out to choose thresholds on."""
+    """The training texts, some of which are held out to choose thresholds on."""
     if corpora is None:
         return load_task(corpus.hub, seed=seed)
     if corpus.name == "bbc_news":
@@ -35,7 +35,7 @@ def task_of(corpora: Path | None, corpus: Corpus, seed: int) -> Task:
 
 
 def test_texts(corpora: Path | None, corpus: Corpus, task: Task) -> LabelledTexts:
-    """The texts that nothing was learned from or chosen on."""
+    """The texts that no training and no choice has seen."""
     if corpora is None:
         return load_split(corpus.hub, task.label_names, (corpus.test,))
     if corpus.name == "bbc_news":
@@ -46,7 +46,7 @@ def test_texts(corpora: Path | None, corpus: Corpus, task: Task) -> LabelledText
 
 
 def train(job: Job, corpora: Path | None, checkpoint: Path | str, console: Console) -> None:
-    """One fit; its checkpoints are removed when it is finished, for each takes three times the model's room."""
+    """Trains one fit; its checkpoints are removed at the end, since each takes three times the model's room."""
     if job.model.is_dir():
         return
     start = checkpoint if job.fit.start is None else job.folder.parent / job.fit.start

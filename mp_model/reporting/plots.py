@@ -43,9 +43,15 @@ def plot_trade_off(
     points: dict[str, tuple[float, float]] | None = None,
     work: str = "GFLOPs a text, executed",
 ) -> None:
-    """Accuracy over work: lines by name, each of (GFLOPs, accuracy as a share), and single points.
+    """Draws accuracy over work, as lines and single points.
 
-    A curve without values is left out, but keeps its colour for other pictures of the same names.
+    Args:
+        curves: points (GFLOPs, accuracy as a share) of each line, by its name; a line without points is left out, but keeps
+            its colour for other pictures of the same names.
+        path: PNG file to write.
+        title: title of the picture.
+        points: (GFLOPs, accuracy as a share) of each single point, by its name.
+        work: label of the horizontal axis.
     """
     figure, axes = _figure()
     for (name, curve), colour in zip(curves.items(), COLOURS, strict=False):
@@ -65,7 +71,7 @@ def plot_trade_off(
 
 
 def plot_exits(evaluation: Evaluation, path: Path, *, title: str) -> None:
-    """How many texts left at each layer."""
+    """Draws the share of texts that left at each layer."""
     figure, axes = _figure(height=3.2)
     axes.bar(range(len(evaluation.exits)), [100 * n / evaluation.texts for n in evaluation.exits], color=COLOURS[0])
     axes.set(xlabel="layer of the exit", ylabel="texts, %", title=title, xticks=range(len(evaluation.exits)))
@@ -73,7 +79,7 @@ def plot_exits(evaluation: Evaluation, path: Path, *, title: str) -> None:
 
 
 def plot_tokens(evaluation: Evaluation, path: Path, *, title: str) -> None:
-    """Tokens that each layer leaves alive, of the texts that stay."""
+    """Draws the share of tokens that each layer leaves alive, over the texts that stay."""
     figure, axes = _figure(height=3.2)
     kept = [(layer, 100 * share) for layer, share in enumerate(evaluation.tokens_kept, 1) if share is not None]
     axes.bar([layer for layer, _ in kept], [share for _, share in kept], color=COLOURS[2])
@@ -83,7 +89,10 @@ def plot_tokens(evaluation: Evaluation, path: Path, *, title: str) -> None:
 
 
 def plot_buckets(by_name: dict[str, dict[str, float]], path: Path, *, title: str) -> None:
-    """Dense work over executed work by length: for each name, a bar a bucket; far apart, on a scale of factors."""
+    """Draws dense work over executed work by length: for each name, a bar a bucket.
+
+    Values that are far apart are drawn on a scale of factors.
+    """
     figure, axes = _figure()
     buckets = list(dict.fromkeys(bucket for values in by_name.values() for bucket in values))
     width = 0.8 / len(by_name)
