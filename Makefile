@@ -29,9 +29,10 @@ demo: $(READY) ## set up, then classify real articles with real weights
 test: $(READY) ## set up, then run the tests
 	$(BIN)/python -m pytest
 
-lint: $(READY) ## check style and formatting
+lint: $(READY) ## check style, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy mp_kernels
 	$(BIN)/clang-format --dry-run -Werror $(NATIVE)
 
 format: $(READY) ## format everything

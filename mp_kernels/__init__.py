@@ -1,10 +1,10 @@
-"""Operators on packed ragged batches: attention with importance, compaction, gather, and the steps around them.
+"""Operators on packed ragged batches: attention with importance, compaction, gather, and token-wise steps.
 
-The public functions are listed in ``__all__``. :mod:`mp_kernels.reference` holds their definitions in plain PyTorch,
-``torch.ops.mp_kernels`` the registered operators.
+The public functions are listed in ``__all__``. Their definitions in plain PyTorch are in :mod:`mp_kernels.reference`, the
+registered operators in ``torch.ops.mp_kernels``.
 """
 
-from . import autograd as _autograd  # noqa: F401  (registers)
+from . import autograd as _autograd  # noqa: F401  (the import registers the gradients)
 from . import backends, extension, fakes, reference, schemas  # noqa: F401
 from .functional import (
     add_layer_norm,

@@ -3,27 +3,37 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from .schemas import library
 
+# torch's own class for it does not declare the attributes that a setup keeps for its backward.
+Context = Any
+Inputs = tuple[Any, ...]
 
-def _register(name: str, backward, setup_context) -> None:
+
+def _register(name: str, backward: Callable[..., Any], setup_context: Callable[[Any, Inputs, Any], None]) -> None:
     torch.library.register_autograd(f"mp_kernels::{name}", backward, setup_context=setup_context, lib=library)
 
 
-# ragged_attention: the operator ragged_attention_backward, through out and importance
+# ragged_attention: through out and importance, by the operator ragged_attention_backward
 
 
-def _setup_attention(ctx, inputs, output):
+def _setup_attention(ctx: Context, inputs: Inputs, output: Any) -> None:
     q, k, v, cu_seqlens_q, cu_seqlens, stays, ctx.max_seqlen, ctx.scale, _ = inputs
     ctx.save_for_backward(q, k, v, output[2], cu_seqlens_q, cu_seqlens, stays)
     ctx.set_materialize_grads(False)
 
 
-def _attention_backward(ctx, out_grad, importance_grad, _):
-    if torch.is_grad_enabled():  # create_graph=True: what would be left out of that graph, nobody would notice
+def _attention_backward(
+    ctx: Context, out_grad: Tensor | None, importance_grad: Tensor | None, _: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    # With create_graph=True the graph would lack this operator's own gradient, and results would be silently wrong.
+    if torch.is_grad_enabled():
         raise NotImplementedError(
             "ragged_attention has no second derivative (create_graph=True); "
             "differentiate mp_kernels.reference.ragged_attention twice instead"
@@ -36,13 +46,13 @@ def _attention_backward(ctx, out_grad, importance_grad, _):
     grads = torch.ops.mp_kernels.ragged_attention_backward(
         out_grad, importance_grad, q, k, v, logsumexp, cu_seqlens_q, cu_seqlens, ctx.max_seqlen, ctx.scale
     )
-    if stays is not None:  # constants came out for the samples that leave
+    if stays is not None:  # the results of samples that leave are constants
         starts = (cu_seqlens_q, cu_seqlens, cu_seqlens)
         grads = [_zero_where_left(grad, stays, cu) for grad, cu in zip(grads, starts, strict=True)]
     return *grads, None, None, None, None, None, None
 
 
-def _zero_where_left(grad, stays, cu_seqlens):
+def _zero_where_left(grad: Tensor, stays: Tensor, cu_seqlens: Tensor) -> Tensor:
     rows = torch.repeat_interleave(stays, cu_seqlens.diff().long(), output_size=grad.shape[0])
     return torch.where(rows[:, None, None], grad, 0.0)
 
@@ -50,38 +60,38 @@ def _zero_where_left(grad, stays, cu_seqlens):
 _register("ragged_attention", _attention_backward, _setup_attention)
 
 
-# mean_over_heads: every head gets its share
+# mean_over_heads: each of H heads gets 1 / H of the gradient
 
 
-def _setup_heads(ctx, inputs, output):
+def _setup_heads(ctx: Context, inputs: Inputs, output: Any) -> None:
     ctx.heads = inputs[0].shape[0]
 
 
-def _heads_backward(ctx, grad):
+def _heads_backward(ctx: Context, grad: Tensor) -> Tensor:
     return (grad / ctx.heads).expand(ctx.heads, -1)
 
 
 _register("mean_over_heads", _heads_backward, _setup_heads)
 
 
-# ragged_gather: rows of the gradient go back to where they came from, in rising order of their index
+# ragged_gather: each row of x gets the sum of the gradients of its copies, in ascending order of their places
 
 
-def _setup_gather(ctx, inputs, output):
+def _setup_gather(ctx: Context, inputs: Inputs, output: Any) -> None:
     xs, index = inputs
     ctx.save_for_backward(index)
     ctx.rows = [x.shape[0] for x in xs]
-    ctx.set_materialize_grads(False)  # integers that are gathered too have no gradient
+    ctx.set_materialize_grads(False)  # integer tensors may be gathered along, and have no gradient
 
 
-def _gather_backward(ctx, grads):
+def _gather_backward(ctx: Context, grads: Sequence[Tensor | None]) -> tuple[list[Tensor | None], None]:
     (index,) = ctx.saved_tensors
     sorted_index, order = index.sort(stable=True)
     wanted = [t for t, grad in enumerate(grads) if grad is not None]
     scattered = torch.ops.mp_kernels.ragged_gather_backward(
         [grads[t] for t in wanted], sorted_index, order, [ctx.rows[t] for t in wanted]
     )
-    results = [None] * len(grads)
+    results: list[Tensor | None] = [None] * len(grads)
     for t, grad in zip(wanted, scattered, strict=True):
         results[t] = grad
     return results, None
@@ -90,15 +100,15 @@ def _gather_backward(ctx, grads):
 _register("ragged_gather", _gather_backward, _setup_gather)
 
 
-# ragged_gather_backward: linear as well; its gradient is the gather
+# ragged_gather_backward: linear in grads, so its gradient is the gather
 
 
-def _setup_gather_backward(ctx, inputs, output):
+def _setup_gather_backward(ctx: Context, inputs: Inputs, output: Any) -> None:
     _, sorted_index, order, _ = inputs
     ctx.save_for_backward(sorted_index, order)
 
 
-def _gather_backward_backward(ctx, grads):
+def _gather_backward_backward(ctx: Context, grads: Sequence[Tensor]) -> tuple[Sequence[Tensor], None, None, None]:
     sorted_index, order = ctx.saved_tensors
     index = sorted_index if order is None else torch.empty_like(sorted_index).scatter(0, order, sorted_index)
     return torch.ops.mp_kernels.ragged_gather(grads, index), None, None, None
@@ -107,16 +117,16 @@ def _gather_backward_backward(ctx, grads):
 _register("ragged_gather_backward", _gather_backward_backward, _setup_gather_backward)
 
 
-# ragged_mean: every row of a sample gets the gradient divided by the sample's length
+# ragged_mean: each row of a sample of n rows gets 1 / n of the gradient
 
 
-def _setup_mean(ctx, inputs, output):
+def _setup_mean(ctx: Context, inputs: Inputs, output: Any) -> None:
     x, cu_seqlens = inputs
     ctx.save_for_backward(cu_seqlens)
     ctx.total = x.shape[0]
 
 
-def _mean_backward(ctx, grad):
+def _mean_backward(ctx: Context, grad: Tensor) -> tuple[Tensor, None]:
     (cu_seqlens,) = ctx.saved_tensors
     lengths = (cu_seqlens[1:] - cu_seqlens[:-1]).long()
     share = grad / lengths.clamp(min=1).unsqueeze(1).to(grad.dtype)
@@ -126,15 +136,15 @@ def _mean_backward(ctx, grad):
 _register("ragged_mean", _mean_backward, _setup_mean)
 
 
-# add_layer_norm: LayerNorm's own gradient, given to both summands
+# add_layer_norm: both summands get LayerNorm's own gradient
 
 
-def _setup_add_layer_norm(ctx, inputs, output):
+def _setup_add_layer_norm(ctx: Context, inputs: Inputs, output: Any) -> None:
     x, x_index, residual, index, weight, bias, ctx.eps = inputs
     ctx.save_for_backward(x, x_index, residual, index, weight, bias)
 
 
-def _add_layer_norm_backward(ctx, grad):
+def _add_layer_norm_backward(ctx: Context, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, x_index, residual, index, weight, bias = ctx.saved_tensors
     added = (x if x_index is None else x[x_index]) + (residual if index is None else residual[index])
     _, mean, inverse = torch.native_layer_norm(added, x.shape[-1:], weight, bias, ctx.eps)
@@ -151,15 +161,15 @@ def _add_layer_norm_backward(ctx, grad):
 _register("add_layer_norm", _add_layer_norm_backward, _setup_add_layer_norm)
 
 
-# bias_gelu
+# bias_gelu: GELU's own gradient, summed over the rows for the bias
 
 
-def _setup_bias_gelu(ctx, inputs, output):
+def _setup_bias_gelu(ctx: Context, inputs: Inputs, output: Any) -> None:
     x, bias = inputs
     ctx.save_for_backward(x, bias)
 
 
-def _bias_gelu_backward(ctx, grad):
+def _bias_gelu_backward(ctx: Context, grad: Tensor) -> tuple[Tensor, Tensor | None]:
     x, bias = ctx.saved_tensors
     x_grad = torch.ops.aten.gelu_backward(grad, x if bias is None else x + bias)
     return x_grad, None if bias is None else x_grad.sum(0)
@@ -171,11 +181,11 @@ _register("bias_gelu", _bias_gelu_backward, _setup_bias_gelu)
 # normalized_entropy: du/dz_i = -p_i (log p_i + sum_j -p_j log p_j) / log N
 
 
-def _setup_entropy(ctx, inputs, output):
+def _setup_entropy(ctx: Context, inputs: Inputs, output: Any) -> None:
     ctx.save_for_backward(inputs[0])
 
 
-def _entropy_backward(ctx, grad):
+def _entropy_backward(ctx: Context, grad: Tensor) -> Tensor:
     (logits,) = ctx.saved_tensors
     log_p = torch.log_softmax(logits.to(grad.dtype), dim=-1)
     p = log_p.exp()
@@ -187,16 +197,16 @@ def _entropy_backward(ctx, grad):
 _register("normalized_entropy", _entropy_backward, _setup_entropy)
 
 
-# exit_head: a decision, not a step of training; what would be left out of a graph, nobody would notice
+# exit_head: refused, since it is for deciding, not for training, and a missing gradient would go unnoticed
 
 
-def _setup_exit_head(ctx, inputs, output):
+def _setup_exit_head(ctx: Context, inputs: Inputs, output: Any) -> None:
     ctx.mark_non_differentiable(output[2])
 
 
-def _exit_head_backward(ctx, *grads):
+def _exit_head_backward(ctx: Context, *grads: Tensor | None) -> None:
     raise NotImplementedError(
-        "exit_head decides and has no gradient; train a head through its layers and normalized_entropy, "
+        "exit_head only decides and has no gradient; train a head through its layers and normalized_entropy, "
         "or differentiate mp_kernels.reference.exit_head"
     )
 

@@ -1,7 +1,8 @@
-"""Which implementation runs on which device.
+"""The implementation of the operators on each device.
 
-CPU: the compiled kernels (:mod:`mp_kernels.extension`). CUDA: those written in Triton (:mod:`mp_kernels.triton`), and the
-compiled gather where it was built. Everywhere else, and where something is missing, what :mod:`mp_kernels.schemas` gives.
+CPU: the compiled kernels (:mod:`mp_kernels.extension`). CUDA: the Triton kernels (:mod:`mp_kernels.triton`), and the
+compiled gather where it was built. On other devices, and where one of these is missing, the definitions that
+:mod:`mp_kernels.schemas` registers.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from .schemas import SCHEMAS, library
 COMPILED_FOR_CUDA = ("ragged_gather", "ragged_gather_backward")
 
 
-def _from_triton(name: str) -> Callable:
+def _from_triton(name: str) -> Callable[..., Any]:
     def call(*arguments: Any) -> Any:
-        from .triton import IMPLEMENTATIONS  # only where a GPU is: the import takes a while
+        from .triton import IMPLEMENTATIONS  # a slow import, so only once a GPU needs it
 
         return IMPLEMENTATIONS[name](*arguments)
 
@@ -28,7 +29,7 @@ def _from_triton(name: str) -> Callable:
 
 
 def register_triton(registrations: torch.library.Library, dispatch_key: str, names: Collection[str]) -> None:
-    """Makes the Triton kernels the implementation of the operators ``names`` for tensors of ``dispatch_key``."""
+    """Registers the Triton kernels as the operators ``names`` for tensors of ``dispatch_key``."""
     for name in names:
         registrations.impl(name, _from_triton(name), dispatch_key)
 

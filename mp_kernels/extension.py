@@ -1,4 +1,4 @@
-"""Loads the compiled kernels, or says once how to build them."""
+"""Loading of the compiled kernels. Where they are missing, one warning says how to build them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _load() -> ctypes.CDLL | None:
 
 
 def _load_cuda() -> bool:
-    # Without the file there is nothing to say: Triton serves the same operators.
+    # A missing file is no reason for a warning: Triton serves the same operators.
     if torch.version.cuda is None or not CUDA_PATH.exists():
         return False
     try:
@@ -65,7 +65,7 @@ def is_cuda_built() -> bool:
 
 
 def instruction_sets() -> list[str]:
-    """Builds of the CPU kernels that this processor can run, best first; empty without compiled kernels."""
+    """Names of the builds of the CPU kernels that this processor can run, best first; empty without compiled kernels."""
     if _library is None:
         return []
     names: list[str] = []
@@ -75,10 +75,14 @@ def instruction_sets() -> list[str]:
 
 
 def chosen_instruction_set() -> str | None:
-    """The build in use: the best one, or the one that the environment variable ``MP_KERNELS_ISA`` names."""
+    """Name of the build in use: the best one, or the one that the environment variable ``MP_KERNELS_ISA`` names.
+
+    None without compiled kernels.
+    """
     if _library is None:
         return None
-    return _library.mp_chosen_isa().decode()
+    name: bytes = _library.mp_chosen_isa()
+    return name.decode()
 
 
 _wanted = os.environ.get("MP_KERNELS_ISA")

@@ -2,41 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
-from .schemas import library
+from .schemas import Compaction, Function, library
 
 
-def _fakes(function: Callable) -> Callable:
+def _fakes(function: Function) -> Function:
     torch.library.register_fake(f"mp_kernels::{function.__name__}", function, lib=library)
     return function
 
 
-def _float32(x: torch.Tensor, *shape: int) -> torch.Tensor:
+def _at_least_float32(x: Tensor, *shape: int) -> Tensor:
     return x.new_empty(shape, dtype=torch.promote_types(x.dtype, torch.float32))
 
 
 @_fakes
-def ragged_attention(q, k, v, cu_seqlens_q, cu_seqlens, stays, max_seqlen, scale, need_importance):
-    importance = _float32(q, q.shape[1], k.shape[0] if need_importance else 0)
-    return q.new_empty(q.shape), importance, _float32(q, q.shape[1], q.shape[0])
+def ragged_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens: Tensor,
+    stays: Tensor | None,
+    max_seqlen: int,
+    scale: float,
+    need_importance: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    importance = _at_least_float32(q, q.shape[1], k.shape[0] if need_importance else 0)
+    return q.new_empty(q.shape), importance, _at_least_float32(q, q.shape[1], q.shape[0])
 
 
 @_fakes
 def ragged_attention_backward(
-    out_grad, importance_grad, q, k, v, logsumexp, cu_seqlens_q, cu_seqlens, max_seqlen, scale
-):
+    out_grad: Tensor,
+    importance_grad: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    logsumexp: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    scale: float,
+) -> tuple[Tensor, ...]:
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
 @_fakes
-def mean_over_heads(importance):
+def mean_over_heads(importance: Tensor) -> Tensor:
     return importance.new_empty(importance.shape[1])
 
 
-def _compaction(cu_seqlens: torch.Tensor, total: int) -> tuple[torch.Tensor, ...]:
+def _compaction(cu_seqlens: Tensor, total: int) -> Compaction:
     index, samples, extents = (
         cu_seqlens.new_empty(size, dtype=torch.int64) for size in (total, cu_seqlens.shape[0] - 1, 4)
     )
@@ -44,52 +64,64 @@ def _compaction(cu_seqlens: torch.Tensor, total: int) -> tuple[torch.Tensor, ...
 
 
 @_fakes
-def prune_tokens(importance, cu_seqlens, stays, threshold):
+def prune_tokens(importance: Tensor, cu_seqlens: Tensor, stays: Tensor | None, threshold: float) -> Compaction:
     return _compaction(cu_seqlens, importance.shape[-1])
 
 
 @_fakes
-def top_k_tokens(importance, cu_seqlens, stays, k):
+def top_k_tokens(importance: Tensor, cu_seqlens: Tensor, stays: Tensor | None, k: Tensor) -> Compaction:
     return _compaction(cu_seqlens, importance.shape[-1])
 
 
 @_fakes
-def select_samples(cu_seqlens, stays, total):
+def select_samples(cu_seqlens: Tensor, stays: Tensor, total: int) -> Compaction:
     return _compaction(cu_seqlens, total)
 
 
 @_fakes
-def ragged_gather(xs, index):
+def ragged_gather(xs: Sequence[Tensor], index: Tensor) -> list[Tensor]:
     return [x.new_empty((index.shape[0], *x.shape[1:])) for x in xs]
 
 
 @_fakes
-def ragged_gather_backward(grads, sorted_index, order, rows):
+def ragged_gather_backward(
+    grads: Sequence[Tensor], sorted_index: Tensor, order: Tensor | None, rows: Sequence[int]
+) -> list[Tensor]:
     return [grad.new_empty((count, *grad.shape[1:])) for grad, count in zip(grads, rows, strict=True)]
 
 
 @_fakes
-def ragged_mean(x, cu_seqlens):
+def ragged_mean(x: Tensor, cu_seqlens: Tensor) -> Tensor:
     return x.new_empty(cu_seqlens.shape[0] - 1, x.shape[1])
 
 
 @_fakes
-def add_layer_norm(x, x_index, residual, index, weight, bias, eps):
+def add_layer_norm(
+    x: Tensor, x_index: Tensor | None, residual: Tensor, index: Tensor | None, weight: Tensor, bias: Tensor, eps: float
+) -> Tensor:
     return x.new_empty(x.shape[0] if x_index is None else x_index.shape[0], x.shape[1])
 
 
 @_fakes
-def bias_gelu(x, bias):
+def bias_gelu(x: Tensor, bias: Tensor | None) -> Tensor:
     return x.new_empty(x.shape)
 
 
 @_fakes
-def normalized_entropy(logits):
-    return _float32(logits, logits.shape[0])
+def normalized_entropy(logits: Tensor) -> Tensor:
+    return _at_least_float32(logits, logits.shape[0])
 
 
 @_fakes
-def exit_head(features, dense_weight, dense_bias, weight, bias, thresholds, threshold):
+def exit_head(
+    features: Tensor,
+    dense_weight: Tensor,
+    dense_bias: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    thresholds: Tensor | None,
+    threshold: float,
+) -> tuple[Tensor, Tensor, Tensor]:
     batch = features.shape[0]
     logits = features.new_empty(batch, weight.shape[0])
-    return logits, _float32(logits, batch), logits.new_empty(batch, dtype=torch.bool)
+    return logits, _at_least_float32(logits, batch), logits.new_empty(batch, dtype=torch.bool)

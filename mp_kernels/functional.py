@@ -1,48 +1,24 @@
 """The public operators: arguments checked, defaults filled in, results cut to size.
 
-What can be told from shapes and dtypes is checked here, for every backend alike; the compiled kernels also check the
-values of ``cu_seqlens`` and of indices, where reading them costs no synchronisation.
+Shapes and dtypes are checked here, for every backend alike. The CPU kernels also check the values of ``cu_seqlens`` and of
+indices; on a GPU that would cost a synchronisation.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import overload
 
 import torch
 import torch.nn.functional as F
 
 from . import reference
+from .checks import FLOATING, check_cu_seqlens, check_importance, check_stays, check_tensor, describe
 from .memory import read_by_host
 from .ragged import Kept, Ragged
 
 _ops = torch.ops.mp_kernels
-
-FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-
-
-def _describe(x: object) -> str:
-    if not isinstance(x, torch.Tensor):
-        return f"{type(x).__name__} {x!r}"
-    return f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)} on {x.device}"
-
-
-def _check_tensor(name: str, x: torch.Tensor, dims: int, dtypes: Sequence[torch.dtype], like: torch.Tensor) -> None:
-    if not isinstance(x, torch.Tensor):
-        raise TypeError(f"{name} must be a tensor; got {_describe(x)}")
-    if x.dtype not in dtypes:
-        wanted = " or ".join(str(d).removeprefix("torch.") for d in dtypes)
-        raise TypeError(f"{name} must be {wanted}; got {_describe(x)}")
-    if x.dim() != dims:
-        raise ValueError(f"{name} must have {dims} dimension{'s' if dims > 1 else ''}; got {_describe(x)}")
-    if x.device != like.device:
-        raise ValueError(f"{name} must be on {like.device} like the other arguments; got {_describe(x)}")
-
-
-def _check_cu_seqlens(cu_seqlens: torch.Tensor, like: torch.Tensor, name: str = "cu_seqlens") -> None:
-    _check_tensor(name, cu_seqlens, 1, (torch.int32,), like)
-    if cu_seqlens.shape[0] < 1:
-        raise ValueError(f"{name} must have batch + 1 entries, 0 first; got none")
 
 
 def ragged_attention(
@@ -58,23 +34,24 @@ def ragged_attention(
     by_head: bool = False,
     stays: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Attention within each sample of a packed ragged batch, with how much attention each token receives.
+    """Attention within each sample of a packed ragged batch, and the importance of each token.
 
     ``P[h,i,j] = softmax_j(scale q_i . k_j)`` and ``importance[j] = (1 / (H n)) sum_h sum_i P[h,i,j]``, the column mean of
-    the probabilities (Magic Pyramid's Eq. 4, as its text means it). Differentiable in q, k and v through both results.
+    the probabilities: how much attention token j receives (Magic Pyramid's Eq. 4; its indices say row mean, its text column
+    mean). Differentiable in q, k and v through both results.
 
     Args:
         q: ``[total, heads, head_dim]``, float32, float16, bfloat16 or float64. Strided views are welcome.
         k, v: like ``q``.
-        cu_seqlens: int32 ``[batch + 1]``, where each sample begins; 0 first, ``total`` last.
-        max_seqlen: length of the longest sample, or more. On a GPU, where looking would mean waiting, a number that is too
-            small goes unnoticed and leaves tokens out.
+        cu_seqlens: int32 ``[batch + 1]``, the first row of each sample; 0 first, ``total`` last.
+        max_seqlen: length of the longest sample, or more. It is not checked on a GPU, where that would cost a
+            synchronisation: a number that is too small silently leaves tokens out.
         scale: factor on the scores; ``1 / sqrt(head_dim)`` if None.
-        cu_seqlens_q: where each sample's *queries* begin, if only some tokens ask (``q`` is then ``[total_q, ...]``).
-            Importance is the mean over these queries.
-        need_importance: False saves computing the importance; None is returned in its place.
-        by_head: True returns the importance that each head gives, ``[heads, total]``, of which the mean is the importance.
-        stays: bool ``[batch]``; samples for which it is False are not computed and get zeros. None: all are.
+        cu_seqlens_q: int32 ``[batch + 1]``, the first *query* of each sample, if only some tokens have one (``q`` is then
+            ``[total_q, heads, head_dim]``). Importance is the mean over these queries.
+        need_importance: False skips the importance; None is returned in its place.
+        by_head: True returns the importance by head, ``[heads, total]``, instead of its mean over the heads.
+        stays: bool ``[batch]``; samples for which it is False are skipped and get zeros. None: all samples are computed.
 
     Returns:
         out: ``[total_q, heads, head_dim]`` of ``q``'s dtype.
@@ -84,16 +61,16 @@ def ragged_attention(
         TypeError, ValueError: a wrong dtype, device or shape.
         RuntimeError: on a CPU, ``cu_seqlens`` decreases or does not end at ``total``, or ``max_seqlen`` is too small.
     """
-    _check_tensor("q", q, 3, FLOATING, q)
+    check_tensor("q", q, 3, FLOATING, q)
     if 0 in q.shape[1:]:
-        raise ValueError(f"q must have at least one head and a head_dim of at least 1; got {_describe(q)}")
+        raise ValueError(f"q must have at least one head and a head_dim of at least 1; got {describe(q)}")
     for name, x in (("k", k), ("v", v)):
-        _check_tensor(name, x, 3, (q.dtype,), q)
+        check_tensor(name, x, 3, (q.dtype,), q)
         if x.shape[1:] != q.shape[1:] or x.shape[0] != k.shape[0]:
             raise ValueError(
-                f"{name} must have q's heads and head_dim and k's rows; q is {_describe(q)}, {name} {_describe(x)}"
+                f"{name} must have q's heads and head_dim and k's rows; q is {describe(q)}, {name} {describe(x)}"
             )
-    _check_cu_seqlens(cu_seqlens, q)
+    check_cu_seqlens(cu_seqlens, q)
     if cu_seqlens_q is None:
         if q.shape[0] != k.shape[0]:
             raise ValueError(
@@ -101,16 +78,16 @@ def ragged_attention(
             )
         cu_seqlens_q = cu_seqlens
     else:
-        _check_cu_seqlens(cu_seqlens_q, q, "cu_seqlens_q")
+        check_cu_seqlens(cu_seqlens_q, q, "cu_seqlens_q")
         if cu_seqlens_q.shape != cu_seqlens.shape:
             raise ValueError(
                 f"cu_seqlens_q must have as many entries as cu_seqlens, {cu_seqlens.shape[0]}; got {cu_seqlens_q.shape[0]}"
             )
     if stays is not None:
-        _check_stays(stays, cu_seqlens)
+        check_stays(stays, cu_seqlens)
     if scale is None:
         scale = 1.0 / math.sqrt(q.shape[-1])
-    if q.dtype == torch.float64:  # for checking gradients: there the definition itself runs
+    if q.dtype == torch.float64:  # for checking gradients, so the definition itself runs
         out, importance, _ = reference.attention_with_logsumexp(q, k, v, cu_seqlens_q, cu_seqlens, scale, stays)
     else:
         out, importance, _ = _ops.ragged_attention(
@@ -125,12 +102,6 @@ def _mean_over_heads(importance: torch.Tensor) -> torch.Tensor:
     return (reference if importance.dtype == torch.float64 else _ops).mean_over_heads(importance)
 
 
-def _check_stays(stays: torch.Tensor, cu_seqlens: torch.Tensor) -> None:
-    _check_tensor("stays", stays, 1, (torch.bool,), cu_seqlens)
-    if stays.shape[0] != cu_seqlens.shape[0] - 1:
-        raise ValueError(f"stays must have one entry a sample, {cu_seqlens.shape[0] - 1}; got {_describe(stays)}")
-
-
 def _kept(index: torch.Tensor, cu_seqlens: torch.Tensor, samples: torch.Tensor | None, extents: torch.Tensor) -> Kept:
     rows, batch, max_seqlen, nan_row = read_by_host(extents)
     if nan_row >= 0:
@@ -138,38 +109,29 @@ def _kept(index: torch.Tensor, cu_seqlens: torch.Tensor, samples: torch.Tensor |
     return Kept(index[:rows], cu_seqlens[: batch + 1], max_seqlen, None if samples is None else samples[:batch])
 
 
-def _check_importance(importance: torch.Tensor, cu_seqlens: torch.Tensor, stays: torch.Tensor | None) -> None:
-    dims = importance.dim() if isinstance(importance, torch.Tensor) and importance.dim() == 2 else 1
-    _check_tensor("importance", importance, dims, (torch.float32, torch.float64), importance)
-    if dims == 2 and importance.shape[0] < 1:
-        raise ValueError(
-            f"importance must be [total] or [heads, total] with a head or more; got {_describe(importance)}"
-        )
-    _check_cu_seqlens(cu_seqlens, importance)
-    if stays is not None:
-        _check_stays(stays, cu_seqlens)
-
-
 def prune_tokens(
     importance: torch.Tensor, cu_seqlens: torch.Tensor, threshold: float, stays: torch.Tensor | None = None
 ) -> Kept:
-    """Tokens that survive a layer: ``importance[j] >= threshold``, and the first of each sample ([CLS]) always.
+    """Tokens that survive a layer: those with ``importance[j] >= threshold``, and always the first of each sample ([CLS]).
 
-    Magic Pyramid's Eq. 7, where the sigmoid of Eq. 5 passes one half.
+    Magic Pyramid's Eq. 7: the sigmoid of Eq. 5 is at least one half.
 
     Args:
-        importance: float32 ``[total]``, or ``[heads, total]``, of which the mean is compared.
+        importance: float32 or float64, ``[total]``, or ``[heads, total]``, which stands for its mean over the heads.
         cu_seqlens: int32 ``[batch + 1]``.
-        threshold: the layer's threshold; compared in importance's dtype.
+        threshold: pruning threshold of the layer; compared in importance's dtype.
         stays: bool ``[batch]``; samples for which it is False lose all their tokens, [CLS] too. None: all stay.
+
+    Returns:
+        The rows that survive; ``samples`` is None unless ``stays`` is given.
 
     Raises:
         TypeError, ValueError: a wrong dtype, device or shape; importance or threshold is NaN.
         RuntimeError: ``cu_seqlens`` decreases or does not end at ``total``.
     """
-    _check_importance(importance, cu_seqlens, stays)
+    check_importance(importance, cu_seqlens, stays)
     threshold = float(threshold)
-    if threshold != threshold:  # NaN, in a way that torch.compile can follow
+    if threshold != threshold:  # NaN, written so that torch.compile can trace it
         raise ValueError("threshold must be a number; got NaN")
     if importance.dtype == torch.float64:
         return reference.prune_tokens(importance, cu_seqlens, threshold, stays)
@@ -180,32 +142,36 @@ def prune_tokens(
 def top_k_tokens(
     importance: torch.Tensor, cu_seqlens: torch.Tensor, k: int | torch.Tensor, stays: torch.Tensor | None = None
 ) -> Kept:
-    """The ``k`` most important tokens of each sample, its first among them; ties go to the lower position.
+    """The ``k`` most important tokens of each sample, its first always among them; ties go to the lower position.
 
     Args:
-        importance: float32 ``[total]``, or ``[heads, total]``, of which the mean is ranked.
+        importance: float32 or float64, ``[total]``, or ``[heads, total]``, which stands for its mean over the heads.
         cu_seqlens: int32 ``[batch + 1]``.
-        k: how many tokens go on, at least 1: one number, or an int tensor ``[batch]``. Shorter samples are kept whole.
-        stays: as for :func:`prune_tokens`.
+        k: number of tokens that survive in each sample, at least 1: an int, or an int64 or int32 tensor ``[batch]``. A
+            sample with fewer tokens keeps them all.
+        stays: bool ``[batch]`` or None, as for :func:`prune_tokens`.
+
+    Returns:
+        The rows that survive; ``samples`` is None unless ``stays`` is given.
 
     Raises:
         TypeError, ValueError: a wrong dtype, device or shape; ``k`` below 1; importance is NaN.
         RuntimeError: ``cu_seqlens`` decreases or does not end at ``total``; an entry of a tensor ``k`` is below 1 (float64
             importance: ValueError).
     """
-    _check_importance(importance, cu_seqlens, stays)
+    check_importance(importance, cu_seqlens, stays)
     batch = cu_seqlens.shape[0] - 1
     if isinstance(k, torch.Tensor):
-        _check_tensor("k", k, 1, (torch.int64, torch.int32), importance)
+        check_tensor("k", k, 1, (torch.int64, torch.int32), importance)
         if k.shape[0] != batch:
-            raise ValueError(f"k must have one entry a sample, {batch}; got {_describe(k)}")
+            raise ValueError(f"k must have one entry per sample, {batch}; got {describe(k)}")
         counts = k.long()
     elif isinstance(k, int) and not isinstance(k, bool):
         if k < 1:
             raise ValueError(f"k must be at least 1 (the first token always stays); got {k}")
         counts = torch.full((batch,), k, dtype=torch.int64, device=importance.device)
     else:
-        raise TypeError(f"k must be an int or an int tensor [batch]; got {_describe(k)}")
+        raise TypeError(f"k must be an int or an int tensor [batch]; got {describe(k)}")
     if importance.dtype == torch.float64:
         return reference.top_k_tokens(importance, cu_seqlens, counts, stays)
     index, new_cu_seqlens, samples, extents = _ops.top_k_tokens(importance, cu_seqlens, stays, counts)
@@ -218,19 +184,23 @@ def select_samples(cu_seqlens: torch.Tensor, stays: torch.Tensor, total: int | N
     Args:
         cu_seqlens: int32 ``[batch + 1]``.
         stays: bool ``[batch]``.
-        total: number of rows, ``cu_seqlens[-1]``; given, it need not be read from the device.
+        total: number of rows, ``cu_seqlens[-1]``. If None, it is read from the device, which costs a synchronisation.
 
     Raises:
         TypeError, ValueError: a wrong dtype, device or shape.
         RuntimeError: ``cu_seqlens`` decreases or does not end at ``total``.
     """
-    _check_cu_seqlens(cu_seqlens, cu_seqlens)
-    _check_stays(stays, cu_seqlens)
+    check_cu_seqlens(cu_seqlens, cu_seqlens)
+    check_stays(stays, cu_seqlens)
     if total is None:
         (total,) = read_by_host(cu_seqlens[-1:])
     return _kept(*_ops.select_samples(cu_seqlens, stays, total))
 
 
+@overload
+def ragged_gather(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor: ...
+@overload
+def ragged_gather(x: Sequence[torch.Tensor], index: torch.Tensor) -> tuple[torch.Tensor, ...]: ...
 def ragged_gather(
     x: torch.Tensor | Sequence[torch.Tensor], index: torch.Tensor
 ) -> torch.Tensor | tuple[torch.Tensor, ...]:
@@ -245,18 +215,18 @@ def ragged_gather(
 
     Raises:
         TypeError, ValueError: a wrong dtype, device or shape.
-        RuntimeError: an index outside the rows.
+        RuntimeError: an index outside the rows of ``x``.
     """
     xs = [x] if isinstance(x, torch.Tensor) else list(x)
     if not xs:
         return ()
     for part in xs:
         if not isinstance(part, torch.Tensor) or part.dim() < 1:
-            raise ValueError(f"x must be [rows, ...] or a sequence of such tensors; got {_describe(part)}")
-    _check_tensor("index", index, 1, (torch.int64,), xs[0])
+            raise ValueError(f"x must be [rows, ...] or a sequence of such tensors; got {describe(part)}")
+    check_tensor("index", index, 1, (torch.int64,), xs[0])
     for part in xs:
         if part.device != index.device:
-            raise ValueError(f"x must be on {index.device} like index; got {_describe(part)}")
+            raise ValueError(f"x must be on {index.device} like index; got {describe(part)}")
     gathered = _ops.ragged_gather(xs, index)
     return gathered[0] if isinstance(x, torch.Tensor) else tuple(gathered)
 
@@ -270,9 +240,13 @@ def ragged_mean(x: torch.Tensor, cu_seqlens: torch.Tensor) -> torch.Tensor:
 
     Returns:
         ``[batch, width]`` of ``x``'s dtype; zero for a sample without rows.
+
+    Raises:
+        TypeError, ValueError: a wrong dtype, device or shape.
+        RuntimeError: ``cu_seqlens`` decreases or does not end at ``total``.
     """
-    _check_tensor("x", x, 2, FLOATING, x)
-    _check_cu_seqlens(cu_seqlens, x)
+    check_tensor("x", x, 2, FLOATING, x)
+    check_cu_seqlens(cu_seqlens, x)
     return (reference if x.dtype == torch.float64 else _ops).ragged_mean(x, cu_seqlens)
 
 
@@ -285,31 +259,34 @@ def add_layer_norm(
     index: torch.Tensor | None = None,
     x_index: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """``LayerNorm(x[x_index] + residual[index])`` in one pass; the statistics are float32.
+    """``LayerNorm(x[x_index] + residual[index])`` in one pass; mean and variance are computed in float32.
 
     Args:
         x: ``[rows, width]``, or with ``x_index`` ``[any, width]``, floating.
         residual: ``[rows, width]``, or with ``index`` ``[any, width]``, of ``x``'s dtype.
         weight, bias: ``[width]`` of ``x``'s dtype.
-        eps: added to the variance.
-        index: int64 ``[rows]``, the row of ``residual`` that belongs to each row; None: the same row.
-        x_index: int64 ``[rows]``, the row of ``x`` that belongs to each row; None: the same row.
+        eps: number added to the variance.
+        index: int64 ``[rows]``, the row of ``residual`` for each row of the result; None: the same row.
+        x_index: int64 ``[rows]``, the row of ``x`` for each row of the result; None: the same row.
+
+    Returns:
+        ``[rows, width]`` of ``x``'s dtype.
 
     Raises:
         TypeError, ValueError: a wrong dtype, device or shape.
-        RuntimeError: an index outside its rows.
+        RuntimeError: an index outside its tensor's rows.
     """
-    _check_tensor("x", x, 2, FLOATING, x)
-    _check_tensor("residual", residual, 2, (x.dtype,), x)
-    _check_tensor("weight", weight, 1, (x.dtype,), x)
-    _check_tensor("bias", bias, 1, (x.dtype,), x)
-    for name, rows in (("index", index), ("x_index", x_index)):
-        if rows is not None:
-            _check_tensor(name, rows, 1, (torch.int64,), x)
+    check_tensor("x", x, 2, FLOATING, x)
+    check_tensor("residual", residual, 2, (x.dtype,), x)
+    check_tensor("weight", weight, 1, (x.dtype,), x)
+    check_tensor("bias", bias, 1, (x.dtype,), x)
+    for name, places in (("index", index), ("x_index", x_index)):
+        if places is not None:
+            check_tensor(name, places, 1, (torch.int64,), x)
     if residual.shape[1] != x.shape[1] or not weight.shape == bias.shape == x.shape[1:]:
         raise ValueError(
             "x, residual, weight and bias must have one width; "
-            f"got {', '.join(_describe(t) for t in (x, residual, weight, bias))}"
+            f"got {', '.join(describe(t) for t in (x, residual, weight, bias))}"
         )
     rows, other_rows = ((t if i is None else i).shape[0] for t, i in ((x, x_index), (residual, index)))
     if rows != other_rows:
@@ -320,17 +297,28 @@ def add_layer_norm(
 
 
 def bias_gelu(x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """``gelu(x + bias)``, the exact GELU (by erf), in one pass. x: ``[rows, width]``; bias: ``[width]`` or None."""
-    _check_tensor("x", x, 2, FLOATING, x)
+    """``gelu(x + bias)`` in one pass, with the exact GELU (by erf), not its tanh approximation.
+
+    Args:
+        x: ``[rows, width]``, floating.
+        bias: ``[width]`` of ``x``'s dtype; None: no bias is added.
+
+    Returns:
+        ``[rows, width]`` of ``x``'s dtype.
+
+    Raises:
+        TypeError, ValueError: a wrong dtype, device or shape.
+    """
+    check_tensor("x", x, 2, FLOATING, x)
     if bias is not None:
-        _check_tensor("bias", bias, 1, (x.dtype,), x)
+        check_tensor("bias", bias, 1, (x.dtype,), x)
         if bias.shape[0] != x.shape[1]:
-            raise ValueError(f"bias must be [width], {x.shape[1]}; got {_describe(bias)}")
+            raise ValueError(f"bias must be [width], {x.shape[1]}; got {describe(bias)}")
     return (reference if x.dtype == torch.float64 else _ops).bias_gelu(x, bias)
 
 
 def normalized_entropy(logits: torch.Tensor) -> torch.Tensor:
-    """Uncertainty of a prediction: ``u = -sum p log p / log N`` with ``p = softmax(logits)``; 0 certain, 1 uniform.
+    """Uncertainty of a prediction: ``u = -sum p log p / log N`` with ``p = softmax(logits)``; 0 is certain, 1 uniform.
 
     Args:
         logits: ``[batch, N]``, floating, N at least 2.
@@ -339,12 +327,12 @@ def normalized_entropy(logits: torch.Tensor) -> torch.Tensor:
         float32 ``[batch]`` (float64 for float64 logits). A probability of 0 contributes 0.
 
     Raises:
-        ValueError: N is 1 (there is nothing to be uncertain about).
+        TypeError, ValueError: a wrong dtype or shape; N is 1 (there is nothing to be uncertain about).
     """
-    _check_tensor("logits", logits, 2, FLOATING, logits)
+    check_tensor("logits", logits, 2, FLOATING, logits)
     if logits.shape[1] < 2:
         raise ValueError(
-            f"logits must have 2 classes or more, or there is no uncertainty to measure; got {_describe(logits)}"
+            f"logits must have 2 classes or more, or there is no uncertainty to measure; got {describe(logits)}"
         )
     return (reference if logits.dtype == torch.float64 else _ops).normalized_entropy(logits)
 
@@ -357,14 +345,14 @@ def exit_head(
     bias: torch.Tensor,
     threshold: float | torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """An exit head's decision: dense, tanh, classifier, and whether the uncertainty exceeds the threshold.
+    """Prediction of an exit head (dense, tanh, classifier), its uncertainty, and which samples stay. Not differentiable.
 
     Args:
         features: ``[batch, features]``, floating.
         dense_weight, dense_bias: ``[hidden, features]`` and ``[hidden]``, of the features' dtype.
-        weight, bias: ``[N, hidden]`` and ``[N]`` of the classifier, N at least 2.
-        threshold: a sample leaves where its :func:`normalized_entropy` is at most this; one number, or a floating
-            tensor ``[batch]``.
+        weight, bias: ``[N, hidden]`` and ``[N]`` of the classifier, of the features' dtype; N at least 2.
+        threshold: exit threshold, one number or a floating tensor ``[batch]``; a sample leaves if its
+            :func:`normalized_entropy` is at most its threshold.
 
     Returns:
         logits: ``[batch, N]`` of the features' dtype.
@@ -374,14 +362,14 @@ def exit_head(
     Raises:
         TypeError, ValueError: a wrong dtype, device or shape; N is 1.
     """
-    _check_tensor("features", features, 2, FLOATING, features)
+    check_tensor("features", features, 2, FLOATING, features)
     for name, x, dims in (
         ("dense_weight", dense_weight, 2),
         ("dense_bias", dense_bias, 1),
         ("weight", weight, 2),
         ("bias", bias, 1),
     ):
-        _check_tensor(name, x, dims, (features.dtype,), features)
+        check_tensor(name, x, dims, (features.dtype,), features)
     hidden, labels = dense_weight.shape[0], weight.shape[0]
     for name, x, shape in (
         ("dense_weight", dense_weight, (hidden, features.shape[1])),
@@ -390,17 +378,17 @@ def exit_head(
         ("bias", bias, (labels,)),
     ):
         if x.shape != shape:
-            raise ValueError(f"{name} must be {list(shape)} to fit the others; got {_describe(x)}")
+            raise ValueError(f"{name} must be {list(shape)} to fit the others; got {describe(x)}")
     if labels < 2:
         raise ValueError(
-            f"an exit head must have 2 classes or more, or there is no uncertainty to measure; got {_describe(weight)}"
+            f"an exit head must have 2 classes or more, or there is no uncertainty to measure; got {describe(weight)}"
         )
     thresholds = threshold if isinstance(threshold, torch.Tensor) else None
     if thresholds is not None:
-        _check_tensor("threshold", thresholds, 1, FLOATING, features)
+        check_tensor("threshold", thresholds, 1, FLOATING, features)
         if thresholds.shape[0] != features.shape[0]:
             raise ValueError(
-                f"threshold must have one entry a sample, {features.shape[0]}; got {_describe(thresholds)}"
+                f"threshold must have one entry per sample, {features.shape[0]}; got {describe(thresholds)}"
             )
     if features.dtype == torch.float64:
         return reference.exit_head(features, dense_weight, dense_bias, weight, bias, threshold)
@@ -416,33 +404,37 @@ def pack(padded: torch.Tensor, attention_mask: torch.Tensor, lengths: tuple[int,
     Args:
         padded: ``[batch, width, ...]``.
         attention_mask: ``[batch, width]``, 1 (or True) for real tokens, 0 for padding, on whichever side.
-        lengths: how many real tokens there are in all, and in the longest sample; given, they need not be read from the
-            device, and are believed.
+        lengths: number of real tokens in the batch and in its longest sample, if the host knows them; they are not
+            checked. If None, they are read from the device, which costs a synchronisation.
+
+    Returns:
+        The batch, with what :func:`unpack` needs to restore the padding.
 
     Raises:
-        ValueError: the mask's shape is not the first two dimensions of ``padded``.
+        ValueError: the mask's shape or device does not fit ``padded``.
     """
     if attention_mask.dim() != 2 or padded.shape[:2] != attention_mask.shape:
         raise ValueError(
             "attention_mask must be [batch, width] as the first two dimensions of padded; "
-            f"got {_describe(attention_mask)} for {_describe(padded)}"
+            f"got {describe(attention_mask)} for {describe(padded)}"
         )
     if attention_mask.device != padded.device:
-        raise ValueError(f"attention_mask must be on {padded.device} like padded; got {_describe(attention_mask)}")
+        raise ValueError(f"attention_mask must be on {padded.device} like padded; got {describe(attention_mask)}")
     keep = attention_mask != 0
     starts = F.pad(keep.sum(1).cumsum(0), (1, 0))
     if lengths is None:
         longest = starts.diff().amax() if keep.shape[0] else starts[0]
-        lengths = tuple(read_by_host(torch.stack([starts[-1], longest])))
-    total, max_seqlen = lengths
+        total, max_seqlen = read_by_host(torch.stack([starts[-1], longest]))
+    else:
+        total, max_seqlen = lengths
     index = torch.nonzero_static(keep.flatten(), size=total).squeeze(1)
     return Ragged(padded.flatten(0, 1)[index], starts.int(), max_seqlen, index, padded.shape[1])
 
 
 def unpack(ragged: Ragged, fill: float = 0.0) -> torch.Tensor:
-    """The padded batch ``[batch, width, ...]`` of a packed one, ``fill`` where it has no rows.
+    """Padded batch ``[batch, width, ...]`` of a packed one, with ``fill`` as padding.
 
-    Rows return to the places that :func:`pack` took them from; a batch that did not come from there is padded on the right
-    to its longest sample.
+    Rows return to the places that :func:`pack` took them from; a batch that :func:`pack` did not make is padded on the right
+    to the length of its longest sample.
     """
     return reference.unpack(ragged, fill)

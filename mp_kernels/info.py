@@ -1,4 +1,4 @@
-"""Prints what this installation of the operators is made of: ``python -m mp_kernels.info``."""
+"""Versions, kernels and devices of this installation: ``python -m mp_kernels.info`` prints them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from . import extension
 
 
 def describe() -> dict[str, str]:
-    """Versions, instruction sets built and chosen, devices and threads, as text under each name."""
+    """Versions, builds of the kernels, devices and threads of this installation, by name."""
 
     def version(package: str) -> str:
         try:
@@ -38,7 +38,7 @@ def describe() -> dict[str, str]:
 
 
 def main() -> None:
-    """Prints :func:`describe`, a line each."""
+    """Prints the entries of :func:`describe`, one a line."""
     entries = describe()
     width = max(map(len, entries))
     for name, value in entries.items():

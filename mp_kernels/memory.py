@@ -1,4 +1,4 @@
-"""Where time goes besides arithmetic: the C library's memory, the caches, and the host's reads from a device."""
+"""Memory where it costs time: blocks that are freed and allocated again, the caches, and reads from a device."""
 
 from __future__ import annotations
 
@@ -9,25 +9,27 @@ import torch
 
 
 def keep_freed_memory() -> None:
-    """Makes the C library hold on to up to 64 MiB of freed memory instead of returning it to the system.
+    """Makes the C library keep up to 64 MiB of freed memory instead of returning it to the system.
 
-    Every layer frees what the next one allocates again, in blocks of megabytes. By default glibc hands such blocks back, and
-    each page that comes again costs a fault and a clearing. It learns from the largest block it has seen freed (to keep
-    twice as much), 32 MiB at most: so it is shown one, which is never touched. With another C library this does nothing.
+    Every layer frees what the next one allocates again, in blocks of megabytes. By default glibc returns such blocks to the
+    system, and every page that it gets back costs a page fault. How much it keeps follows from the largest block freed so
+    far: twice its size, counting blocks of up to 32 MiB. So one such block is allocated and freed here, without being
+    touched. With another C library this does nothing.
     """
     just_below_the_limit = 31 * 2**20
     torch.empty(just_below_the_limit, dtype=torch.uint8)
 
 
 def cache_blocks(x: torch.Tensor, bytes_per_row: int) -> Sequence[torch.Tensor]:
-    """Splits rows into the blocks in which a token-wise step that grows each row to ``bytes_per_row`` is best done.
+    """Blocks of rows for a token-wise step that widens each row to ``bytes_per_row`` in between, as a feed-forward does.
 
-    On a CPU, of such a size that the grown rows stay in cache between two matrix products and their memory is reused from
-    block to block, yet large enough for the products. Elsewhere, and where gradients are recorded, ``x`` whole.
+    On a CPU a block is so small that its widened rows stay in cache between two matrix products and their memory is reused
+    by the next block, yet large enough for efficient products. On other devices, and where gradients are recorded, there is
+    one block.
 
     Args:
         x: ``[rows, ...]``.
-        bytes_per_row: memory that a row takes while it is grown.
+        bytes_per_row: memory of a widened row, in bytes.
 
     Returns:
         Views of ``x``'s rows, in order; at least one.
@@ -40,12 +42,12 @@ def cache_blocks(x: torch.Tensor, bytes_per_row: int) -> Sequence[torch.Tensor]:
 
 
 def read_by_host(x: torch.Tensor) -> list[int]:
-    """A few integers of a device, for the host: the one place where it waits.
+    """Values of a small integer tensor. No other function of this package makes the host wait for a device.
 
-    The copy goes to pinned memory on the stream of the computation, and only it is waited for.
+    The copy goes to pinned memory on the current stream, and the host waits for this copy only.
 
     Args:
-        x: integers ``[n]``.
+        x: integers ``[n]``, on any device.
     """
     if x.device.type != "cuda":
         return x.tolist()

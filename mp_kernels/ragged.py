@@ -1,4 +1,4 @@
-"""The packed ragged batch, and what is left of one after a compaction."""
+"""The packed ragged batch, and the part of one that a compaction keeps."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ class Ragged:
     """A packed ragged batch: the rows of all samples back to back.
 
     Attributes:
-        values: ``[total, ...]``, the samples' rows in order.
+        values: ``[total, ...]``, the rows of all samples, in order.
         cu_seqlens: int32 ``[batch + 1]``; sample ``b`` is rows ``cu_seqlens[b]`` to ``cu_seqlens[b + 1]``.
         max_seqlen: length of the longest sample.
         index: int64 ``[total]``, each row's place in the padded batch seen as ``[batch * width, ...]``; None if the
             batch did not come from a padded one.
-        width: padded width that the batch came from; None as above.
+        width: width of that padded batch, or None.
     """
 
     values: torch.Tensor
@@ -28,6 +28,7 @@ class Ragged:
 
     @property
     def batch_size(self) -> int:
+        """Number of samples."""
         return self.cu_seqlens.shape[0] - 1
 
     @property
@@ -38,13 +39,13 @@ class Ragged:
 
 @dataclass
 class Kept:
-    """What a compaction keeps of a packed ragged batch.
+    """Rows and samples that a compaction keeps of a packed ragged batch, and the shape of the batch they make.
 
     Attributes:
-        index: int64 ``[total']``, the rows that go on, rising.
-        cu_seqlens: int32 ``[batch' + 1]`` of the batch made of those rows.
+        index: int64 ``[total']``, the rows kept, ascending.
+        cu_seqlens: int32 ``[batch' + 1]`` of the batch made of these rows.
         max_seqlen: length of its longest sample.
-        samples: int64 ``[batch']``, the samples that go on, rising; None where all of them do.
+        samples: int64 ``[batch']``, the samples kept, ascending; None where no ``stays`` was given, so that all are.
     """
 
     index: torch.Tensor

@@ -1,7 +1,7 @@
 """The operators in plain PyTorch: the definition that every faster version is tested against.
 
-One sample at a time, any floating dtype, differentiable by autograd. Arithmetic is done in float32 at least, and in
-float64 for float64 inputs.
+They take any floating dtype, handle one sample after the other, and are differentiable by autograd. They compute in float32,
+or in float64 for float64 inputs.
 """
 
 from __future__ import annotations
@@ -38,10 +38,14 @@ def attention_with_logsumexp(
     scale: float,
     stays: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """:func:`ragged_attention` by head, with the log-sum-exp of every score row ``[heads, total_q]`` beside it."""
+    """``out`` and ``importance`` of :func:`ragged_attention` by head, and the log-sum-exp of each row of scores.
+
+    Returns:
+        out ``[total_q, heads, head_dim]``, importance ``[heads, total]``, log-sum-exp ``[heads, total_q]``.
+    """
     wide_q, wide_k, wide_v = map(_at_least_float32, (q, k, v))
     heads = q.shape[1]
-    outs, importances = [wide_q[:0]], [wide_k[:0].sum(2).t()]  # no rows yet, but part of the graph
+    outs, importances = [wide_q[:0]], [wide_k[:0].sum(2).t()]  # empty, to keep a batch without samples in the graph
     logsumexps = [wide_q.new_empty(heads, 0)]
     q_spans, spans = _spans(cu_seqlens_q, q.shape[0], "cu_seqlens_q"), _spans(cu_seqlens, k.shape[0])
     computed = [True] * len(spans) if stays is None else stays.tolist()
@@ -60,7 +64,7 @@ def attention_with_logsumexp(
 
 
 def mean_over_heads(importance: torch.Tensor) -> torch.Tensor:
-    """``[total]`` from ``[heads, total]``."""
+    """Importance ``[total]``, the mean over the heads of importance by head ``[heads, total]``."""
     return importance.mean(0)
 
 
@@ -100,13 +104,14 @@ def _compact(keep: torch.Tensor, cu_seqlens: torch.Tensor, stays: torch.Tensor |
 
 
 def refuse_nan(importance: torch.Tensor) -> None:
-    """Raises ValueError where importance is NaN: a NaN is an error, not a survivor."""
+    """Raises ValueError if importance is NaN anywhere."""
     rows = importance.isnan().nonzero()
     if rows.numel():
         raise nan_importance_error(int(rows[0]))
 
 
 def nan_importance_error(row: int) -> ValueError:
+    """The error for NaN importance, first found at ``row``."""
     return ValueError(
         f"importance is NaN at row {row}: the states that the attention read are not finite; "
         "look for overflow in half precision or for broken weights"
@@ -159,14 +164,14 @@ def ragged_gather(
     x: torch.Tensor | Sequence[torch.Tensor], index: torch.Tensor
 ) -> torch.Tensor | tuple[torch.Tensor, ...]:
     """Definition of :func:`mp_kernels.ragged_gather`."""
-    # index_select and not x[index], where a negative index would count from the end.
+    # Not x[index], where a negative index would count from the end.
     if isinstance(x, torch.Tensor):
         return x.index_select(0, index)
     return tuple(part.index_select(0, index) for part in x)
 
 
 def add_rows(x: torch.Tensor, index: torch.Tensor, rows: int) -> torch.Tensor:
-    """``[rows, ...]``: the gradient of :func:`ragged_gather`, sums of the rows of x that belong to each row."""
+    """Gradient of :func:`ragged_gather`, ``[rows, ...]``: row r is the sum of all ``x[i]`` with ``index[i] == r``."""
     wide = _at_least_float32(x)
     return wide.new_zeros((rows, *x.shape[1:])).index_add(0, index, wide).to(x.dtype)
 
@@ -188,7 +193,7 @@ def _rows(x: torch.Tensor, index: torch.Tensor | None, name: str) -> torch.Tenso
 
 
 def refuse_outside(index: torch.Tensor, rows: int, name: str = "index") -> None:
-    """Raises RuntimeError where an index is none of the rows: a negative one does not count from the end."""
+    """Raises RuntimeError if an index is outside ``0..rows - 1``: a negative one does not count from the end."""
     outside = (index < 0) | (index >= rows)
     if outside.any():
         raise RuntimeError(f"{name} must lie in 0..{rows - 1}; got {int(index[outside][0])}")
@@ -233,7 +238,7 @@ def head_logits(
     weight: torch.Tensor,
     bias: torch.Tensor,
 ) -> torch.Tensor:
-    """Logits of an exit head: dense, tanh, classifier."""
+    """Logits ``[batch, N]`` of an exit head: dense, tanh, classifier."""
     return F.linear(torch.tanh(F.linear(features, dense_weight, dense_bias)), weight, bias)
 
 
@@ -267,7 +272,7 @@ def pack(padded: torch.Tensor, attention_mask: torch.Tensor, lengths: tuple[int,
 
 def unpack(ragged: Ragged, fill: float = 0.0) -> torch.Tensor:
     """Definition of :func:`mp_kernels.unpack`."""
-    if ragged.index is not None:
+    if ragged.index is not None and ragged.width is not None:
         padded = ragged.values.new_full((ragged.batch_size * ragged.width, *ragged.values.shape[1:]), fill)
         padded = padded.index_copy(0, ragged.index, ragged.values)
         return padded.unflatten(0, (ragged.batch_size, ragged.width))

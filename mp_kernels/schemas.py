@@ -1,20 +1,26 @@
 """The operators of ``torch.ops.mp_kernels``: one schema each, in one place.
 
-An operator runs the compiled kernel of its tensors' device where one is loaded. Everywhere else it runs the
-implementation given here, which follows :mod:`mp_kernels.reference`. Importance is per head here, ``[heads, total]``.
-Compactions return buffers of the full size and ``extents`` (rows kept, samples kept, longest sample kept, first row of NaN
-importance or -1): static shapes, and one read by the host for all of them.
+An operator runs the kernel that :mod:`mp_kernels.backends` has for its tensors' device. Where there is none, it runs the
+implementation given here, which follows :mod:`mp_kernels.reference`.
+
+``ragged_attention`` returns importance by head, ``[heads, total]``. Compactions return buffers of the full size and
+``extents``, int64 ``[4]``: rows kept, samples kept, length of the longest sample kept, first row with NaN importance or -1.
+So their shapes are static, and the host needs to read ``extents`` only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from . import reference
 from .ragged import Kept
+
+Compaction = tuple[Tensor, Tensor, Tensor, Tensor]
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 library = torch.library.Library("mp_kernels", "DEF")
 
@@ -45,35 +51,54 @@ for _name, _schema in SCHEMAS.items():
     library.define(_name + _schema)
 
 
-def _implements(function: Callable) -> Callable:
+def _implements(function: Function) -> Function:
     library.impl(function.__name__, function, "CompositeExplicitAutograd")
     return function
 
 
 @_implements
-def ragged_attention(q, k, v, cu_seqlens_q, cu_seqlens, stays, max_seqlen, scale, need_importance):
+def ragged_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens: Tensor,
+    stays: Tensor | None,
+    max_seqlen: int,
+    scale: float,
+    need_importance: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     out, importance, logsumexp = reference.attention_with_logsumexp(q, k, v, cu_seqlens_q, cu_seqlens, scale, stays)
     return out, importance if need_importance else importance.new_empty(q.shape[1], 0), logsumexp
 
 
 @_implements
 def ragged_attention_backward(
-    out_grad, importance_grad, q, k, v, logsumexp, cu_seqlens_q, cu_seqlens, max_seqlen, scale
-):
-    leaves = [x.detach().requires_grad_() for x in (q, k, v)]
+    out_grad: Tensor,
+    importance_grad: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    logsumexp: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    scale: float,
+) -> tuple[Tensor, ...]:
+    q, k, v = leaves = [x.detach().requires_grad_() for x in (q, k, v)]
     with torch.enable_grad():
-        out, importance, _ = reference.attention_with_logsumexp(*leaves, cu_seqlens_q, cu_seqlens, scale)
+        out, importance, _ = reference.attention_with_logsumexp(q, k, v, cu_seqlens_q, cu_seqlens, scale)
     if importance_grad is None:
         importance_grad = torch.zeros_like(importance)
     return torch.autograd.grad([out, importance], leaves, [out_grad, importance_grad])
 
 
 @_implements
-def mean_over_heads(importance):
+def mean_over_heads(importance: Tensor) -> Tensor:
     return reference.mean_over_heads(importance)
 
 
-def _buffers(kept: Kept, total: int, batch: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _buffers(kept: Kept, total: int, batch: int) -> Compaction:
     rows, count = kept.index.shape[0], kept.cu_seqlens.shape[0] - 1
     index = kept.index.new_zeros(total)
     index[:rows] = kept.index
@@ -85,57 +110,69 @@ def _buffers(kept: Kept, total: int, batch: int) -> tuple[Tensor, Tensor, Tensor
 
 
 @_implements
-def prune_tokens(importance, cu_seqlens, stays, threshold):
+def prune_tokens(importance: Tensor, cu_seqlens: Tensor, stays: Tensor | None, threshold: float) -> Compaction:
     kept = reference.prune_tokens(importance, cu_seqlens, threshold, stays)
     return _buffers(kept, importance.shape[-1], cu_seqlens.shape[0] - 1)
 
 
 @_implements
-def top_k_tokens(importance, cu_seqlens, stays, k):
+def top_k_tokens(importance: Tensor, cu_seqlens: Tensor, stays: Tensor | None, k: Tensor) -> Compaction:
     kept = reference.top_k_tokens(importance, cu_seqlens, k, stays)
     return _buffers(kept, importance.shape[-1], cu_seqlens.shape[0] - 1)
 
 
 @_implements
-def select_samples(cu_seqlens, stays, total):
+def select_samples(cu_seqlens: Tensor, stays: Tensor, total: int) -> Compaction:
     return _buffers(reference.select_samples(cu_seqlens, stays, total), total, stays.shape[0])
 
 
 @_implements
-def ragged_gather(xs, index):
+def ragged_gather(xs: Sequence[Tensor], index: Tensor) -> list[Tensor]:
     for x in xs:
         reference.refuse_outside(index, x.shape[0])
     return list(reference.ragged_gather(xs, index))
 
 
 @_implements
-def ragged_gather_backward(grads, sorted_index, order, rows):
+def ragged_gather_backward(
+    grads: Sequence[Tensor], sorted_index: Tensor, order: Tensor | None, rows: Sequence[int]
+) -> list[Tensor]:
     ordered = grads if order is None else reference.ragged_gather(grads, order)
     return [reference.add_rows(grad, sorted_index, count) for grad, count in zip(ordered, rows, strict=True)]
 
 
 @_implements
-def ragged_mean(x, cu_seqlens):
+def ragged_mean(x: Tensor, cu_seqlens: Tensor) -> Tensor:
     return reference.ragged_mean(x, cu_seqlens)
 
 
 @_implements
-def add_layer_norm(x, x_index, residual, index, weight, bias, eps):
+def add_layer_norm(
+    x: Tensor, x_index: Tensor | None, residual: Tensor, index: Tensor | None, weight: Tensor, bias: Tensor, eps: float
+) -> Tensor:
     return reference.add_layer_norm(x, residual, weight, bias, eps, index, x_index)
 
 
 @_implements
-def bias_gelu(x, bias):
+def bias_gelu(x: Tensor, bias: Tensor | None) -> Tensor:
     return reference.bias_gelu(x, bias)
 
 
 @_implements
-def normalized_entropy(logits):
+def normalized_entropy(logits: Tensor) -> Tensor:
     return reference.normalized_entropy(logits)
 
 
 @_implements
-def exit_head(features, dense_weight, dense_bias, weight, bias, thresholds, threshold):
+def exit_head(
+    features: Tensor,
+    dense_weight: Tensor,
+    dense_bias: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    thresholds: Tensor | None,
+    threshold: float,
+) -> tuple[Tensor, Tensor, Tensor]:
     logits = reference.head_logits(features, dense_weight, dense_bias, weight, bias)
     uncertainty = torch.ops.mp_kernels.normalized_entropy(logits)
     return logits, uncertainty, ~(uncertainty <= (threshold if thresholds is None else thresholds))

@@ -1,7 +1,7 @@
 """The operators on GPUs, written in Triton: one file a family of kernels.
 
-Each family's file begins with the kernels and ends with the functions that are registered as the operators. Where a kernel
-is too slow or wrong, its definition stands in :mod:`mp_kernels.reference`.
+Each file begins with the kernels and ends with the functions that are registered as the operators. In kernels, ``p_`` marks
+pointers, ``b_`` the values of a block, and "Program (x, y, z)" names the axes of the grid.
 """
 
 from . import attention, attention_backward, compaction, heads, rows

@@ -1,11 +1,11 @@
-"""Attention within the samples of a packed batch, with the column means of its probabilities: forward.
+"""Forward pass of attention within the samples of a packed batch, with the column means of the probabilities.
 
-Where the keys of every sample fit one tile, one pass does it all: a program owns a sample and a head, its keys and values
-stay on the processor, and each block of queries adds its column sums to those of the blocks before. Otherwise two passes:
-a program a block of queries with the running softmax of FlashAttention, then a program a block of keys that sums its
-columns from the log-sum-exp. Neither needs atomics: sums have one order, and runs repeat bit by bit.
+If the keys of every sample fit one tile, there is one pass: a program owns a sample and a head, keeps its keys and values on
+the processor, and adds up the column sums of its blocks of queries. Otherwise there are two: in the first a program owns a
+block of queries and uses FlashAttention's running softmax, in the second a program owns a block of keys and sums its columns
+from the log-sum-exp. There are no atomics, so sums have a fixed order and runs repeat bit by bit.
 
-Probabilities are powers of two of scores in units of log 2; the log-sum-exp handed out is natural.
+Probabilities are computed by ``exp2`` of scores in units of log 2. The log-sum-exp returned is natural.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def attention_one_pass(
     NEED_IMPORTANCE: tl.constexpr,
     HAS_STAYS: tl.constexpr,
 ):
-    """Program (head, sample): everything of a head of a sample of at most BLOCK_K keys."""
+    """Program (head, sample): all results of a head of a sample with at most BLOCK_K keys."""
     head = tl.program_id(0).to(tl.int64)
     sample = tl.program_id(1)
     q_begin, queries = sample_span(p_cu_seqlens_q, sample)
@@ -112,7 +112,10 @@ def attention_streaming(
     BLOCK_K: tl.constexpr,
     HAS_STAYS: tl.constexpr,
 ):
-    """Program (query blocks, head, sample): out and log-sum-exp of every so many-th block of queries, any number of keys."""
+    """Program (query blocks, head, sample): out and log-sum-exp for any number of keys.
+
+    Program p of P owns the blocks of queries p, p + P, p + 2 P and so on.
+    """
     head = tl.program_id(1).to(tl.int64)
     sample = tl.program_id(2)
     q_begin, queries = sample_span(p_cu_seqlens_q, sample)
@@ -175,7 +178,7 @@ def attention_column_means(
     BLOCK_K: tl.constexpr,
     HAS_STAYS: tl.constexpr,
 ):
-    """Program (key block, head, sample): column means of a block of keys, from the log-sum-exp of every query."""
+    """Program (key block, head, sample): column means of a block of keys, from the queries' log-sum-exp."""
     first = tl.program_id(0) * BLOCK_K
     head = tl.program_id(1).to(tl.int64)
     sample = tl.program_id(2)
@@ -198,7 +201,7 @@ def attention_column_means(
     for query in range(0, queries, BLOCK_Q):
         rows = query + tl.arange(0, BLOCK_Q)
         b_q = load_rows(p_q, q_row_stride, query, queries, BLOCK_Q, HEAD_DIM, BLOCK_D)  # [BLOCK_Q, BLOCK_D]
-        # Of a row beyond the last query, infinity makes every probability zero.
+        # Beyond the last query, infinity makes every probability zero.
         b_logsumexp = tl.load(p_logsumexp + rows, mask=rows < queries, other=float("inf"))
         b_s = tl.dot(b_k, tl.trans(b_q), input_precision="ieee") * (scale * LOG2_E)  # [BLOCK_K, BLOCK_Q]
         b_sums += tl.sum(tl.exp2(b_s - (b_logsumexp * LOG2_E)[None, :]), 1)
@@ -216,7 +219,7 @@ def ragged_attention(
     scale: float,
     need_importance: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The operator of this name; shapes and meaning stand in :mod:`mp_kernels.schemas`."""
+    """Implementation of the operator of this name in :mod:`mp_kernels.schemas`."""
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     total_q, heads, head_dim = q.shape
     total, batch = k.shape[0], cu_seqlens.shape[0] - 1
@@ -225,13 +228,13 @@ def ragged_attention(
     importance = q.new_empty(heads, total if need_importance else 0, dtype=torch.float32)
     width = launching.padded_width(head_dim)
     constants = {"HEAD_DIM": head_dim, "BLOCK_D": width, "HAS_STAYS": stays is not None}
-    flags = cu_seqlens if stays is None else stays  # a pointer that nobody reads, or the flags
+    flags = cu_seqlens if stays is None else stays  # stands in for a pointer that is not read
     strides = (*q.stride()[:2], *k.stride()[:2], *v.stride()[:2])
 
     architecture = configurations.architecture_of(q.device)
     keys = launching.padded_width(max_seqlen)
     tile = configurations.one_pass(architecture, keys, width, q.element_size())
-    # With fewer programs than processors, a program a block of queries is done sooner.
+    # One pass with fewer programs than processors would take longer than a program for each block of queries.
     fills_device = batch * heads >= configurations.processors_of(q.device)
     if tile is not None and (fills_device or max_seqlen <= tile.rows):
         launching.launch(

@@ -1,8 +1,8 @@
-"""Attention within the samples of a packed batch: backward, through its output and through the importance.
+"""Backward pass of attention within the samples of a packed batch, through its output and through the importance.
 
 With ``G_hj = importance_grad[h,j] / n``: ``dP_ij = dO_i . V_j + G_hj``, ``D_i = sum_j P_ij dP_ij``, ``dS = P o (dP - D)``,
-``dQ = scale dS K``, ``dK = scale dS^T Q``, ``dV = P^T dO``. One kernel a gradient of queries, one of keys and values; each
-block of a gradient is summed by one program, so there is nothing to add atomically and runs repeat bit by bit.
+``dQ = scale dS K``, ``dK = scale dS^T Q``, ``dV = P^T dO``. One kernel computes dQ, another dK and dV. Each block of a
+gradient is summed by one program, so there are no atomics and runs repeat bit by bit.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ def attention_query_gradient(
     BLOCK_K: tl.constexpr,
     HAS_IMPORTANCE_GRAD: tl.constexpr,
 ):
-    """Program (query blocks, head, sample): dQ of every so many-th block of queries.
+    """Program (query blocks, head, sample): dQ of the blocks of queries p, p + P, p + 2 P and so on, for program p of P.
 
-    Also writes, for the other kernel, D and the log-sum-exp in units of log 2, summed anew: that of the forward pass carries
-    a rounding which large scores magnify.
+    For the other kernel it also writes D and the log-sum-exp in units of log 2. The latter is summed anew, because large
+    scores magnify the rounding error in that of the forward pass.
     """
     head = tl.program_id(1).to(tl.int64)
     sample = tl.program_id(2)
@@ -136,7 +136,7 @@ def attention_key_value_gradient(
     BLOCK_K: tl.constexpr,
     HAS_IMPORTANCE_GRAD: tl.constexpr,
 ):
-    """Program (key block, head, sample): dK and dV of a block of keys, over all queries."""
+    """Program (key block, head, sample): dK and dV of a block of keys, summed over all queries."""
     first = tl.program_id(0) * BLOCK_K
     head = tl.program_id(1).to(tl.int64)
     sample = tl.program_id(2)
@@ -166,7 +166,7 @@ def attention_key_value_gradient(
         rows = query + tl.arange(0, BLOCK_Q)
         b_q = load_rows(p_q, q_row_stride, query, queries, BLOCK_Q, HEAD_DIM, BLOCK_D)  # [BLOCK_Q, BLOCK_D]
         b_out_grad = load_rows(p_out_grad, out_grad_row_stride, query, queries, BLOCK_Q, HEAD_DIM, BLOCK_D)
-        # Of a row beyond the last query, infinity makes every probability zero.
+        # Beyond the last query, infinity makes every probability zero.
         b_logsumexp = tl.load(p_row_logsumexp + rows, mask=rows < queries, other=float("inf"))
         b_mean = tl.load(p_row_mean + rows, mask=rows < queries, other=0.0)
         b_s = tl.dot(b_k, tl.trans(b_q), input_precision="ieee") * (scale * LOG2_E)  # [BLOCK_K, BLOCK_Q]
@@ -193,10 +193,9 @@ def ragged_attention_backward(
     max_seqlen: int,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The operator of this name; shapes and meaning stand in :mod:`mp_kernels.schemas`."""
+    """Implementation of the operator of this name in :mod:`mp_kernels.schemas`."""
     out_grad, q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (out_grad, q, k, v))
-    has_importance_grad = importance_grad is not None
-    column_grad = importance_grad if has_importance_grad else logsumexp  # or a pointer that nobody reads
+    column_grad = logsumexp if importance_grad is None else importance_grad  # stands in for a pointer that is not read
     column_grad = column_grad if column_grad.stride(-1) == 1 else column_grad.contiguous()
     total_q, heads, head_dim = q.shape
     batch = cu_seqlens.shape[0] - 1
@@ -215,7 +214,7 @@ def ragged_attention_backward(
         "BLOCK_D": width,
         "BLOCK_Q": tile.rows,
         "BLOCK_K": tile.columns,
-        "HAS_IMPORTANCE_GRAD": has_importance_grad,
+        "HAS_IMPORTANCE_GRAD": importance_grad is not None,
     }
     launching.launch(
         attention_query_gradient,

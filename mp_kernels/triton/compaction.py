@@ -1,8 +1,8 @@
-"""Compaction of a packed batch: which rows go on, and where the samples then begin.
+"""Compaction of a packed batch: which rows are kept, and where the samples then begin.
 
 Token pruning and sample exits are one compaction over different flags. A usual batch takes one launch of one program,
-which walks over the rows with a running count; a large one takes three launches: flags and counts of every block, places,
-samples. Everything is counted in integers and written at its place: no atomics, and no result depends on timing.
+which walks over the rows with a running count. A large one takes three launches: one for the flags and counts of each block
+of rows, one for the places of the rows, one for the samples. There are no atomics, so no result depends on timing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from . import configurations, launching
 
 @triton.jit
 def samples_of_rows(rows, p_cu_seqlens, batch, LOG_BATCH: tl.constexpr):
-    """The sample of each row: the last one that begins at it or before it, by bisection."""
+    """Sample of each row, found by bisection: the last one that begins at the row or before it."""
     sample = tl.zeros_like(rows)
     for bit in tl.static_range(LOG_BATCH):
         later = sample + (1 << (LOG_BATCH - 1 - bit))
@@ -28,7 +28,7 @@ def samples_of_rows(rows, p_cu_seqlens, batch, LOG_BATCH: tl.constexpr):
 
 @triton.jit
 def mean_of_heads(p_importance, rows, inside, head_stride, HEADS: tl.constexpr):
-    """Mean over the heads, added in their order."""
+    """Mean over the heads, summed in their order."""
     b_sum = tl.load(p_importance + rows, mask=inside, other=0.0)
     for head in tl.static_range(1, HEADS):
         b_sum += tl.load(p_importance + head * head_stride + rows, mask=inside, other=0.0)
@@ -51,9 +51,9 @@ def kept_rows(
     HAS_FLAGS: tl.constexpr,
     HAS_STAYS: tl.constexpr,
 ):
-    """0 or 1 for each row, and the first row whose importance is NaN (or a large number).
+    """1 for each row that is kept and 0 for the others, and the first row with NaN importance (2147483647 if there is none).
 
-    HEADS is 0 where the importance has no say. A flag of 2 stands for a row that goes on with a NaN.
+    HEADS is 0 if importance does not decide. Flag 2 marks a row that is kept with NaN importance.
     """
     inside = rows < total
     keep = inside
@@ -90,7 +90,7 @@ def bound_samples(
     BLOCK: tl.constexpr,
     HAS_STAYS: tl.constexpr,
 ):
-    """Where the samples that stay begin, which they are, and the extents; from the places of all rows."""
+    """Writes the starts and numbers of the samples that stay, and the extents, from the places of all rows."""
     count = tl.full([], 0, tl.int32)
     longest = tl.full([], 0, tl.int32)
     for first in range(0, batch, BLOCK):
@@ -107,7 +107,7 @@ def bound_samples(
         tl.store(p_samples + rank, samples.to(tl.int64), mask=stays)
         longest = tl.maximum(longest, tl.max(tl.where(stays, ends - begins, 0), 0))
         count += tl.sum(staying, 0)
-    # Beyond what is kept: the last start repeated, and sample 0.
+    # Buffers are defined to the end: the last start is repeated, and sample 0 fills the rest.
     for first in range(0, batch + 1, BLOCK):
         beyond = first + tl.arange(0, BLOCK)
         tl.store(
@@ -141,7 +141,7 @@ def compact(
     HAS_FLAGS: tl.constexpr,
     HAS_STAYS: tl.constexpr,
 ):
-    """One program: the whole compaction. ``p_places [total + 1]`` receives how many rows before each are kept."""
+    """One program: the whole compaction. ``p_places [total + 1]`` receives the number of rows kept before each row."""
     kept = tl.full([], 0, tl.int32)
     first_nan = tl.full([], 2147483647, tl.int32)
     for first in range(0, total, BLOCK):
@@ -159,7 +159,7 @@ def compact(
     for first in range(0, total, BLOCK):
         rows = first + tl.arange(0, BLOCK)
         tl.store(p_index + rows, tl.zeros([BLOCK], tl.int64), mask=(rows >= kept) & (rows < total))
-    tl.debug_barrier()  # the places are read by other threads than wrote them
+    tl.debug_barrier()  # threads read places that other threads wrote
     bound_samples(
         *(p_places, p_cu_seqlens, p_stays, p_new_cu_seqlens, p_samples, p_extents, kept, first_nan, batch),
         *(BLOCK, HAS_STAYS),
@@ -185,7 +185,7 @@ def count_kept(
     HAS_FLAGS: tl.constexpr,
     HAS_STAYS: tl.constexpr,
 ):
-    """Program (row block): which of the block's rows go on, how many these are, and its first NaN."""
+    """Program (row block): which of the block's rows are kept, their number, and its first row with NaN importance."""
     block = tl.program_id(0)
     rows = block * BLOCK + tl.arange(0, BLOCK)
     keep, nan = kept_rows(
@@ -209,7 +209,7 @@ def sum_before(p_counts, count, BLOCK: tl.constexpr):
 
 @triton.jit
 def place_kept(p_keep, p_counts, p_index, p_places, total, blocks, BLOCK: tl.constexpr):
-    """Program (row block): the places of the block's rows, and row 0 beyond what is kept."""
+    """Program (row block): the places of the block's rows, and row 0 in the rest of the index."""
     block = tl.program_id(0)
     before = sum_before(p_counts, block, BLOCK)
     everything = sum_before(p_counts, blocks, BLOCK)
@@ -238,7 +238,7 @@ def place_samples(
     BLOCK: tl.constexpr,
     HAS_STAYS: tl.constexpr,
 ):
-    """One program: what the rows' places say about the samples."""
+    """One program: the samples and the extents, from the places of all rows."""
     first_nan = tl.full([], 2147483647, tl.int32)
     for first in range(0, blocks, BLOCK):
         entries = first + tl.arange(0, BLOCK)
@@ -252,7 +252,10 @@ def place_samples(
 
 @triton.jit
 def rank_tokens(p_importance, p_cu_seqlens, p_k, p_flags, BLOCK: tl.constexpr):
-    """Program (sample): 1 for the k most important rows, the first among them, ties to the lower; 2 where one is NaN."""
+    """Program (sample): flag 1 for the k most important rows, the first always among them; 0 for the others; 2 for NaN.
+
+    Ties go to the lower row.
+    """
     sample = tl.program_id(0)
     begin = tl.load(p_cu_seqlens + sample)
     length = tl.load(p_cu_seqlens + sample + 1) - begin
@@ -283,7 +286,7 @@ def mean_heads(p_importance, p_mean, head_stride, total, BLOCK: tl.constexpr, HE
 
 
 def mean_over_heads(importance: Tensor) -> Tensor:
-    """The operator of this name; shapes and meaning stand in :mod:`mp_kernels.schemas`."""
+    """Implementation of the operator of this name in :mod:`mp_kernels.schemas`."""
     importance = importance if importance.stride(1) == 1 else importance.contiguous()
     heads, total = importance.shape
     mean = importance.new_empty(total)
@@ -312,7 +315,7 @@ def _compact(
     index = cu_seqlens.new_empty(total, dtype=torch.int64)
     new_cu_seqlens, places = cu_seqlens.new_empty(batch + 1), cu_seqlens.new_empty(total + 1)
     samples, extents = (cu_seqlens.new_empty(size, dtype=torch.int64) for size in (batch, 4))
-    unread = cu_seqlens  # stands for a pointer that nobody reads
+    unread = cu_seqlens  # stands in for pointers that are not read
     choice = (
         unread if importance is None else importance,
         unread if flags is None else flags,
@@ -370,14 +373,14 @@ def _by_head(importance: Tensor) -> Tensor:
 def prune_tokens(
     importance: Tensor, cu_seqlens: Tensor, stays: Tensor | None, threshold: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The operator of this name; shapes and meaning stand in :mod:`mp_kernels.schemas`."""
+    """Implementation of the operator of this name in :mod:`mp_kernels.schemas`."""
     return _compact(_by_head(importance), None, threshold, cu_seqlens, stays, importance.shape[-1])
 
 
 def top_k_tokens(
     importance: Tensor, cu_seqlens: Tensor, stays: Tensor | None, k: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The operator of this name; shapes and meaning stand in :mod:`mp_kernels.schemas`."""
+    """Implementation of the operator of this name in :mod:`mp_kernels.schemas`."""
     of_tokens = importance.contiguous() if importance.dim() == 1 else mean_over_heads(importance)
     flags = of_tokens.new_empty(of_tokens.shape, dtype=torch.int8)
     tile = configurations.RANKING
@@ -392,5 +395,5 @@ def top_k_tokens(
 
 
 def select_samples(cu_seqlens: Tensor, stays: Tensor, total: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The operator of this name; shapes and meaning stand in :mod:`mp_kernels.schemas`."""
+    """Implementation of the operator of this name in :mod:`mp_kernels.schemas`."""
     return _compact(None, None, 0.0, cu_seqlens, stays, total)

@@ -1,14 +1,14 @@
-"""Tile sizes, warps and stages by architecture: a plain table, chosen by reasoning and not by trials at run time.
+"""Tile sizes, warps and stages by architecture: a plain table, derived from the limits below and not tuned at run time.
 
-What the attention kernels must fit, for ``n`` keys of ``d`` elements in half precision:
+The limits of the attention kernels, for ``n`` keys of ``d`` elements in half precision:
 
 * One pass keeps all keys and values of a head in shared memory, ``4 n d`` bytes, and a block of probabilities beside them.
-  512 keys of 64 make 128 KiB: they fit sm_80 (163 KiB a program), sm_90 and sm_100 (227), not sm_86, sm_89 and sm_120
-  (99), and not gfx942 (64 KiB).
-* A block of scores lives in registers as float32, twice while it is exponentiated: ``8 BLOCK_Q n`` bytes over
-  ``32 num_warps`` threads of at most 255 registers each, and few enough that a processor holds several programs:
-  32 x 128 scores on 4 warps, 32 x 256 on 8 (on 4 they fit, at half the occupancy), 32 x 512 on 16.
-* Beyond that, blocks of keys pass through a tile that leaves room for two programs on a processor.
+  512 keys of 64 elements take 128 KiB. They fit on sm_80 (163 KiB per program), sm_90 and sm_100 (227), but not on sm_86,
+  sm_89 and sm_120 (99) nor on gfx942 (64).
+* A block of scores is held in registers as float32, twice while it is exponentiated: ``8 BLOCK_Q n`` bytes over
+  ``32 num_warps`` threads of at most 255 registers each, and few enough that a processor holds several programs. This
+  allows 32 x 128 scores on 4 warps, 32 x 256 on 8 (they fit on 4, at half the occupancy) and 32 x 512 on 16.
+* More keys pass block by block through a tile that leaves room for two programs on a processor.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ import torch
 
 @dataclass(frozen=True)
 class Tile:
-    """What one program works on at a time.
+    """Block that a program works on at a time, and the program's resources.
 
     Attributes:
-        rows: queries, or rows, of a block.
-        columns: keys, or columns, of a block.
-        num_warps, num_stages: of the program.
+        rows: number of queries, or of rows, in a block.
+        columns: number of keys, or of columns, in a block.
+        num_warps: warps of the program.
+        num_stages: stages of the pipeline that loads blocks ahead.
     """
 
     rows: int
@@ -41,7 +42,7 @@ SHARED_MEMORY = {"sm_80": 163, "sm_86": 99, "sm_89": 99, "sm_90": 227, "sm_100":
 
 @functools.cache
 def architecture_of(device: torch.device) -> str:
-    """The entry of the table for ``device``; an unknown one is treated like the smallest of its kind."""
+    """Key of ``SHARED_MEMORY`` for ``device``; an unknown CUDA device counts as sm_86, the one with the least memory."""
     if device.type != "cuda":
         return "sm_80"
     properties = torch.cuda.get_device_properties(device)
@@ -53,16 +54,16 @@ def architecture_of(device: torch.device) -> str:
 
 @functools.cache
 def processors_of(device: torch.device) -> int:
-    """Processors of ``device`` that run programs side by side."""
+    """Number of processors of ``device`` that run programs side by side; 1 if it is not a GPU."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
-# Queries by keys, and warps. A block of 64 queries is what the tensor cores of sm_100 take in one instruction.
+# Queries in a block, maximum number of keys, and warps. The tensor cores of sm_100 take 64 queries in one instruction.
 _ONE_PASS = {
     "sm_100": ((64, 128, 8), (64, 256, 8), (32, 512, 16)),
     "others": ((32, 128, 4), (32, 256, 8), (32, 512, 16)),
 }
-# Narrow heads: the compiler keeps keys and values as operands in registers, so the scores must take fewer.
+# For narrow heads the compiler keeps keys and values in registers as well, so the scores must take fewer of them.
 _ONE_PASS_NARROW = {
     "gfx942": ((32, 128, 4), (16, 256, 4)),
     "others": ((32, 128, 4), (16, 256, 8), (16, 512, 16)),
@@ -70,7 +71,10 @@ _ONE_PASS_NARROW = {
 
 
 def one_pass(architecture: str, keys: int, width: int, itemsize: int) -> Tile | None:
-    """Tile of the one-pass attention for at most ``keys`` keys of padded ``width``; None where they do not fit."""
+    """Tile of the one-pass attention for at most ``keys`` keys of padded ``width``; None if they do not fit.
+
+    ``itemsize`` is the size of an element in bytes, here and below.
+    """
     room = SHARED_MEMORY[architecture] * 1024
     table = _ONE_PASS_NARROW if width <= 32 else _ONE_PASS
     for rows, most_keys, num_warps in table.get(architecture, table["others"]):
@@ -81,32 +85,32 @@ def one_pass(architecture: str, keys: int, width: int, itemsize: int) -> Tile | 
 
 
 def streaming(architecture: str, width: int, itemsize: int) -> Tile:
-    """Tile of the kernels that pass blocks of keys by blocks of queries, forward and column means."""
+    """Tile of the kernels that pass over keys or queries block by block: streaming attention and column means."""
     if itemsize > 2 or architecture == "gfx942":
         return Tile(32, 32, 4)
     return Tile(64, 64, 4, 2) if width == 64 else Tile(64, 32, 4, 2)
 
 
 def backward(architecture: str, width: int, itemsize: int) -> Tile:
-    """Tile of the backward kernels, which hold five blocks at once."""
+    """Tile of the backward kernels, smaller because they hold five blocks at once."""
     if itemsize > 2:
         return Tile(32, 32, 4)
     return Tile(64, 32, 4) if width == 64 else Tile(32, 32, 4)
 
 
-# A row, or a piece of one, that passes through registers once: as wide as a few 16-byte accesses a thread.
+# A row, or a piece of one, that passes through registers once: a few accesses of 16 bytes for each thread.
 ROWS = Tile(1, 1024, 4)
-# Rows of a sample are added in blocks, so that several loads are in flight.
+# Rows of a sample are added block by block, so that several loads are in flight.
 MEANS = Tile(16, 128, 4)
-# One program walks over all rows of a usual batch; a block a step, with as many warps as a program may have.
+# One program walks over all rows of a usual batch, block by block, with many warps, as nothing else runs beside it.
 COMPACTION = Tile(1, 4096, 16)
 ONE_PROGRAM_ROWS = 32768
-# Every row of a sample is compared with every other, a block with a block.
+# Every row of a sample is compared with every other, block by block.
 RANKING = Tile(1, 64, 4)
-# Samples by hidden units: few units a program, so that many programs share the reading of the dense layer's weights.
+# Samples by hidden units: few units for each program, so that many programs read the dense layer's weights in parallel.
 HEAD = Tile(16, 32, 4)
 
 
 def one_row(width: int) -> Tile:
-    """Tile of the kernels that keep a whole row of padded ``width`` in registers: 8 elements a thread or so."""
+    """Tile of the kernels that keep a whole row of padded ``width`` in registers: about 8 elements for each thread."""
     return Tile(1, width, min(16, max(1, width // 256)))

@@ -1,7 +1,7 @@
-"""Exit heads: dense, tanh, classifier, uncertainty and the decision, in two launches; and the uncertainty alone.
+"""Exit heads (dense, tanh, classifier, uncertainty and decision) in two launches, and the uncertainty alone.
 
-The first kernel gives each program some hidden units: their share of the logits, so that the weights of the dense layer are
-read by many processors at once. The second adds the shares in their order and decides.
+In the first kernel each program computes the share of some hidden units in the logits, so that many processors read the
+weights of the dense layer in parallel. The second kernel adds the shares, in a fixed order, and decides.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def head_shares(
     BLOCK_H: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Program (block of samples, block of hidden units): what the units add to the samples' logits."""
+    """Program (sample block, block of hidden units): the units' share in the samples' logits."""
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     units = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
     labels = tl.arange(0, BLOCK_C)
@@ -86,7 +86,7 @@ def head_decision(
     BLOCK_C: tl.constexpr,
     HAS_THRESHOLDS: tl.constexpr,
 ):
-    """Program (block of samples): logits, their uncertainty, and whether it exceeds the threshold."""
+    """Program (sample block): logits, uncertainty, and whether the uncertainty exceeds the threshold."""
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     labels = tl.arange(0, BLOCK_C)
     inside = (rows[:, None] < batch) & (labels[None, :] < classes)
@@ -116,7 +116,7 @@ def exit_head(
     thresholds: Tensor | None,
     threshold: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The operator of this name; shapes and meaning stand in :mod:`mp_kernels.schemas`."""
+    """Implementation of the operator of this name in :mod:`mp_kernels.schemas`."""
     batch, width = features.shape
     hidden, classes = dense_weight.shape[0], weight.shape[0]
     if classes > MOST_CLASSES_AT_ONCE:
@@ -156,7 +156,7 @@ def exit_head(
 
 
 def normalized_entropy(logits: Tensor) -> Tensor:
-    """The operator of this name; shapes and meaning stand in :mod:`mp_kernels.schemas`."""
+    """Implementation of the operator of this name in :mod:`mp_kernels.schemas`."""
     logits = logits if logits.stride(1) == 1 else logits.contiguous()
     batch, classes = logits.shape
     uncertainty = logits.new_empty(batch, dtype=torch.float32)

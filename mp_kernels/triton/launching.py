@@ -1,4 +1,4 @@
-"""How a kernel is started: on its tensors' device, with a tile from the table, and never with an empty grid."""
+"""Launches of kernels: on their tensors' device, with the warps and stages of a tile, and never with an empty grid."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from torch import Tensor
 
 from .configurations import Tile
 
-LONGEST_AXIS = 65_535  # programs along the second and the third axis of a grid, on CUDA devices
+LONGEST_AXIS = 65_535  # the most programs along the second and the third axis of a grid, on CUDA devices
 
 
 def launch(kernel: triton.JITFunction, grid: tuple[int, ...], *arguments: Any, tile: Tile, **constants: Any) -> None:
-    """Starts ``kernel`` on ``grid`` programs; an empty grid starts nothing.
+    """Starts ``kernel`` with the programs of ``grid``; an empty grid starts nothing.
 
     Args:
-        kernel: the kernel.
-        grid: programs along each axis.
-        arguments: its arguments; the first tensor among them says on which device it runs.
-        tile: warps and pipeline stages.
-        constants: its compile-time constants.
+        kernel: function decorated with ``triton.jit``.
+        grid: number of programs along each axis.
+        arguments: arguments of the kernel; it runs on the device of the first tensor among them.
+        tile: numbers of warps and pipeline stages.
+        constants: compile-time constants of the kernel.
 
     Raises:
-        ValueError: a batch of more samples than a device can be given at once.
+        ValueError: the batch has more samples than a grid can hold.
     """
     if 0 in grid:
         return
@@ -37,10 +37,10 @@ def launch(kernel: triton.JITFunction, grid: tuple[int, ...], *arguments: Any, t
         kernel[grid](*arguments, **constants, num_warps=tile.num_warps, num_stages=tile.num_stages)
 
 
-def _on_device_of(x: Tensor) -> AbstractContextManager:
+def _on_device_of(x: Tensor) -> AbstractContextManager[object]:
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
 def padded_width(size: int, least: int = 16) -> int:
-    """The power of two that holds ``size`` elements, at least ``least`` (16: the smallest side of a tensor core's tile)."""
+    """Smallest power of two that holds ``size`` elements, but at least ``least``, the shortest side of a ``tl.dot``."""
     return max(least, triton.next_power_of_2(size))

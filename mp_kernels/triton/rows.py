@@ -1,4 +1,4 @@
-"""Token-wise steps between the matrix products, each in one pass over memory; statistics and means in float32."""
+"""Token-wise steps between the matrix products, gathers and entropy, each in one pass over memory and in float32."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def add_norm(
     HAS_X_INDEX: tl.constexpr,
     HAS_INDEX: tl.constexpr,
 ):
-    """Program (row): LayerNorm of a sum of two rows, each read through its index, so that neither is gathered before."""
+    """Program (row): LayerNorm of the sum of two rows, read through their indices, which saves gathering them first."""
     row = tl.program_id(0).to(tl.int64)
     x_row = tl.load(p_x_index + row) if HAS_X_INDEX else row
     residual_row = tl.load(p_index + row) if HAS_INDEX else row
@@ -78,7 +78,7 @@ def mean_of_rows(p_x, p_cu_seqlens, p_out, x_stride, width, ROWS: tl.constexpr, 
 
 @triton.jit
 def gather_rows(p_x, p_index, p_out, x_stride, x_rows, width, BLOCK: tl.constexpr):
-    """Program (row, column block): a row of x by its index; an index outside reads nothing."""
+    """Program (row, column block): the row of x that the index names; zeros for an index outside x."""
     row = tl.program_id(0).to(tl.int64)
     source = tl.load(p_index + row)
     tl.device_assert((source >= 0) & (source < x_rows), "index must lie within the rows of x")
@@ -93,10 +93,10 @@ def add_gathered(
     p_grad, p_sorted, p_order, p_out, grad_stride, count, width, LOG_COUNT: tl.constexpr, BLOCK: tl.constexpr,
     HAS_ORDER: tl.constexpr,
 ):  # fmt: skip
-    """Program (row of x, column block): the sum of the gradients of its copies, found by bisection in the sorted index."""
+    """Program (row of x, column block): sum of the gradients of the row's copies, found by bisection in the sorted index."""
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    first = row * 0  # how many entries of the index lie below the row
+    first = row * 0  # entries of the index below this row
     for bit in tl.static_range(LOG_COUNT):
         further = first + (1 << (LOG_COUNT - 1 - bit))
         entry = tl.load(p_sorted + further - 1, mask=further <= count, other=9223372036854775807)
@@ -120,7 +120,7 @@ def entropy_of_logits(b_logits, inside, log_classes):
     b_log_sum = tl.log(tl.sum(b_p, 1))
     b_log_p = b_logits - b_max[:, None] - b_log_sum[:, None]
     b_p = tl.exp(b_log_p)
-    # A NaN must come out as one, or the sample would seem certain: so no "greater", and no minimum or maximum.
+    # A NaN must stay NaN, or the sample would seem certain. Minimum and maximum do not guarantee that; these selects do.
     b_entropy = -tl.sum(tl.where(b_p == 0, 0.0, b_p * b_log_p), 1) / log_classes
     b_entropy = tl.where(b_entropy < 0.0, 0.0, b_entropy)
     return tl.where(b_entropy > 1.0, 1.0, b_entropy)
@@ -128,19 +128,19 @@ def entropy_of_logits(b_logits, inside, log_classes):
 
 @triton.jit
 def entropy(p_logits, p_out, logits_stride, batch, classes, log_classes, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """Program (block of samples): uncertainty of predictions."""
+    """Program (sample block): uncertainty of each prediction."""
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     columns = tl.arange(0, BLOCK)
     inside = (rows[:, None] < batch) & (columns[None, :] < classes)
     offsets = rows[:, None].to(tl.int64) * logits_stride + columns[None, :]
-    # Rows beyond the last hold zeros, or the exponential of nothing would be a NaN.
+    # Rows beyond the last get zeros: a row of nothing but minus infinity would make a NaN.
     b_logits = tl.load(p_logits + offsets, mask=inside, other=0.0).to(tl.float32)
     b_entropy = entropy_of_logits(b_logits, columns[None, :] < classes, log_classes)
     tl.store(p_out + rows, b_entropy, mask=rows < batch)
 
 
 def _rows_together(x: Tensor) -> Tensor:
-    """x as ``[rows, width]`` with contiguous rows, which may lie apart."""
+    """``x`` as ``[rows, width]``. Each row is contiguous; rows need not follow each other in memory."""
     flat = x.flatten(1) if x.dim() > 1 else x.unsqueeze(1)
     return flat if flat.stride(1) == 1 or flat.shape[1] == 1 else flat.contiguous()
 
@@ -148,7 +148,7 @@ def _rows_together(x: Tensor) -> Tensor:
 def add_layer_norm(
     x: Tensor, x_index: Tensor | None, residual: Tensor, index: Tensor | None, weight: Tensor, bias: Tensor, eps: float
 ) -> Tensor:
-    """The operator of this name; shapes and meaning stand in :mod:`mp_kernels.schemas`."""
+    """Implementation of the operator of this name in :mod:`mp_kernels.schemas`."""
     x, residual = _rows_together(x), _rows_together(residual)
     rows, width = (x if x_index is None else x_index).shape[0], x.shape[1]
     out = x.new_empty(rows, width)
@@ -167,7 +167,7 @@ def add_layer_norm(
 
 
 def bias_gelu(x: Tensor, bias: Tensor | None) -> Tensor:
-    """The operator of this name; shapes and meaning stand in :mod:`mp_kernels.schemas`."""
+    """Implementation of the operator of this name in :mod:`mp_kernels.schemas`."""
     x = _rows_together(x)
     rows, width = x.shape
     out = x.new_empty(rows, width)
@@ -184,7 +184,7 @@ def bias_gelu(x: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def ragged_mean(x: Tensor, cu_seqlens: Tensor) -> Tensor:
-    """The operator of this name; shapes and meaning stand in :mod:`mp_kernels.schemas`."""
+    """Implementation of the operator of this name in :mod:`mp_kernels.schemas`."""
     x = _rows_together(x)
     batch, width = cu_seqlens.shape[0] - 1, x.shape[1]
     out = x.new_empty(batch, width)
@@ -204,12 +204,12 @@ _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def ragged_gather(xs: Sequence[Tensor], index: Tensor) -> list[Tensor]:
-    """The operator of this name; shapes and meaning stand in :mod:`mp_kernels.schemas`."""
+    """Implementation of the operator of this name in :mod:`mp_kernels.schemas`."""
     index = index.contiguous()
     gathered = []
     for x in xs:
         out = x.new_empty(index.shape[0], *x.shape[1:])
-        # Rows are moved, not understood: as integers of the elements' size.
+        # One kernel moves every dtype, as integers of the same size.
         source, target = (torch.view_as_real(t) if t.is_complex() else t for t in (x, out))
         integer = _INTEGERS[source.element_size()]
         source, target = _rows_together(source.view(integer)), target.view(integer)
@@ -229,7 +229,7 @@ def ragged_gather(xs: Sequence[Tensor], index: Tensor) -> list[Tensor]:
 def ragged_gather_backward(
     grads: Sequence[Tensor], sorted_index: Tensor, order: Tensor | None, rows: Sequence[int]
 ) -> list[Tensor]:
-    """The operator of this name; shapes and meaning stand in :mod:`mp_kernels.schemas`."""
+    """Implementation of the operator of this name in :mod:`mp_kernels.schemas`."""
     count = sorted_index.shape[0]
     scattered = []
     for grad, source_rows in zip(grads, rows, strict=True):

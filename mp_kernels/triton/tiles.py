@@ -1,4 +1,4 @@
-"""What the attention kernels share: spans of samples, and tiles of rows of a head."""
+"""Parts that the attention kernels share: spans of samples, and tiles of rows of a head."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def sample_span(p_cu_seqlens, sample):
-    """First row of a sample (int64), and the number of its rows (int32)."""
+    """First row of a sample (int64) and number of its rows (int32)."""
     begin = tl.load(p_cu_seqlens + sample)
     return begin.to(tl.int64), tl.load(p_cu_seqlens + sample + 1) - begin
 
 
 @triton.jit
 def rows_of_head(first, count, row_stride, BLOCK: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Offsets of rows ``first`` to ``first + BLOCK`` of a head, and which of them lie below row ``count``."""
+    """Offsets of a tile, rows ``first`` to ``first + BLOCK`` of a head, and a mask of those that lie below row ``count``."""
     rows = first + tl.arange(0, BLOCK)
     columns = tl.arange(0, BLOCK_D)
     inside = rows[:, None] < count
@@ -28,7 +28,7 @@ def rows_of_head(first, count, row_stride, BLOCK: tl.constexpr, HEAD_DIM: tl.con
 
 @triton.jit
 def load_rows(p_x, row_stride, first, count, BLOCK: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Tile ``[BLOCK, BLOCK_D]`` of rows from ``first`` on; zeros from row ``count`` on."""
+    """Tile ``[BLOCK, BLOCK_D]`` of the rows from ``first`` on, with zeros from row ``count`` on."""
     offsets, inside = rows_of_head(first, count, row_stride, BLOCK, HEAD_DIM, BLOCK_D)
     return tl.load(p_x + offsets, mask=inside, other=0.0)
 
@@ -44,7 +44,7 @@ def store_rows(p_x, row_stride, first, count, b_x, BLOCK: tl.constexpr, HEAD_DIM
 def fill_rows(
     p_x, row_stride, p_beside, begin, end, BLOCK: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr
 ):
-    """Zeros in rows ``begin`` to ``end`` of a head and in the vector beside it: of samples that are not computed."""
+    """Writes zeros, for a sample that is skipped, to rows ``begin`` to ``end`` of a head and of the vector ``p_beside``."""
     for first in range(begin, end, BLOCK):
         rows = first + tl.arange(0, BLOCK)
         store_rows(p_x, row_stride, first, end, tl.zeros([BLOCK, BLOCK_D], tl.float32), BLOCK, HEAD_DIM, BLOCK_D)

@@ -1,4 +1,4 @@
-"""prune_tokens, top_k_tokens and select_samples: what is left of a packed ragged batch."""
+"""prune_tokens, top_k_tokens and select_samples: compactions of packed ragged batches."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from support.accuracy import assert_kept
 from support.ragged_batches import cu_seqlens_of, random_heads, stays_of
 
 LENGTHS = st.lists(st.integers(0, 12), max_size=6)
-# Few different values, so that ties are the rule.
+# Few different values, so that ties are common.
 SCORES = st.sampled_from([0.0, -0.0, 0.1, 0.25, 0.5, 0.7, 1.0, 3.4e38, math.inf, -math.inf])
-# Their means over 1, 2 or 4 heads are exact, in whatever order they are summed.
+# Means of these over 1, 2 or 4 heads are exact in any order of summation.
 SCORES_BY_HEAD = st.sampled_from([-1.0, 0.0, 0.25, 0.5, 1.0, math.inf])
 
 
 @st.composite
 def scored_batches(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """importance float32 ``[total]`` or ``[heads, total]``, cu_seqlens, and stays or None."""
+    """A batch: importance, float32 ``[total]`` or ``[heads, total]``, cu_seqlens, and stays or None."""
     lengths, heads = draw(LENGTHS), draw(st.sampled_from([None, 1, 2, 4]))
     size = sum(lengths) * (heads or 1)
     scores = draw(st.lists(SCORES_BY_HEAD if heads else SCORES, min_size=size, max_size=size))
@@ -71,7 +71,7 @@ def test_select_samples(samples: list[tuple[int, bool]], total_is_given: bool) -
 
 @given(scored_batches(), st.integers(1, 15))
 def test_whole_buffers_of_the_operators(batch: tuple, k: int) -> None:
-    """Beyond what is kept the operators' buffers are defined too, or a compiled graph would see chance."""
+    """Buffers are defined beyond what is kept too, so that a compiled graph never sees uninitialised memory."""
     importance, cu_seqlens, stays = batch
     samples = cu_seqlens.shape[0] - 1
     for name, arguments in {
@@ -99,7 +99,7 @@ def test_leaving_and_pruning_at_once_is_one_after_the_other(batch: tuple, k: int
 @pytest.mark.parametrize("heads", [2, 3, 5, 12])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_importance_by_head_stands_for_its_mean_to_the_last_bit(heads: int, dtype: torch.dtype) -> None:
-    """A threshold that is a token's very importance keeps it, however importance came."""
+    """A token whose importance is the threshold survives, whether importance is given by head or as the mean over heads."""
     qkv, cu_seqlens = random_heads(60, heads, 16, dtype=dtype), cu_seqlens_of((40, 20))
     _, importance = mp_kernels.ragged_attention(*qkv, cu_seqlens, 40)
     _, by_head = mp_kernels.ragged_attention(*qkv, cu_seqlens, 40, by_head=True)
@@ -140,7 +140,7 @@ def test_nothing_pruned() -> None:
 
 
 def every_compaction(lengths: Sequence[int], stays: torch.Tensor) -> list[Kept]:
-    """All three of them, where no token is pruned."""
+    """Results of all three compactions for the same ``stays``, none of which prunes a token."""
     batch = torch.rand(sum(lengths)), cu_seqlens_of(lengths)
     return [
         mp_kernels.select_samples(batch[1], stays),
@@ -150,7 +150,7 @@ def every_compaction(lengths: Sequence[int], stays: torch.Tensor) -> list[Kept]:
 
 
 def test_all_samples_exit() -> None:
-    """The first of a sample's tokens is protected from pruning, not from its sample's exit."""
+    """The first token of a sample is protected from pruning, but leaves with its sample."""
     for kept in every_compaction((4, 0, 5), stays_of([0, 0, 0])):
         assert_kept(kept, kept_of([], [], []))
 
@@ -176,7 +176,7 @@ def test_empty_batch() -> None:
 
 
 def test_threshold_is_compared_in_float32() -> None:
-    """float32's 0.7 is below float64's; a token exactly at the threshold survives."""
+    """0.7 is smaller in float32 than in float64; a token exactly at the threshold survives."""
     importance = torch.tensor([1.0, 0.7, math.nextafter(0.7, 0) - 1e-7])
     assert mp_kernels.prune_tokens(importance, cu_seqlens_of((3,)), 0.7).index.tolist() == [0, 1]
 
@@ -220,7 +220,7 @@ def test_float64_importance(shape: tuple[int, ...], stays: torch.Tensor | None) 
 
 
 def test_compactions_chain() -> None:
-    """Survivors of one layer are the next one's batch."""
+    """The survivors of one layer are the batch of the next."""
     importance, cu_seqlens = torch.rand(30), cu_seqlens_of((10, 1, 19))
     first = mp_kernels.prune_tokens(importance, cu_seqlens, 0.3)
     left = mp_kernels.select_samples(first.cu_seqlens, torch.tensor([True, False, True]), len(first.index))
@@ -258,7 +258,7 @@ PRUNINGS = [
 @pytest.mark.parametrize("heads", [None, 1, 3])
 @pytest.mark.parametrize("pruning", PRUNINGS)
 def test_nan_importance_matters_where_a_sample_stays(pruning: Callable, heads: int | None, dtype: torch.dtype) -> None:
-    """Rows 0 to 3 are sample 0's. One head's NaN is the token's."""
+    """Rows 0 to 3 belong to sample 0. A NaN of one head makes the token's importance NaN."""
     importance = (IMPORTANCE if heads is None else IMPORTANCE.repeat(heads, 1)).to(dtype)
     stays, other_stays = stays_of([0, 1]), stays_of([1, 0])
     broken = importance.clone()
@@ -282,7 +282,7 @@ def test_nan_queries_are_found_by_the_pruning_after_them() -> None:
 BAD_STAYS = [
     (torch.tensor([1, 0]), TypeError, r"stays must be bool; got int64 \[2\]"),
     ([True, False], TypeError, r"stays must be a tensor; got list \[True, False\]"),
-    (stays_of([1]), ValueError, r"stays must have one entry a sample, 2; got bool \[1\]"),
+    (stays_of([1]), ValueError, r"stays must have one entry per sample, 2; got bool \[1\]"),
     (stays_of([1, 1])[None], ValueError, r"stays must have 1 dimension; got bool \[1, 2\]"),
     (stays_of([1, 1]).to("meta"), ValueError, r"stays must be on cpu .* on meta"),
 ]
@@ -332,7 +332,7 @@ def test_refused_threshold(dtype: torch.dtype) -> None:
         (2.0, TypeError, r"k must be an int or an int tensor \[batch\]; got float 2.0"),
         (torch.tensor([1.0, 2.0]), TypeError, r"k must be int64 or int32; got float32 \[2\]"),
         (torch.tensor([[1, 2]]), ValueError, r"k must have 1 dimension; got int64 \[1, 2\]"),
-        (torch.tensor([1]), ValueError, r"k must have one entry a sample, 2; got int64 \[1\]"),
+        (torch.tensor([1]), ValueError, r"k must have one entry per sample, 2; got int64 \[1\]"),
         (torch.tensor([1, 2]).to("meta"), ValueError, r"k must be on cpu .* on meta"),
         (torch.tensor([1, 0]), RuntimeError, r"k must be at least 1 .* got 0 for sample 1"),
     ],

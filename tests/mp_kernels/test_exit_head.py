@@ -1,4 +1,4 @@
-"""exit_head: a prediction, its uncertainty, and who leaves."""
+"""exit_head: predictions, their uncertainty, and which samples stay."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HALF = (torch.float16, torch.bfloat16)
 def head_inputs(
     batch: int, features: int, hidden: int, labels: int, dtype: torch.dtype = torch.float32
 ) -> list[torch.Tensor]:
-    """Features and the parameters of a head, of the size that training gives them."""
+    """Random features and parameters of a head, scaled as training would leave them."""
     inputs = torch.randn(batch, features), torch.randn(hidden, features) / math.sqrt(features), torch.randn(hidden)
     return [x.to(dtype) for x in (*inputs, 2 * torch.randn(labels, hidden) / math.sqrt(hidden), torch.randn(labels))]
 
@@ -78,7 +78,7 @@ def test_a_sample_at_its_threshold_leaves() -> None:
 def test_a_certain_a_torn_and_a_broken_prediction(
     threshold: float, stay: list[int], for_each: bool, dtype: torch.dtype
 ) -> None:
-    """Uncertainties of exactly 0 and 1, and NaN, which fails every comparison: such a sample does not leave early."""
+    """Uncertainties of exactly 0, of exactly 1, and NaN, which fails every comparison, so that the sample stays."""
     features = torch.tensor([[20.0], [0.0], [math.nan]], dtype=dtype)
     head = [torch.tensor(x, dtype=dtype) for x in ([[1.0]], [0.0], [[1000.0], [0.0]], [0.0, 0.0])]
     thresholds = torch.full((3,), threshold, dtype=torch.float32) if for_each else threshold
@@ -106,7 +106,7 @@ def test_strided_inputs() -> None:
     torch.testing.assert_close(got, expected, atol=1e-6, rtol=0)
 
 
-# ---- gradients: refused, and where the refusal sends one ----
+# ---- gradients: refused by the operator, available in the definition ----
 
 
 @pytest.mark.parametrize("result", [0, 1], ids=["logits", "uncertainty"])
@@ -153,7 +153,7 @@ HEAD = dict(
         ({"bias": torch.zeros(2)}, ValueError, r"(?<!_)bias must be \[3\] .* got float\d+ \[2\]"),
         ({"bias": torch.zeros(3, 1)}, ValueError, r"(?<!_)bias must have 1 dimension; got float\d+ \[3, 1\]"),
         ({"bias": None}, TypeError, r"(?<!_)bias must be a tensor; got NoneType"),
-        ({"threshold": torch.zeros(3)}, ValueError, r"threshold must have one entry a sample, 4; got float\d+ \[3\]"),
+        ({"threshold": torch.zeros(3)}, ValueError, r"threshold must have one entry per sample, 4; got float\d+ \[3\]"),
         ({"threshold": torch.zeros(4, 1)}, ValueError, r"threshold must have 1 dimension; got float\d+ \[4, 1\]"),
         ({"threshold": torch.zeros(4).long()}, TypeError, r"threshold must be float32 or .* got int64 \[4\]"),
         ({"threshold": torch.zeros(4).to("meta")}, ValueError, r"threshold must be on cpu .* on meta"),
