@@ -1,1 +1,1 @@
-"""Compiling the Triton kernels for GPUs that need not be here."""
+"""Compilation of the Triton kernels for GPUs that this machine need not have."""

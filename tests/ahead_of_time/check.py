@@ -1,8 +1,8 @@
-"""Compiles the Triton kernels ahead of time and holds them to the budget (``make kernels``).
+"""Check of the Triton kernels, compiled ahead of time, against a budget: ``make kernels``.
 
-Every kernel must compile without spills and local memory, with the shared memory of its target, with tensor-core
-instructions where it multiplies, and with no more registers than ``budget.json`` allows. ``--all`` takes every target, dtype
-and head_dim instead of the core; ``--write`` (with ``--all``) writes what was found as the new budget.
+Every kernel must compile without spills and local memory, fit the shared memory of its target, use tensor cores where it
+multiplies matrices, and need no more registers than ``budget.json`` allows. ``--all`` compiles for every target, dtype and
+head_dim instead of the most important ones; ``--all --write`` makes the results the new budget.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .compiling import Compiled, compile_launch
 from .matrix import BUDGET, launches
 
 MULTIPLYING = ("attention", "head_shares")
-REGISTERS_OF_GRACE = 8  # between compiler versions
+REGISTERS_OF_GRACE = 8  # for differences between compiler versions
 
 
 def _compile(number_and_core: tuple[int, bool]) -> tuple[tuple[str, str], Compiled | str]:
@@ -36,12 +36,12 @@ def _compile(number_and_core: tuple[int, bool]) -> tuple[tuple[str, str], Compil
     target, name, launch = _LAUNCHES[core][number]
     try:
         return (target, name), compile_launch(launch, target)
-    except Exception as error:  # whatever the compiler raises is the finding
+    except Exception as error:  # reported as a breach, whatever it is
         return (target, name), f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def breaches(target: str, name: str, made: Compiled | str, allowed: dict | None) -> list[str]:
-    """What is wrong with a compiled kernel."""
+    """Sentences about what is wrong with a compiled kernel; none if it keeps the budget."""
     if isinstance(made, str):
         return [f"does not compile: {made}"]
     found = []
@@ -63,14 +63,16 @@ _LAUNCHES: dict[bool, list] = {}
 
 
 def main(
-    everything: Annotated[bool, typer.Option("--all", help="Every target, dtype and head_dim.")] = False,
-    write: Annotated[bool, typer.Option(help="Write the budget (with --all).")] = False,
-    matching: Annotated[str, typer.Option(help="Only what this regular expression finds.")] = "",
-    jobs: Annotated[int | None, typer.Option(help="Processes; otherwise one a processor.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Compile for every target, dtype and head_dim.")] = False,
+    write: Annotated[bool, typer.Option(help="Make the results the new budget (with --all).")] = False,
+    matching: Annotated[
+        str, typer.Option(help="Compile only kernels whose target and name match this regular expression.")
+    ] = "",
+    jobs: Annotated[int | None, typer.Option(help="Number of processes; by default one per processor.")] = None,
 ) -> None:
-    """Compiles the Triton kernels ahead of time and holds them to the budget."""
+    """Compile the Triton kernels ahead of time and compare them with the budget."""
     if write and (not everything or matching):
-        raise typer.BadParameter("--write needs --all, and all of it")
+        raise typer.BadParameter("--write needs --all without --matching")
     core = not everything
     _LAUNCHES[core] = [entry for entry in launches(core) if re.search(matching, f"{entry[0]} {entry[1]}")]
     budget = json.loads(BUDGET.read_text())
@@ -104,7 +106,7 @@ def main(
 
 
 def budgeted(result: Compiled | str) -> dict[str, int] | None:
-    """What the budget says about a kernel that compiled."""
+    """Entry of the budget for a kernel; None if it did not compile."""
     if isinstance(result, str):
         return None
     return {field: getattr(result, field) for field in ("registers", "shared", "tensor_core")}
@@ -112,7 +114,7 @@ def budgeted(result: Compiled | str) -> dict[str, int] | None:
 
 def _compiled(core: bool, jobs: int) -> Iterator[tuple[tuple[str, str], Compiled | str]]:
     with tempfile.TemporaryDirectory() as cache:
-        os.environ["TRITON_CACHE_DIR"] = cache  # what another compiler left must not be taken for this one's
+        os.environ["TRITON_CACHE_DIR"] = cache  # results of another compiler version must not be reused
         with multiprocessing.get_context("fork").Pool(jobs) as pool:
             yield from pool.imap(_compile, [(number, core) for number in range(len(_LAUNCHES[core]))])
 

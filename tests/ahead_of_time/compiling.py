@@ -1,7 +1,7 @@
-"""Compiles the Triton kernels for GPUs that are not here, and reads what came out.
+"""Compilation of the Triton kernels for GPUs that this machine need not have, and what it tells about them.
 
-Which kernels, with which constants and argument types, is not written down a second time: the operators run on meta
-tensors, and what they would launch is compiled instead.
+Kernels, constants and argument types are not listed here: the operators run on meta tensors, and whatever they would launch
+is compiled.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ TENSOR_CORES = {
     "sm_100": r"\b(?:UTC\w*|H)MMA\b",
     "gfx942": r"\bv_mfma",
 }
-# Registers of a processor, threads it can hold, shared memory it has in KiB.
+# For one processor: number of registers, most threads, and shared memory in KiB.
 PROCESSORS = {
     "sm_80": (65536, 2048, 164),
     "sm_86": (65536, 1536, 100),
@@ -46,7 +46,7 @@ PROCESSORS = {
 
 @dataclass
 class Launch:
-    """A kernel as an operator would have started it."""
+    """A kernel with the arguments and options of an operator that would have launched it."""
 
     kernel: Any
     signature: dict[str, str]
@@ -58,15 +58,16 @@ class Launch:
 
 @dataclass
 class Compiled:
-    """What the compiler made of a launch.
+    """Resources of a compiled launch.
 
     Attributes:
-        registers: a thread's, of 32 bits.
-        spills: registers that went to memory and back, in instructions; local: bytes of local memory a thread.
-        shared: bytes of shared memory a program.
-        tensor_core: instructions that run on tensor cores.
-        occupancy: bound on the share of a processor's threads that can be resident, by registers and shared memory; NaN
-            where it is not known.
+        registers: 32-bit registers per thread.
+        spills: number of instructions that spill registers to memory or load them again.
+        local: bytes of local memory per thread.
+        shared: bytes of shared memory per program.
+        tensor_core: number of instructions that run on tensor cores.
+        occupancy: share of a processor's threads that can be resident with these registers and this shared memory; NaN
+            if unknown.
     """
 
     registers: int
@@ -91,7 +92,7 @@ _POINTERS = {
 
 @contextlib.contextmanager
 def recorded(architecture: str) -> Iterator[list[Launch]]:
-    """Launches of the operators called inside are written down, as on ``architecture``, and not done."""
+    """Inside, operators launch nothing; the list receives what they would have launched on ``architecture``."""
     launches: list[Launch] = []
 
     def record(kernel, grid, *arguments, tile, **constants) -> None:
@@ -121,7 +122,7 @@ def _type_of(x: Any) -> str:
 
 
 def compile_launch(launch: Launch, architecture: str) -> Compiled:
-    """Compiles for ``architecture``; raises what the compiler raises."""
+    """Compiles a launch for ``architecture``. Raises whatever the compiler raises."""
     source = ASTSource(
         fn=launch.kernel,
         signature=launch.signature,
@@ -151,11 +152,11 @@ def _read_nvidia(cubin: bytes, metadata: Any, architecture: str, num_warps: int)
     local = int(re.search(r"STACK:(\d+)", usage).group(1)) + int(re.search(r"LOCAL:(\d+)", usage).group(1))
     all_registers, all_threads, all_shared = PROCESSORS[architecture]
     threads = 32 * num_warps
-    granule = 8  # registers are given to a warp's threads in eights
+    granule = 8  # registers are allocated to a thread in multiples of this
     programs = min(
         all_registers // (threads * (-(-registers // granule) * granule)),
         all_threads // threads,
-        all_shared * 1024 // (metadata.shared + 1024),  # the system keeps 1 KiB a program
+        all_shared * 1024 // (metadata.shared + 1024),  # the system reserves 1 KiB per program
     )
     return Compiled(
         registers=registers,
@@ -173,7 +174,7 @@ def _read_amd(assembly: str, shared: int) -> Compiled:
 
     return Compiled(
         registers=number("vgpr_count"),
-        # Scalar registers are spilled into lanes of vector registers, which never leave the processor.
+        # Spills of scalar registers do not count: they go to vector registers, not to memory.
         spills=number("vgpr_spill_count"),
         local=number("private_segment_fixed_size"),
         shared=shared,
@@ -183,7 +184,7 @@ def _read_amd(assembly: str, shared: int) -> Compiled:
 
 
 def launches_of(call: Callable[[], object], architecture: str) -> list[Launch]:
-    """What ``call`` would launch on ``architecture``."""
+    """Kernels that ``call`` would launch on ``architecture``."""
     with recorded(architecture) as launches:
         call()
     return launches

@@ -1,4 +1,4 @@
-"""What is compiled: every operator in the shapes of BERT, by dtype and head_dim."""
+"""The launches to compile: every operator in the shapes of BERT, by dtype and head_dim."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ INDEX = _empty(ROWS, dtype=torch.int64)
 
 
 def attention_calls(dtype: torch.dtype, head_dim: int) -> dict[str, Call]:
-    """Attention forward for tiles of every width and beyond, the decision of an exit, and backward."""
+    """Calls of attention: forward for every width of tile and for longer samples, for an exit decision, and backward."""
     heads = HIDDEN // head_dim
     heads_of = _empty(ROWS, heads, head_dim, dtype=dtype)
     by_head = _empty(heads, ROWS, dtype=torch.float32)
@@ -49,7 +49,7 @@ def attention_calls(dtype: torch.dtype, head_dim: int) -> dict[str, Call]:
 
 
 def other_calls(dtype: torch.dtype) -> dict[str, Call]:
-    """The operators that know no head_dim."""
+    """Calls of the operators that do not depend on head_dim."""
     x, importance = _empty(ROWS, HIDDEN, dtype=dtype), _empty(12, ROWS, dtype=torch.float32)
     grown, width = _empty(ROWS, 4 * HIDDEN, dtype=dtype), _empty(HIDDEN, dtype=dtype)
     many = _empty(12, 64 * ROWS, dtype=torch.float32)
@@ -81,7 +81,7 @@ def other_calls(dtype: torch.dtype) -> dict[str, Call]:
 
 
 def launches(core: bool) -> Iterator[tuple[str, str, Launch]]:
-    """Target, name and launch of everything to be compiled; ``core``: two targets, bfloat16, head_dim 64."""
+    """Target, name and launch of each kernel to compile; with ``core``, for two targets, bfloat16 and head_dim 64 only."""
     for target in ("sm_80", "sm_90") if core else TARGETS:
         seen = set()
         for dtype_name in ("bf16",) if core else DTYPES:

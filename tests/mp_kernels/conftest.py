@@ -1,4 +1,4 @@
-"""Threads for the tests that count them."""
+"""A fixture for tests whose results must not depend on the number of threads."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 @pytest.fixture
 def with_threads() -> Iterator[Callable[[int, Callable], object]]:
-    """``with_threads(n, function)``: the function's result on n threads."""
+    """``with_threads(n, function)`` returns the result of ``function()`` on n threads."""
 
     def run(threads: int, function: Callable) -> object:
         torch.set_num_threads(threads)

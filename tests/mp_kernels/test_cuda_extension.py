@@ -1,4 +1,4 @@
-"""Loading the compiled CUDA kernels: only with a torch that was built for CUDA, and never at the cost of the rest."""
+"""Loading of the compiled CUDA kernels: only beside a torch built for CUDA, and a failure breaks nothing else."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mp_kernels import extension
 
 @pytest.fixture
 def library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Where the library would lie, beside a torch that was built for CUDA."""
+    """Path of a library that does not exist yet, beside a torch that says it was built for CUDA."""
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(extension, "CUDA_PATH", tmp_path / "_C_cuda.so")
     return extension.CUDA_PATH

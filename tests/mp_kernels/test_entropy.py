@@ -43,7 +43,7 @@ def test_uniform_is_one_and_certain_is_zero(dtype: torch.dtype, classes: int) ->
 
 
 def test_shifting_the_logits_changes_nothing() -> None:
-    logits = torch.randint(-8, 9, (9, 4)).float()  # exact in float32 after the shift as well
+    logits = torch.randint(-8, 9, (9, 4)).float()  # still exact in float32 after the shift
     assert_same_bits([mp_kernels.normalized_entropy(logits + 4096)], [mp_kernels.normalized_entropy(logits)])
 
 
@@ -56,7 +56,7 @@ def test_probability_zero_contributes_nothing() -> None:
 
 @pytest.mark.parametrize("row", [[math.nan, 0.0], [0.0, math.nan], [0.0, math.nan, 1.0], [math.inf, 0.0]])
 def test_broken_logits_are_not_a_certain_prediction(row: list[float]) -> None:
-    """NaN fails every comparison with an exit threshold: such a sample does not exit early."""
+    """NaN fails every comparison with an exit threshold, so such a sample does not exit early."""
     logits = torch.tensor([row, [0.0] * len(row)])
     assert mp_kernels.normalized_entropy(logits).isnan().tolist() == [True, False]
     assert reference.normalized_entropy(logits).isnan().tolist() == [True, False]

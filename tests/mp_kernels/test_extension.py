@@ -1,4 +1,4 @@
-"""Loading the compiled kernels: every build of them, and none at all."""
+"""Loading of the compiled kernels: every build, and installations without any."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ import mp_kernels
 from mp_kernels import extension
 from support import parity
 
-# Where the package is installed in editable mode, the folder tests/mp_kernels would be imported in its place: so the
-# package's own folder goes first.
+# The package's own folder comes first in the path: if the package is installed in editable mode, its name would otherwise
+# import the folder tests/mp_kernels.
 PROGRAM = f"""
 import importlib.util, pathlib, sys
 package = pathlib.Path(importlib.util.find_spec("mp_kernels").origin).parent
@@ -29,7 +29,7 @@ parity.main()
 
 
 def run_parity(**environment: str) -> dict:
-    """The outcome of :mod:`support.parity` in a fresh interpreter."""
+    """Outcome of :mod:`support.parity` in a fresh interpreter with these environment variables."""
     result = subprocess.run(
         [sys.executable, "-P", "-c", PROGRAM],
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
@@ -42,7 +42,7 @@ def run_parity(**environment: str) -> dict:
 
 
 def test_compiled_kernels_are_loaded() -> None:
-    """The other tests would pass without them, and say nothing about them."""
+    """Without the kernels the other tests would pass too, but test only the definitions."""
     assert extension.is_built()
     assert extension.instruction_sets()[-1] == "portable"
     assert extension.chosen_instruction_set() in extension.instruction_sets()

@@ -25,7 +25,7 @@ def random_rows(rows: int, width: tuple[int, ...], dtype: torch.dtype) -> torch.
 
 @st.composite
 def gathers(draw: st.DrawFn) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """Tensors of different rows, widths and dtypes, and an index into all of them: unsorted, with repeats."""
+    """Tensors of different rows, widths and dtypes, and an unsorted index with repeats into all of them."""
     shapes = draw(
         st.lists(st.tuples(st.integers(1, 9), st.lists(st.integers(0, 5), max_size=3)), min_size=1, max_size=4)
     )
@@ -96,7 +96,7 @@ def test_strided_index() -> None:
 
 @given(st.lists(st.integers(0, 5), max_size=12))
 def test_repeated_rows_add_their_gradients(rows: list[int]) -> None:
-    # Weights are multiples of 1/8: their sums are exact in any order.
+    # The gradients are multiples of 1/8, so their sums are exact in any order.
     x, index = torch.randn(6, 3), torch.tensor(rows, dtype=torch.int64)
     got = with_gradients(lambda x: mp_kernels.ragged_gather(x, index), [x])
     assert_same_bits(got, with_gradients(lambda x: x[index], [x]))
@@ -121,11 +121,11 @@ def test_a_row_taken_often_adds_its_gradients_as_well_as_plain_torch(dtype: torc
 
 @st.composite
 def returning_gradients(draw: st.DrawFn) -> tuple[list[torch.Tensor], torch.Tensor, list[int]]:
-    """Gradients of rows that were gathered, their index, and how many rows each tensor has that they came from."""
+    """Gradients of gathered rows, their index, and for each the number of rows of the tensor that was gathered from."""
     index = torch.tensor(draw(st.lists(st.integers(0, 5), max_size=12)), dtype=torch.int64)
     dtypes = st.sampled_from([torch.float32, torch.float64, torch.float16, torch.bfloat16])
     widths = draw(st.lists(st.lists(st.integers(0, 4), max_size=2), min_size=1, max_size=3))
-    # Small multiples of 1/8: their sums are exact in any order.
+    # Small multiples of 1/8, so that their sums are exact in any order.
     grads = [(random_rows(len(index), tuple(width), torch.float32) / 8).to(draw(dtypes)) for width in widths]
     fewest = int(index.max()) + 1 if len(index) else 0
     return grads, index, [draw(st.integers(fewest, 8)) for _ in grads]
@@ -135,7 +135,7 @@ def returning_gradients(draw: st.DrawFn) -> tuple[list[torch.Tensor], torch.Tens
 def test_backward_operator(case: tuple) -> None:
     grads, index, rows = case
     sorted_index, order = index.sort(stable=True)
-    # Summed in float64 and rounded once: half types, too, are added in float32, where these numbers are exact.
+    # Summed in float64 and rounded once, like the operator, whose float32 sums of these numbers are exact.
     expected = [
         torch.zeros(count, *grad.shape[1:]).double().index_put((index,), grad.double(), accumulate=True).to(grad.dtype)
         for grad, count in zip(grads, rows, strict=True)

@@ -1,4 +1,4 @@
-"""``python -m mp_kernels.info`` prints what an installation is made of."""
+"""``python -m mp_kernels.info``: what an installation says about itself."""
 
 from __future__ import annotations
 

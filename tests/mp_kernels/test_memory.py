@@ -1,4 +1,4 @@
-"""Blocks that fit the caches, and freed memory that stays."""
+"""Blocks that fit the caches, and freed memory that the process keeps."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_blocks_are_the_rows_in_order(rows: int, bytes_per_row: int) -> None:
     assert len(blocks) >= 1
     assert torch.equal(torch.cat(list(blocks)), x)
     assert all(block.untyped_storage().data_ptr() == x.untyped_storage().data_ptr() for block in blocks)
-    # Equal to within a row, so that no product is left with a few rows only.
+    # Sizes differ by one row at most, so that no product has only a few rows.
     sizes = {block.shape[0] for block in blocks}
     assert max(sizes) - min(sizes) <= 1
     assert max(sizes) * bytes_per_row <= 12 * 2**20 + bytes_per_row
@@ -65,7 +65,7 @@ print(faults())
     reason="another C library, or an allocator put before it, keeps memory in its own way",
 )
 def test_freed_memory_comes_again_without_faults() -> None:
-    """What a process keeps depends on all that it freed before, so this one is fresh."""
+    """A fresh process, since the memory that one keeps depends on all that it has freed before."""
     ended = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
     pages = 40 * 2**20 // resource.getpagesize()
     assert int(ended.stdout) < pages / 2

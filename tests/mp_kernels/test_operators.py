@@ -1,4 +1,4 @@
-"""What every registered operator owes: its contract with torch, checked cu_seqlens, compilation."""
+"""Requirements on every registered operator: its contract with torch, checks of cu_seqlens, compilation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from support.ragged_batches import cu_seqlens_of, random_heads, stays_of
 
 
 def test_fresh_memory_is_poisoned() -> None:
-    """Else no other test here would notice an element that a kernel leaves out."""
+    """Otherwise no other test here would notice an element that a kernel does not write."""
     like = torch.zeros(1)
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         assert torch.empty(1000, dtype=dtype).isnan().all()
@@ -26,7 +26,7 @@ def test_fresh_memory_is_poisoned() -> None:
 
 
 def test_public_operators_have_definitions() -> None:
-    """With the same parameters, but for pack's lengths: what the host knows already defines nothing."""
+    """Their parameters are the same except pack's ``lengths``, which saves work and changes no result."""
 
     def parameters(function: Callable) -> list[str]:
         return [name for name in inspect.signature(function).parameters if name != "lengths"]
@@ -48,14 +48,14 @@ def test_no_operator_is_forgotten_here() -> None:
 
 @pytest.mark.parametrize("name", schemas.SCHEMAS)
 def test_opcheck(name: str) -> None:
-    """Schema, autograd registration, fake implementation and AOT dispatch, by torch's own checker."""
+    """torch's own checker tests the schema, autograd registration, fake implementation and AOT dispatch."""
     for sample in SAMPLES[name]():
         torch.library.opcheck(getattr(torch.ops.mp_kernels, name).default, sample)
 
 
 @pytest.mark.parametrize("name", schemas.SCHEMAS)
 def test_compiled_kernel_agrees_with_the_fallback(name: str) -> None:
-    """Whole results of the two implementations that stand behind one schema."""
+    """Both implementations of one schema give the same whole buffers."""
     for sample in SAMPLES[name]():
         with torch.no_grad():
             got = getattr(torch.ops.mp_kernels, name)(*sample)
@@ -68,7 +68,7 @@ def test_compiled_kernel_agrees_with_the_fallback(name: str) -> None:
 
 @pytest.mark.parametrize("name", schemas.SCHEMAS)
 def test_meta_tensors_carry_shapes(name: str) -> None:
-    """Without a device the same shapes and dtypes come out, so a model's memory can be planned."""
+    """Shapes and dtypes are those of real tensors, so that a model's memory can be planned without a device."""
     for sample in SAMPLES[name]():
         with torch.no_grad():
             real = getattr(torch.ops.mp_kernels, name)(*sample)
@@ -93,7 +93,7 @@ def test_inference_mode() -> None:
 
 
 def test_calls_from_several_python_threads() -> None:
-    """As a server makes them: scratch memory belongs to one call at a time."""
+    """Scratch memory belongs to one call at a time, as a server needs it."""
     batches = [random_heads(TOTAL, 2, 16) for _ in range(8)]
     expected = [mp_kernels.ragged_attention(*qkv, CU_SEQLENS, 17) for qkv in batches]
     with ThreadPoolExecutor(4) as pool:
@@ -176,7 +176,7 @@ def test_compiled_graph(backend: str, fresh_compiler: None) -> None:
 @pytest.mark.parametrize("stays", [None, STAYS])
 @pytest.mark.parametrize("shape", [(TOTAL,), (2, TOTAL)])
 def test_compiled_compaction(shape: tuple[int, ...], stays: torch.Tensor | None, fresh_compiler: None) -> None:
-    """The operator's buffers have static shapes, so a whole graph may hold it; what is kept is masked, not cut."""
+    """A whole graph may contain the operator, as its buffers have static shapes: the rest is masked, not cut off."""
 
     def survivors(importance, cu_seqlens, stays):
         index, _, _, extents = torch.ops.mp_kernels.prune_tokens(importance, cu_seqlens, stays, 0.5)

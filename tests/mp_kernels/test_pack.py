@@ -1,4 +1,4 @@
-"""pack and unpack: between padded and packed ragged batches."""
+"""pack and unpack: conversion between padded and packed ragged batches."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from support.accuracy import assert_accurate, assert_no_worse_than_plain, assert
 from support.ragged_batches import EDGE_LENGTHS, cu_seqlens_of, rows_of_samples
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-# Around the widths of vectors, and of the buffer that add_layer_norm keeps a row in.
+# Around the widths of vectors, and (WIDE) of the buffer in which add_layer_norm keeps a row.
 WIDTHS = (1, 3, 4, 7, 8, 9, 15, 16, 17, 63, 64, 65, 768)
 WIDE = (4079, 4080, 4081, 4088, 4089, 4096, 5000)
 
@@ -86,7 +86,7 @@ def test_mean_of_nothing(lengths: tuple[int, ...], width: int) -> None:
 
 
 def test_mean_sums_half_types_in_float32() -> None:
-    """In float16 a running sum of ones would stop at 2048."""
+    """A running sum of ones in float16 would stop at 2048."""
     x = torch.ones(5000, 3, dtype=torch.float16)
     assert mp_kernels.ragged_mean(x, cu_seqlens_of((5000,))).tolist() == [[1, 1, 1]]
 
@@ -175,7 +175,7 @@ def test_norm_eps(eps: float) -> None:
 
 
 def test_norm_of_rows_far_from_zero() -> None:
-    """A variance computed as a difference of squares would be lost here."""
+    """The variance would lose all its digits here if computed as a difference of squares."""
     x, residual, weight, bias = norm_inputs(5, 100)
     x = x + 1e3
     exact = reference.add_layer_norm(*(t.double() for t in (x, residual, weight, bias)), 1e-12)

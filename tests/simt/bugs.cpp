@@ -1,5 +1,5 @@
-// Kernels that are right, and kernels with one deliberate bug each, for the test of the emulator itself:
-// `bugs NAME SCHEDULE` exits with 0 if the result is right, 1 if it is wrong, 2 if the emulator refused.
+// Correct kernels, and kernels with one deliberate bug each, to test the emulator itself: `bugs NAME SCHEDULE` exits
+// with 0 if the result is right, 1 if it is wrong, 2 if the emulator reported an error.
 #include <cuda_runtime.h>
 
 #include <cstdio>
@@ -29,7 +29,7 @@ bool passes_on() {
   return true;
 }
 
-// The sum of a block by shuffles within a warp and shared memory between warps.
+// Sums a block by shuffles within a warp and shared memory between warps.
 __global__ void sum_block(const double* x, double* out) {
   __shared__ double of_warp[simt::kLanes];
   const unsigned own = threadIdx.y * blockDim.x + threadIdx.x;

@@ -14,7 +14,7 @@ namespace {
 
 using Index = py::array_t<int64_t, py::array::c_style>;
 
-// What the launchers of csrc/cuda/ops_cuda.cu see to before they call.
+// A requirement of the kernels that csrc/cuda/ops_cuda.cu meets before it launches them.
 void require_rows(const py::array& x) {
   if (x.ndim() != 2 || (x.size() > 0 && x.shape(1) > 1 && x.strides(1) != x.itemsize()))
     throw std::invalid_argument("rows must be [rows, width] with the elements of a row together");

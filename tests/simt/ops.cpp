@@ -1,5 +1,5 @@
-// csrc/cuda/ops_cuda.cu with CPU tensors for CUDA tensors and the emulator for a device, so that its checks and its
-// launches can be tested without one. Its operators stand in torch.ops.simt_mp_kernels.
+// csrc/cuda/ops_cuda.cu, compiled for CPU tensors and the emulator, so that its checks and launches can be tested
+// without a device. Its operators are in torch.ops.simt_mp_kernels.
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/macros.h>

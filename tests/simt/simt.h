@@ -1,10 +1,10 @@
-// Runs CUDA kernels on a CPU, for tests of what they compute and of where they reach. Every thread of a block is a
-// fibre with a stack of its own; it runs until it meets a barrier or an operation of its warp and continues when the
-// threads that take part have come there too. Blocks run one after the other.
+// Emulator that runs CUDA kernels on a CPU, to test their results and their accesses to memory. Every thread of a block
+// is a fibre with its own stack. It runs until it reaches a barrier or an operation of its warp, and continues when all
+// threads that take part have reached it. Blocks run one after the other.
 //
-// A kernel file includes CUDA's headers as ever; tests/simt/include answers in their place. What an emulation cannot
-// show: memory ordering between threads that do not synchronise, and anything about speed. Shared memory is not cleared
-// between blocks.
+// Kernel files include CUDA's headers as usual, and find those of tests/simt/include instead. The emulation shows
+// nothing about memory ordering between threads that do not synchronise, and nothing about speed. Shared memory is not
+// cleared between blocks.
 #pragma once
 
 #include <ucontext.h>
@@ -48,7 +48,7 @@ namespace simt {
 constexpr int kLanes = 32;
 constexpr size_t kStackBytes = 256 * 1024;
 
-// What a device would answer with a trap, a hang or an undefined value.
+// An error that a device would answer with a trap, a hang or an undefined value.
 struct Error : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
@@ -73,20 +73,20 @@ struct Thread {
   int lane;
   State state;
   Site site;
-  uint32_t mask;                          // lanes that an operation of the warp waits for
-  uint64_t given;                         // by this thread to that operation
-  std::array<uint64_t, kLanes> received;  // what every lane of the mask gave
+  uint32_t mask;                          // lanes that the warp's operation waits for
+  uint64_t given;                         // value of this thread in that operation
+  std::array<uint64_t, kLanes> received;  // values of all lanes of the mask
 };
 
 inline Thread* current = nullptr;
 inline ucontext_t scheduler;
 inline std::exception_ptr thrown;
 inline std::function<void()> body;
-// 0: threads and blocks in rising order; anything else: an order of their own for every pass. A result that depends on
-// it comes from a missing barrier.
+// 0: threads and blocks run in ascending order. Any other number seeds a random order for every pass. A result that
+// depends on the order shows a missing barrier.
 inline unsigned schedule = 0;
 
-// ---- switching between fibres, with AddressSanitizer told about it ----
+// ---- switches between fibres, of which AddressSanitizer must be told ----
 
 #if defined(__SANITIZE_ADDRESS__)
 inline const void* scheduler_stack = nullptr;
@@ -128,7 +128,7 @@ inline void run_thread() {
   try {
     body();
   } catch (...) {
-    thrown = std::current_exception();  // to be thrown again where there is a caller: see resume
+    thrown = std::current_exception();  // resume throws it again, on the scheduler's stack
   }
   current->state = State::kHasEnded;
   leave(nullptr, scheduler_stack, scheduler_stack_bytes);
@@ -205,7 +205,7 @@ class Block {
     return std::all_of(threads_.begin(), threads_.end(), holds);
   }
 
-  // Lets those operations of warps happen whose lanes have all arrived.
+  // Completes the operations of warps whose lanes have all arrived.
   bool release_warps() {
     bool released = false;
     for (size_t first = 0; first < threads_.size(); first += kLanes)
@@ -280,13 +280,13 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, Arguments... a
   }
 }
 
-// kernel<<<grid, block, 0, stream>>>, to be called with the kernel's arguments.
+// The emulator's kernel<<<grid, block, 0, stream>>>, to be called with the kernel's arguments.
 template <typename Kernel>
 auto launches(Kernel kernel, dim3 grid, dim3 block, cudaStream_t) {
   return [=](auto... arguments) { launch(kernel, grid, block, arguments...); };
 }
 
-// ---- what kernels call ----
+// ---- operations that kernels call ----
 
 inline void block_barrier(Site site) {
   current->site = site;

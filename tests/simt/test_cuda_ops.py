@@ -1,4 +1,4 @@
-"""``csrc/cuda/ops_cuda.cu``: from tensors to kernels, and what it refuses, with the emulator for a device."""
+"""Results and refusals of the operators in ``csrc/cuda/ops_cuda.cu``, with the emulator as their device."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_gather_refuses(ops: Any, xs: list[Tensor], index: Tensor, told: str) ->
 def test_backward(ops: Any, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     index = torch.randint(0, 9, (30,))
     ordered, order = index.sort(stable=True)
-    # Multiples of 1/8, whose sums are exact in every type and order.
+    # Multiples of 1/8, so that their sums are exact in every type and order.
     grads = [torch.randint(-8, 9, (30, *shape)).to(dtype) / 8 for _ in range(3)]
     rows = [9, 12, 9]
     wanted = [grad.new_zeros(count, *shape).index_add(0, index, grad) for grad, count in zip(grads, rows, strict=True)]

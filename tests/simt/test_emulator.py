@@ -1,4 +1,4 @@
-"""The emulator runs right kernels right, and finds deliberate bugs: see ``bugs.cpp``."""
+"""The emulator runs correct kernels correctly and finds the deliberate bugs of ``bugs.cpp``."""
 
 from __future__ import annotations
 

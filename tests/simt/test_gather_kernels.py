@@ -16,12 +16,12 @@ GUARD = 64  # bytes before and after a result
 ROW_BYTES = (0, 1, 2, 3, 4, 6, 8, 12, 16, 20, 48, 1536, 3072)
 GRAD_TYPES = ("float32", "float16", "bfloat16", "float64")
 
-# One compiled module serves all examples of a property.
+# The compiled module may serve all examples of a property.
 shared_module = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 class Guarded:
-    """A result of poisoned bytes, at a chosen distance from a 64-byte boundary, with poisoned bytes around it."""
+    """Poisoned memory for a result, ``offset`` bytes after a 64-byte boundary, with poisoned bytes around it."""
 
     def __init__(self, rows: int, width: int, dtype: str, offset: int = 0) -> None:
         size = rows * width * np.dtype(dtype).itemsize
@@ -37,7 +37,7 @@ class Guarded:
 
 
 def at_offset(x: np.ndarray, offset: int) -> np.ndarray:
-    """A copy that lies so many bytes behind a 64-byte boundary."""
+    """A copy of ``x`` that begins ``offset`` bytes after a 64-byte boundary."""
     copy = Guarded(*x.shape, x.dtype.str, offset).array
     copy[...] = x
     return copy
@@ -119,7 +119,7 @@ def test_strided_rows(kernels: ModuleType) -> None:
 
 def test_rows_beyond_four_gibibytes(kernels: ModuleType) -> None:
     distance, width = 2**31 + 16, 32
-    memory = np.frombuffer(mmap.mmap(-1, 3 * distance), np.uint8)  # pages nobody writes take no memory
+    memory = np.frombuffer(mmap.mmap(-1, 3 * distance), np.uint8)  # pages that are never written take no memory
     x = np.lib.stride_tricks.as_strided(memory, (3, width), (distance, 1), writeable=True)
     x[:] = np.arange(3 * width).reshape(3, width)
     assert_gathers(kernels, [x], np.array([2, 0, 1, 2]))
@@ -201,7 +201,7 @@ def test_any_gather(kernels: ModuleType, case: dict) -> None:
 
 
 def stored_as(type_name: str) -> str:
-    """numpy has no bfloat16: its bits stand in an integer."""
+    """numpy's name of the dtype; as it has no bfloat16, that is stored as the bits in an integer."""
     return "uint16" if type_name == "bfloat16" else type_name
 
 
@@ -223,7 +223,7 @@ def random_grads(rng: np.random.Generator, count: int, width: int, type_name: st
 
 
 def summed(grad: np.ndarray, type_name: str, index: np.ndarray, rows: int) -> np.ndarray:
-    """The definition: the gradients of a row one after the other, in the wide type."""
+    """The definition: gradients are added one after the other, in the wider type."""
     wide = widened(grad, type_name)
     total = np.zeros((rows, grad.shape[1]), wide.dtype)
     for i, row in enumerate(index):
@@ -341,7 +341,7 @@ def test_more_sums_than_blocks(kernels: ModuleType, max_blocks: int) -> None:
 
 
 def test_halves_are_summed_in_float32(kernels: ModuleType) -> None:
-    """In float16 4096 + 1 is 4096: a sum in that type would stay there."""
+    """4096 + 1 is 4096 in float16, so a sum in that type would not grow."""
     grads = np.array([[4096]] + [[1]] * 64, np.float16)
     (total,) = gather_backward(kernels, ["float16"], [grads], np.zeros(65, np.int64), [1])
     assert total.tolist() == [[4160]]
@@ -372,7 +372,7 @@ def test_order_out_of_range_is_detected(kernels: ModuleType, place: int) -> None
 
 @pytest.mark.parametrize("row", [-1, 3, 2**40])
 def test_rows_that_are_not_there_get_nothing(kernels: ModuleType, row: int) -> None:
-    """The forward pass has refused such an index; here it must only stay within the sums."""
+    """The forward pass refuses such an index; the backward pass must only write nothing outside the sums."""
     index = np.array([0, row, 2])
     (total,) = gather_backward(kernels, ["float32"], [np.ones((3, 4), np.float32)], index, [3])
     assert total[:, 0].tolist() == [1, 0, 1]

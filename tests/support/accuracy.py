@@ -1,4 +1,4 @@
-"""How close an operator must come to its definition, forward and backward."""
+"""Bounds on the distance of an operator from its definition, forward and backward."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 
 import torch
 
-if TYPE_CHECKING:  # support.parity loads the package later than this module
+if TYPE_CHECKING:  # importing it here would be too early for support.parity, which records the warnings
     from mp_kernels import Kept
 
 Function = Callable[..., torch.Tensor | tuple[torch.Tensor, ...]]
 
 
 def with_gradients(function: Function, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Results of ``function(*inputs)``, then the gradients of a random sum of their elements in every input.
+    """Results of ``function(*inputs)``, and the gradient of a weighted sum of their elements in every input.
 
-    The weights of that sum are multiples of 1/8, which every floating dtype holds exactly: runs at different dtypes
-    then differentiate the same sum.
+    The weights are random multiples of 1/8, which every floating dtype holds exactly, so that runs in different dtypes
+    differentiate the same sum.
     """
     leaves = [x.detach().requires_grad_() for x in inputs]
     results = function(*leaves)
@@ -30,7 +30,7 @@ def with_gradients(function: Function, inputs: Sequence[torch.Tensor]) -> list[t
 
 
 def assert_no_worse_than_plain(got: torch.Tensor, plain: torch.Tensor, exact: torch.Tensor) -> None:
-    """At most twice the error of the same maths in plain PyTorch, and one rounding of the largest value."""
+    """Fails if the error exceeds twice that of the same maths in plain PyTorch plus one rounding of the largest value."""
 
     def error(x: torch.Tensor) -> float:
         return (x.double() - exact).abs().max().item() if exact.numel() else 0.0
@@ -43,10 +43,10 @@ def assert_no_worse_than_plain(got: torch.Tensor, plain: torch.Tensor, exact: to
 def assert_accurate(
     function: Function, definition: Function, plain: Function | None, inputs: Sequence[torch.Tensor]
 ) -> None:
-    """``function`` against ``definition`` in float64, results and gradients.
+    """Fails unless results and gradients of ``function`` are close to those of ``definition`` in float64.
 
-    float32: within 1e-5. Half types: no worse than ``plain``, the maths at the inputs' own dtype (None: only float32 is
-    asked for).
+    In float32 they must be within 1e-5. In half types they must be no worse than ``plain``, the same maths in the dtype of
+    the inputs; it may be None for float32.
     """
     exact = with_gradients(definition, [x.double() for x in inputs])
     assert_near_exact(with_gradients(function, inputs), plain and with_gradients(plain, inputs), exact, inputs[0].dtype)
@@ -58,7 +58,7 @@ def assert_near_exact(
     exact: Sequence[torch.Tensor],
     dtype: torch.dtype,
 ) -> None:
-    """Results that came from inputs of ``dtype``, judged as :func:`assert_accurate` does."""
+    """Applies the bounds of :func:`assert_accurate` to results that are already there, for inputs of ``dtype``."""
     if dtype == torch.float32:
         for x, y in zip(got, exact, strict=True):
             torch.testing.assert_close(x, y.float(), atol=1e-5, rtol=0)
@@ -73,13 +73,13 @@ def assert_same_bits(got: Sequence[torch.Tensor], expected: Sequence[torch.Tenso
 
 
 def plain_entropy(logits: torch.Tensor) -> torch.Tensor:
-    """The maths of normalized_entropy at the logits' own dtype."""
+    """normalized_entropy in plain PyTorch, computed in the dtype of the logits."""
     log_p = torch.log_softmax(logits, dim=-1)
     return -(log_p.exp() * log_p).sum(-1) / math.log(logits.shape[-1])
 
 
 def assert_kept(got: Kept, expected: Kept) -> None:
-    """The same compaction, of the same types."""
+    """Fails unless two compactions are equal, in values and types."""
     assert (got.index.dtype, got.cu_seqlens.dtype, type(got.max_seqlen)) == (torch.int64, torch.int32, int)
     assert got.index.tolist() == expected.index.tolist()
     assert got.cu_seqlens.tolist() == expected.cu_seqlens.tolist()

@@ -1,7 +1,7 @@
-"""Rules of memory that a GPU needs and Triton's interpreter does not check, since it runs one program after the other.
+"""Memory rules for kernels, which Triton's interpreter does not check, since it runs one program after the other.
 
-In one launch: no access outside the kernel's tensors; no element is written twice, or after it was read; an element that was
-written is read only by the program that wrote it, and only behind a barrier, as other threads of it may have written.
+In one launch, a kernel accesses nothing outside its tensors. It writes no element twice, nor after reading it. It reads an
+element that was written only in the program that wrote it, and only after a barrier, as another thread may have written it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from triton.runtime import interpreter
 
 
 class Span:
-    """The memory of one tensor, and what the launch has done to each of its elements."""
+    """The memory of one tensor, and how a launch has accessed each of its elements."""
 
     def __init__(self, x: torch.Tensor) -> None:
         last = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
@@ -29,7 +29,7 @@ class Span:
 
 
 class MemoryRules:
-    """Watches one launch at a time."""
+    """Checks of the accesses of one launch at a time."""
 
     def __init__(self) -> None:
         self.spans: list[Span] = []
@@ -73,7 +73,7 @@ class MemoryRules:
 
 
 def enforce(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every kernel that the interpreter runs from now on keeps the rules, or fails."""
+    """Makes every kernel that breaks a rule in the interpreter fail, until ``monkeypatch`` is undone."""
     rules = MemoryRules()
     builder, executor = interpreter.InterpreterBuilder, interpreter.GridExecutor
     execute, set_grid_dim, set_grid_idx = executor.__call__, builder.set_grid_dim, builder.set_grid_idx

@@ -1,4 +1,4 @@
-"""Arguments of every registered operator, to check each of its implementations with."""
+"""Sample arguments for every registered operator, with which each of its implementations is checked."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ STAYS = stays_of([1, 0, 0, 1])
 
 
 def grown(*shape: int) -> torch.Tensor:
+    """Random tensor that requires a gradient."""
     return torch.randn(*shape, requires_grad=True)
 
 

@@ -1,6 +1,6 @@
-"""Every public operator against its definition, in one go.
+"""Comparison of every public operator with its definition.
 
-In a fresh interpreter, where the way that mp_kernels is loaded can be chosen, :func:`main` prints the outcome as JSON.
+:func:`main` prints the outcome as JSON. It is for a fresh interpreter, where a test chooses how mp_kernels is loaded.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def _distance(got: object, expected: object) -> float:
 
 
 def _cases() -> dict[str, tuple[Callable, list[torch.Tensor]]]:
-    """Each operator as a function of a module, ``mp_kernels`` or its reference, and of inputs to differentiate in."""
+    """By operator: a function of a module (mp_kernels or its reference) and inputs, and inputs to differentiate in."""
     cu_seqlens, total = cu_seqlens_of(LENGTHS), sum(LENGTHS)
     importance, by_head, mask = torch.rand(total), torch.rand(2, total), torch.rand(4, 9) < 0.6
     stays, (some, others) = torch.arange(len(LENGTHS)) % 2 == 1, torch.randint(0, total, (2, 40))
@@ -92,6 +92,7 @@ def worst_errors() -> dict[str, float]:
 
 
 def main() -> None:
+    """Loads mp_kernels, and prints which build was loaded, which warnings that gave, and the errors."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         import mp_kernels

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
-# Around the edges of vectors, register tiles, query blocks and thread chunks; the order is not sorted on purpose.
+# Around the sizes of vectors, register tiles, blocks of queries and chunks of threads; unsorted on purpose.
 EDGE_LENGTHS = (
     *(65, 0, 1, 513, 2, 15, 16, 17, 23, 24, 25, 0, 31, 32, 33),
     *(63, 64, 127, 128, 129, 255, 256, 257, 511, 512),
@@ -14,12 +14,12 @@ EDGE_LENGTHS = (
 
 
 def cu_seqlens_of(lengths: Sequence[int]) -> torch.Tensor:
-    """int32 ``[batch + 1]``, where each sample of these lengths begins."""
+    """int32 ``[batch + 1]``: the first row of each sample of these lengths, and the number of all rows."""
     return torch.tensor([0, *lengths]).cumsum(0).int()
 
 
 def stays_of(pattern: Iterable[object]) -> torch.Tensor:
-    """bool ``[batch]``, True for the samples that stay."""
+    """bool ``[batch]``: True for the samples that stay, which are the true entries of ``pattern``."""
     return torch.tensor([bool(stay) for stay in pattern], dtype=torch.bool)
 
 
@@ -31,6 +31,6 @@ def random_heads(
 
 
 def rows_of_samples(cu_seqlens: torch.Tensor, samples: Sequence[int]) -> torch.Tensor:
-    """Rows of these samples, one sample after the other: the index that permutes or cuts a packed batch."""
+    """Rows of these samples, one sample after the other: an index that permutes or selects the samples of a batch."""
     starts = cu_seqlens.tolist()
     return torch.cat([torch.arange(0), *(torch.arange(starts[b], starts[b + 1]) for b in samples)])

@@ -1,4 +1,4 @@
-"""How the tests of the Triton kernels run: in Triton's interpreter, mended and watched."""
+"""Fixtures for tests of the Triton kernels in Triton's interpreter, its bfloat16 repaired and all accesses checked."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from support import memory_rules
 
 @pytest.fixture(autouse=True)
 def through_triton(on_triton: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Every operator on CPU tensors is its Triton kernel, and every kernel keeps the rules of memory."""
+    """Operators on CPU tensors run their Triton kernels, and every kernel is held to the memory rules."""
     memory_rules.enforce(monkeypatch)
 
     patch, execute = interpreter._patch_lang, interpreter.GridExecutor.__call__
@@ -34,23 +34,25 @@ def through_triton(on_triton: None, monkeypatch: pytest.MonkeyPatch) -> Iterator
         patched.add(id(function.__globals__))
         return patch(function)
 
-    # Every call inside a kernel would replace triton.language anew, which takes a third of all time.
+    # Otherwise every call inside a kernel patches triton.language again, which takes a third of all time.
     monkeypatch.setattr(interpreter.GridExecutor, "__call__", execute_afresh)
     monkeypatch.setattr(interpreter, "_patch_lang", patch_once)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "All-NaN slice encountered", RuntimeWarning)  # tl.max of nothing but NaN
+        warnings.filterwarnings(
+            "ignore", "All-NaN slice encountered", RuntimeWarning
+        )  # from tl.max of a block that is all NaN
         yield
 
 
 def _widened(handle: interpreter.TensorHandle) -> interpreter.TensorHandle:
-    """bfloat16, which the interpreter keeps as the upper half of a float32, as that float32."""
+    """float32 values of a bfloat16 block, which the interpreter stores as the upper halves of float32 bits."""
     if handle.dtype.scalar != tl.bfloat16:
         return handle
     return interpreter.TensorHandle((handle.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
 
 
 def _narrowed(x: np.ndarray) -> np.ndarray:
-    """float32 as the interpreter keeps bfloat16, rounded to nearest, ties to even; NaN stays NaN."""
+    """bfloat16 bits, as the interpreter stores them, of float32 values: to nearest, ties to even; NaN stays NaN."""
     bits = np.ascontiguousarray(x).view(np.uint32)
     rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
     return np.where(np.isnan(x), 0x7FC0, rounded).astype(np.uint16)
@@ -58,7 +60,7 @@ def _narrowed(x: np.ndarray) -> np.ndarray:
 
 @pytest.fixture
 def honest_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Mends the interpreter, which multiplies matrices of bfloat16 as integers and cuts float32 off to make bfloat16."""
+    """Repairs the interpreter, which multiplies bfloat16 matrices as integers and truncates float32 to bfloat16."""
     builder = interpreter.InterpreterBuilder
     dot, cast = builder.create_dot, builder.cast_impl
 
@@ -78,7 +80,7 @@ def honest_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Attention in two passes, by tiles so small that short samples have many; not square, lest sides be mixed up."""
+    """Attention in two passes with small tiles, so that short samples have several; not square, to tell sides apart."""
     monkeypatch.setattr(configurations, "one_pass", lambda *_: None)
     monkeypatch.setattr(configurations, "streaming", lambda *_: Tile(16, 32, 1))
     monkeypatch.setattr(configurations, "backward", lambda *_: Tile(32, 16, 1))
@@ -86,7 +88,7 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def launches(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
-    """Names of the kernels that were really started since the test began, in their order."""
+    """Names of the kernels that have run since the test began, in order."""
     started: list[str] = []
     execute = interpreter.GridExecutor.__call__
 

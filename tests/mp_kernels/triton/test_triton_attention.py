@@ -4,49 +4,24 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
 
 import mp_kernels
-from mp_kernels import reference
 from mp_kernels.triton import configurations
 from support.accuracy import assert_accurate, assert_no_worse_than_plain, assert_same_bits, with_gradients
+from support.attention import attention, plain_attention
 from support.ragged_batches import cu_seqlens_of, random_heads, rows_of_samples, stays_of
 
 LENGTHS = (17, 0, 1, 2, 15, 16, 33, 31, 32)
 EDGES = (65, 63, 64, 1, 129, 127, 128)
 
 
-def attention(module: object, lengths: tuple[int, ...], **options: object) -> Callable:
-    cu_seqlens = cu_seqlens_of(lengths)
-
-    def call(q, k, v):
-        return module.ragged_attention(q, k, v, cu_seqlens, max(lengths, default=0), **options)
-
-    return call
-
-
-def both(lengths: tuple[int, ...], **options: object) -> tuple[Callable, Callable]:
-    return attention(mp_kernels, lengths, **options), attention(reference, lengths, **options)
-
-
-def plain_attention(lengths: tuple[int, ...]) -> Callable:
-    """The same maths in plain PyTorch at the inputs' own dtype."""
-
-    def call(q, k, v):
-        outs, importances, begin = [q[:0]], [q[:0, 0, 0]], 0
-        for n in lengths:
-            rows = slice(begin, begin + n)
-            scores = torch.einsum("ihd,jhd->hij", q[rows], k[rows]) * q.shape[-1] ** -0.5
-            p = torch.softmax(scores, dim=-1)
-            outs.append(torch.einsum("hij,jhd->ihd", p, v[rows]))
-            importances.append(p.sum((0, 1)) / (q.shape[1] * max(n, 1)))
-            begin += n
-        return torch.cat(outs), torch.cat(importances)
-
-    return call
+def both(lengths: Sequence[int], query_lengths: Sequence[int] | None = None, **options: object) -> list[Callable]:
+    """The operator and its definition."""
+    return [attention(lengths, query_lengths, definition, **options) for definition in (False, True)]
 
 
 @pytest.mark.parametrize("head_dim", [16, 20, 32, 64, 128])
@@ -86,7 +61,7 @@ def test_half_precision(dtype: torch.dtype, passes: str, honest_bfloat16: None, 
 
 
 def test_bfloat16_of_the_interpreter_still_needs_its_repair() -> None:
-    """Should this fail, the interpreter has learned bfloat16, and the repair can go."""
+    """If this fails, the interpreter has learned bfloat16: drop the fixture honest_bfloat16."""
     ours, definition = both((16,), need_importance=False)
     qkv = random_heads(16, 1, 16, dtype=torch.bfloat16)
     error = (ours(*qkv)[0].double() - definition(*(x.double() for x in qkv))[0]).abs().nan_to_num(nan=math.inf).max()
@@ -96,13 +71,12 @@ def test_bfloat16_of_the_interpreter_still_needs_its_repair() -> None:
 @pytest.mark.parametrize("passes", ["one", "two"])
 @pytest.mark.parametrize("lengths_q", [(1, 1, 1, 1), (0, 5, 40, 2), (3, 0, 0, 0)], ids=str)
 def test_queries_of_their_own(lengths_q: tuple[int, ...], passes: str, request: pytest.FixtureRequest) -> None:
-    """One a sample (a decision), none, or more than there are keys."""
+    """One query per sample (an exit decision), none, or more than there are keys."""
     if passes == "two":
         request.getfixturevalue("small_tiles")
     lengths = (9, 33, 17, 1)
-    options = {"cu_seqlens_q": cu_seqlens_of(lengths_q)}
     q, (k, v) = random_heads(sum(lengths_q), 2, 16, 1)[0], random_heads(sum(lengths), 2, 16, 2)
-    assert_accurate(*both(lengths, **options), None, (q, k, v))
+    assert_accurate(*both(lengths, lengths_q), None, (q, k, v))
 
 
 @pytest.mark.parametrize("passes", ["one", "two"])
@@ -119,8 +93,8 @@ def test_samples_that_leave(stays: str, passes: str, request: pytest.FixtureRequ
     for x in poisoned:
         x[gone] = math.nan
     for got, clean in zip(
-        attention(mp_kernels, lengths, stays=flags)(*poisoned),
-        attention(mp_kernels, lengths, stays=flags)(*qkv),
+        attention(lengths, stays=flags)(*poisoned),
+        attention(lengths, stays=flags)(*qkv),
         strict=True,
     ):
         assert_same_bits([got], [clean])
@@ -139,9 +113,9 @@ def test_slices_of_one_projection() -> None:
 def test_by_head_and_without_importance() -> None:
     qkv = random_heads(sum(LENGTHS), 3, 16)
     assert_accurate(*both(LENGTHS, by_head=True), None, qkv)
-    out, none = attention(mp_kernels, LENGTHS, need_importance=False)(*qkv)
+    out, none = attention(LENGTHS, need_importance=False)(*qkv)
     assert none is None
-    assert_same_bits([out], attention(mp_kernels, LENGTHS)(*qkv)[:1])
+    assert_same_bits([out], attention(LENGTHS)(*qkv)[:1])
 
 
 @pytest.mark.parametrize("scale", [-0.3, 0.0, 1.0])
@@ -151,7 +125,7 @@ def test_any_scale(scale: float) -> None:
 
 @pytest.mark.parametrize("passes", ["one", "two"])
 def test_saturated_scores(passes: str, request: pytest.FixtureRequest) -> None:
-    """Scores of a thousand, most probabilities zero."""
+    """Scores reach about a thousand, so most probabilities are zero."""
     if passes == "two":
         request.getfixturevalue("small_tiles")
     q, k, v = random_heads(22, 2, 16)
@@ -162,11 +136,11 @@ def test_saturated_scores(passes: str, request: pytest.FixtureRequest) -> None:
 
 @pytest.mark.parametrize("passes", ["one", "two"])
 def test_constant_importance_gradient_moves_nothing(passes: str, request: pytest.FixtureRequest) -> None:
-    """The importance of a sample sums to 1 whatever the scores."""
+    """The importance of a sample sums to 1 for any scores."""
     if passes == "two":
         request.getfixturevalue("small_tiles")
     q, k, v = (x.requires_grad_() for x in random_heads(sum(LENGTHS), 2, 32))
-    _, importance = attention(mp_kernels, LENGTHS)(q, k, v)
+    _, importance = attention(LENGTHS)(q, k, v)
     for begin, end in itertools.pairwise(cu_seqlens_of(LENGTHS).tolist()):
         assert end == begin or abs(importance[begin:end].sum().item() - 1) < 1e-6
     (3 * importance).sum().backward()
@@ -179,11 +153,11 @@ def test_same_bits_again_and_elsewhere_in_the_batch(passes: str, request: pytest
     if passes == "two":
         request.getfixturevalue("small_tiles")
     qkv = random_heads(sum(LENGTHS), 2, 16)
-    first = with_gradients(attention(mp_kernels, LENGTHS), qkv)
-    assert_same_bits(with_gradients(attention(mp_kernels, LENGTHS), qkv), first)
+    first = with_gradients(attention(LENGTHS), qkv)
+    assert_same_bits(with_gradients(attention(LENGTHS), qkv), first)
     order = torch.randperm(len(LENGTHS)).tolist()
     rows = rows_of_samples(cu_seqlens_of(LENGTHS), order)
-    permuted = attention(mp_kernels, tuple(LENGTHS[b] for b in order))(*(x[rows] for x in qkv))
+    permuted = attention(tuple(LENGTHS[b] for b in order))(*(x[rows] for x in qkv))
     assert_same_bits(permuted, [x[rows] for x in first[:2]])
 
 
@@ -191,9 +165,9 @@ def test_few_programs_are_split_over_blocks_of_queries(
     monkeypatch: pytest.MonkeyPatch, launches: Callable[[], list[str]]
 ) -> None:
     qkv = random_heads(70, 1, 16)
-    whole = attention(mp_kernels, (70,))(*qkv)
+    whole = attention((70,))(*qkv)
     monkeypatch.setattr(configurations, "processors_of", lambda device: 132)
-    for got, expected in zip(attention(mp_kernels, (70,))(*qkv), whole, strict=True):
+    for got, expected in zip(attention((70,))(*qkv), whole, strict=True):
         torch.testing.assert_close(got, expected, atol=1e-6, rtol=0)
     kernels = ["attention_one_pass", "mean_heads", "attention_streaming", "attention_column_means", "mean_heads"]
     assert launches() == kernels
@@ -201,7 +175,7 @@ def test_few_programs_are_split_over_blocks_of_queries(
 
 def test_nothing_to_do(launches: Callable[[], list[str]]) -> None:
     for lengths in ((), (0, 0)):
-        out, importance = attention(mp_kernels, lengths)(*random_heads(0, 2, 16))
+        out, importance = attention(lengths)(*random_heads(0, 2, 16))
         assert out.shape == (0, 2, 16)
         assert importance.shape == (0,)
     assert "attention_streaming" not in launches()

@@ -18,7 +18,7 @@ from mp_kernels.triton.configurations import Tile
 from support.accuracy import assert_kept
 from support.ragged_batches import cu_seqlens_of, stays_of
 
-# The fixture that turns the operators to Triton stays in place from one example to the next.
+# The fixture that runs the operators through Triton may serve all examples of a property.
 hypothesis.settings.register_profile(
     "interpreter",
     deadline=None,
@@ -31,7 +31,7 @@ WAYS = ("one_launch", "three_launches")
 
 @pytest.fixture(params=WAYS)
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both ways, in blocks of 16 rows, so that short batches have several."""
+    """Compaction in one launch or in three, with blocks of 16 rows, so that short batches have several."""
     monkeypatch.setattr(configurations, "COMPACTION", Tile(1, 16, 1))
     monkeypatch.setattr(configurations, "RANKING", Tile(1, 16, 1))
     monkeypatch.setattr(configurations, "ONE_PROGRAM_ROWS", 10**6 if request.param == "one_launch" else 0)
@@ -40,7 +40,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @st.composite
 def batches(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Importance by row or by head and row, in steps that make ties; starts; who stays."""
+    """A batch: importance, ``[total]`` or ``[heads, total]``, with many ties, cu_seqlens, and stays or None."""
     lengths = draw(st.lists(st.sampled_from([0, 1, 2, 5, 15, 16, 17, 33]), max_size=7))
     heads, total = draw(st.integers(0, 3)), sum(lengths)
     levels = st.sampled_from([0.0, 0.25, 0.5, 1.0, math.inf])
@@ -90,7 +90,7 @@ def test_select_samples(way: str, batch: tuple) -> None:
 
 @pytest.mark.parametrize("samples", [1, 2, 15, 16, 17, 300])
 def test_many_samples(way: str, samples: int) -> None:
-    """More samples than a block holds, a third of them empty."""
+    """There are more samples than a block holds, and a third of them are empty."""
     lengths = [b % 3 for b in range(samples)]
     importance, cu_seqlens = torch.rand(2, sum(lengths)), cu_seqlens_of(lengths)
     stays = torch.rand(samples) < 0.7
@@ -127,7 +127,7 @@ def test_nan_is_an_error_but_not_in_a_sample_that_leaves(way: str, operator: str
 
 
 def test_heads_are_averaged_as_in_the_public_importance(way: str) -> None:
-    """To the bit, with the threshold at a token's own importance."""
+    """They are equal to the last bit, so a token whose importance is the threshold survives either way."""
     by_head, cu_seqlens = torch.rand(12, 50), cu_seqlens_of((20, 30))
     public = torch.ops.mp_kernels.mean_over_heads(by_head)
     torch.testing.assert_close(public, by_head.mean(0), atol=1e-6, rtol=0)

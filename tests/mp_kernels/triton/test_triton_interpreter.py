@@ -1,4 +1,4 @@
-"""What the other tests here stand on: honest bfloat16 in Triton's interpreter, and rules of memory that catch."""
+"""The foundations of the other tests here: repaired bfloat16 in Triton's interpreter, and memory rules that catch bugs."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from triton.runtime.errors import InterpreterError
 
 @triton.jit
 def matrix_product(p_a, p_b, p_out):
-    """[16, 16] times [16, 16]."""
+    """Product of two matrices ``[16, 16]``."""
     places = tl.arange(0, 16)[:, None] * 16 + tl.arange(0, 16)[None, :]
     tl.store(p_out + places, tl.dot(tl.load(p_a + places), tl.load(p_b + places)))
 
 
 @triton.jit
 def copied(p_x, p_out):
-    """1024 elements a program, in the dtype of p_out."""
+    """Copy of 1024 elements per program, cast to the dtype of ``p_out``."""
     places = tl.program_id(0) * 1024 + tl.arange(0, 1024)
     tl.store(p_out + places, tl.load(p_x + places).to(p_out.dtype.element_ty))
 
@@ -39,7 +39,7 @@ def cast(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return got
 
 
-# Float32 between bfloat16's values, halfway ones among them, of any exponent, and what must not be rounded away.
+# float32 values halfway between bfloat16 values, random ones of any exponent, and special ones.
 FLOATS = torch.cat(
     [
         (torch.arange(0, 1 << 16) << 16 | 0x8000).to(torch.int32).view(torch.float32),
@@ -65,12 +65,12 @@ def test_bfloat16_is_honest(honest_bfloat16: None) -> None:
 
 
 def test_bfloat16_still_needs_mending() -> None:
-    """Should this fail, the interpreter has learned bfloat16: drop the fixture honest_bfloat16."""
+    """If this fails, the interpreter has learned bfloat16: drop the fixture honest_bfloat16."""
     assert not product_error() < 1
     assert not same_values(cast(FLOATS, torch.bfloat16), FLOATS.bfloat16())
 
 
-# ---- rules of memory: each kernel breaks one ----
+# ---- memory rules: each kernel but the last breaks one ----
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""Every operator through its Triton kernel: torch's checker, the fallback's results, and memory that is poisoned."""
+"""Every operator through its Triton kernel: results of the fallback, torch's own checker, poisoned memory."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def test_add_layer_norm(indices: str, width: int) -> None:
         return lambda *xs: module.add_layer_norm(*xs, 1e-5, index, x_index)
 
     inputs = (x, residual, torch.randn(width), torch.randn(width))
-    if width <= 2:  # a norm over so few is too steep for a comparison of its gradients
+    if width <= 2:  # over so few elements the norm is too steep to compare its gradients
         got, exact = of(mp_kernels)(*inputs), of(reference)(*(t.double() for t in inputs))
         torch.testing.assert_close(got, exact.float(), atol=1e-5, rtol=1e-3)
         return

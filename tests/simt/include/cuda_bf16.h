@@ -1,4 +1,4 @@
-// Stands where CUDA's own header is for nvcc.
+// Replaces CUDA's header of this name in the emulator.
 #pragma once
 
 #include "../../../csrc/cpu/dtype.h"

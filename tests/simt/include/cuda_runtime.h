@@ -1,4 +1,4 @@
-// Stands where CUDA's own header is for nvcc: the words of the language that kernels use, said to the emulator.
+// Replaces CUDA's header of this name in the emulator: the keywords and functions that kernels use.
 #pragma once
 
 #include "../simt.h"
