@@ -73,7 +73,7 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// ---- backward: sum[row, :] = sum of grad[i, :] over the i with index[i] == row, in rising order of i ----
+// ---- backward: sum[row, :] = sum of grad[i, :] over the i with index[i] == row, in ascending order of i ----
 
 enum class GradType { kFloat32, kFloat16, kBFloat16, kFloat64 };
 
@@ -182,7 +182,7 @@ __device__ void sum_rows_as(const RowSum& sum, const int64_t* sorted, const int6
 
 // Grid: x over rows of the sums, y over tensors. A warp owns a row and writes it even if the index does not name it, so
 // there are no atomics, nothing is zeroed beforehand, and the order of summation is fixed.
-// sorted: the index in rising order; order: the place of each of its entries in the index, null if that was rising.
+// sorted: the index in ascending order; order: the place of each of its entries in the index, null if that was sorted.
 __global__ void __launch_bounds__(kThreads)
     sum_rows(const __grid_constant__ RowSums sums, const int64_t* __restrict__ sorted,
              const int64_t* __restrict__ order, int64_t count) {
