@@ -56,7 +56,7 @@ def test_gradient_in_one_input_alone(wanted: int) -> None:
 
 
 def test_second_derivative_is_refused() -> None:
-    """It would be silently wrong otherwise, as the backward operator has no gradient of its own."""
+    """A second derivative would be silently wrong, as the backward operator has no gradient of its own."""
     q, k, v = (x.requires_grad_() for x in random_heads(9, 2, 16))
     out, _ = attention((4, 5))(q, k, v)
     with pytest.raises(NotImplementedError, match="ragged_attention has no second derivative"):
