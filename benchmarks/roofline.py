@@ -24,6 +24,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mp_kernels import Ragged
 from mp_model import PyramidBertConfig, PyramidBertForSequenceClassification, engine
+from mp_model.backbones import block_of
+from mp_model.pruning import Pruning
 from workload import ag_news_lengths
 
 
@@ -147,37 +149,21 @@ def layer_steps(lengths: list[int], keep: float | None, decide: bool) -> list[St
     model = PyramidBertForSequenceClassification(config).eval().bfloat16()
     starts = torch.tensor([0, *lengths]).cumsum(0).int()
     batch = Ragged(torch.randn(sum(lengths), config.hidden_size).bfloat16(), starts, max(lengths))
-    pruning = engine.Pruning.of(config)
+    pyramid = model.pyramid(exit_threshold=0.0 if decide else "never")
     if keep is not None:
-        pruning = engine.Pruning([threshold_for(model, batch, keep), 0.0], None, "alive")
-    layer, input_lengths = model.bert.encoder.layer[0], engine.lengths_of(batch)
+        pyramid.pruning = Pruning([threshold_for(model, batch, keep), 0.0], None, "alive")
     recorder = Recorder()
     with torch.no_grad(), recorder:
-        key, value = layer.attention.self.key(batch.values), layer.attention.self.value(batch.values)
-        stays = None
-        if decide:
-            first = engine.first_token_output(layer, batch, key, value)
-            exits = model._open_exits(0.0, len(lengths))
-            stays = exits.decide(1, first, batch, torch.arange(len(lengths)))[2]
-            stays = stays if keep is not None else None
-        engine.rest_of_layer(layer, 1, batch, key, value, pruning, input_lengths, stays)
+        engine.run_layer(pyramid, 1, engine.Alive.of(batch))
     return added_up(recorder.steps)
 
 
 def threshold_for(model: PyramidBertForSequenceClassification, batch: Ragged, keep: float) -> float:
     """The pruning threshold by which about this share of the tokens survives layer 1."""
-    layer = model.bert.encoder.layer[0]
     found: list[torch.Tensor] = []
-
-    class Watching(engine.Pruning):
-        def prune(self, layer, importance, batch, input_lengths, stays=None):
-            found.append(importance.mean(0))
-            return super().prune(layer, importance, batch, input_lengths, stays)
-
     with torch.no_grad():
-        key, value = layer.attention.self.key(batch.values), layer.attention.self.value(batch.values)
-        watching = Watching([1e-9, 0.0], None, "alive")
-        engine.rest_of_layer(layer, 1, batch, key, value, watching, engine.lengths_of(batch))
+        block = block_of(model.bert.encoder.layer[0], batch.values.device)
+        block.whole(batch, lambda importance: found.append(importance.mean(0)))
     return float(found[0].quantile(1 - keep))
 
 

@@ -12,7 +12,9 @@ import pytest
 import torch
 
 import workload
-from mp_model import PyramidBertForSequenceClassification, engine
+from mp_kernels import Ragged
+from mp_model import PyramidBertForSequenceClassification
+from mp_model.backbones import block_of
 from mp_model.modelling import PyramidOutput
 
 
@@ -115,16 +117,14 @@ def test_pruned_with_exits(compare: Any, model: PyramidBertForSequenceClassifica
 def test_decision(compare: Any, model: PyramidBertForSequenceClassification, batch_size: int) -> None:
     """Keys and values of all tokens and the rest for [CLS] alone, against the whole layer; 55 tokens a text."""
     states = workload.states(batch_size * 55, model.config.hidden_size)
-    batch = engine.Ragged(states, workload.cu_seqlens_of([55] * batch_size), 55)
-    layer, attention = model.bert.encoder.layer[0], model.bert.encoder.layer[0].attention.self
-    pruning = engine.Pruning.of(model.config)
+    batch = Ragged(states, workload.cu_seqlens_of([55] * batch_size), 55)
+    layer = model.bert.encoder.layer[0]
 
     def decision() -> torch.Tensor:
-        return engine.first_token_output(layer, batch, attention.key(states), attention.value(states))
+        return block_of(layer, states.device).first(batch)
 
     def whole_layer() -> Any:
-        key, value = attention.key(states), attention.value(states)
-        return engine.rest_of_layer(layer, 1, batch, key, value, pruning, engine.lengths_of(batch))
+        return block_of(layer, states.device).whole(batch)
 
     compare(
         f"decision step over a whole layer, batch of {batch_size}",

@@ -9,7 +9,9 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import BertConfig
 
-EXIT_HEADS = ("cls", "pooled", "fastbert")
+from .exits import EXIT_HEADS
+
+NEVER = "never"  # the exit threshold that closes all exits for a call
 
 
 @strict
@@ -23,10 +25,10 @@ class PyramidBertConfig(BertConfig):
             tokens; a float in (0, 1] is a share of the tokens that enter the layer, rounded up.
         exit_threshold: a sample exits where its uncertainty is at most this: one number in [0, 1], or one for each exit
             layer. None: nobody exits early.
-        exit_head: ``"cls"`` (Magic Pyramid's), ``"pooled"`` or ``"fastbert"``.
+        exit_head: kind of the exit heads: ``"cls"`` (Magic Pyramid's), ``"pooled"`` or ``"fastbert"``.
         exit_layers: layers whose output has an exit head, rising; 0 (the embeddings, ``"pooled"`` only) to L - 1. None:
             1 to L - 1.
-        importance_normalizer: what importance is divided by: ``"alive"`` (tokens entering the layer), ``"input"`` (tokens
+        importance_normalizer: divisor of importance: ``"alive"`` (tokens entering the layer), ``"input"`` (tokens
             the sample came with), or a number (LTP's released code: its padded width).
     """
 
@@ -62,11 +64,12 @@ class PyramidBertConfig(BertConfig):
         if normalizer not in ("alive", "input") and not (_is_number(normalizer) and 0 < normalizer < math.inf):
             raise ValueError(f"importance_normalizer must be 'alive', 'input' or a positive number; got {normalizer!r}")
 
-    def resolved_thresholds(self) -> list[float] | None:
-        """``prune_thresholds`` as L floats."""
-        if self.prune_thresholds is None:
+    def resolved_thresholds(self, override: Any = None) -> list[float] | None:
+        """The thresholds of pruning as L floats: ``override`` if given, else ``prune_thresholds``."""
+        wanted = self.prune_thresholds if override is None else override
+        if wanted is None:
             return None
-        thresholds = _numbers("prune_thresholds", self.prune_thresholds, self.num_hidden_layers, "layer")
+        thresholds = _numbers("prune_thresholds", wanted, self.num_hidden_layers, "layer")
         for number, threshold in enumerate(thresholds, 1):
             if math.isnan(threshold):
                 raise ValueError(f"prune_thresholds must be numbers; the one of layer {number} is NaN")
@@ -93,7 +96,7 @@ class PyramidBertConfig(BertConfig):
         if isinstance(self.exit_layers, str) or not isinstance(self.exit_layers, Sequence):
             raise TypeError(f"exit_layers must be a list of layer numbers; got {self.exit_layers!r}")
         layers = list(self.exit_layers)
-        lowest, highest = int(self.exit_head != "pooled"), self.num_hidden_layers - 1
+        lowest, highest = EXIT_HEADS[self.exit_head].lowest_layer, self.num_hidden_layers - 1
         for layer in layers:
             if not isinstance(layer, int) or isinstance(layer, bool) or not lowest <= layer <= highest:
                 why = "; layer 0 needs exit_head='pooled'" if layer == 0 else ""
@@ -105,16 +108,20 @@ class PyramidBertConfig(BertConfig):
         return layers
 
     def resolved_exit_threshold(self, override: Any = None) -> list[float] | None:
-        """The exit threshold as one float an exit layer: ``override`` if given, else ``exit_threshold``."""
+        """The exit threshold as one float an exit layer: ``override`` if given, else ``exit_threshold``.
+
+        None, where exits are closed: nothing is set, or ``override`` is ``"never"``.
+        """
         wanted = self.exit_threshold if override is None else override
-        if wanted is None:
+        if wanted is None or (isinstance(wanted, str) and wanted == NEVER):
             return None
         if self.num_labels == 1:
             raise ValueError("exit_threshold needs 2 labels or more: with num_labels=1 a prediction has no uncertainty")
         count = len(self.resolved_exit_layers())
         if not _is_number(wanted) and (isinstance(wanted, bool | str) or not isinstance(wanted, Sequence)):
             raise TypeError(
-                f"exit_threshold must be a number in [0, 1], a list with one for each exit layer, or None; got {wanted!r}"
+                f"exit_threshold must be a number in [0, 1], a list with one for each exit layer, {NEVER!r} or None; "
+                f"got {wanted!r}"
             )
         given = [float(wanted)] if _is_number(wanted) else _numbers("exit_threshold", wanted, count, "exit layer")
         for threshold in given:

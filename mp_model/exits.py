@@ -1,8 +1,13 @@
-"""Exit heads: the sub-classifiers of the layers, and who leaves by them."""
+"""Exit heads: the sub-classifiers of the layers, and who leaves by them.
+
+A kind of head answers for itself: what it reads, from which layer on it can stand, what it costs.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -10,33 +15,115 @@ from torch import Tensor, nn
 import mp_kernels
 from mp_kernels import Ragged
 
-from .configuration import PyramidBertConfig
+from .backbones.forms import why_modules, why_modules_now
+
+
+@dataclass
+class LayerStates:
+    """The states that a head may read at a layer; at layer 0 all of them are the embeddings.
+
+    Attributes:
+        first: ``[batch, hidden]``, the layer's output for [CLS].
+        entering: the tokens that enter the layer.
+        output: the layer's output for its survivors; None where the head decides before it is computed.
+    """
+
+    first: Tensor
+    entering: Ragged
+    output: Ragged | None = None
 
 
 class ExitHead(nn.Module):
-    """dense, tanh, classifier: a layer's prediction from fixed-size features (``"cls"`` and ``"pooled"``)."""
+    """A layer's sub-classifier: calling it gives logits ``[batch, labels]`` for the features that it reads.
 
-    def __init__(self, features: int, config: PyramidBertConfig) -> None:
+    Attributes:
+        lowest_layer: the first layer that it can stand at.
+        reads_survivors: whether it needs the layer's whole output, so that nothing can be decided before.
+    """
+
+    lowest_layer: ClassVar[int] = 1
+    reads_survivors: ClassVar[bool] = False
+
+    @staticmethod
+    def features(states: LayerStates) -> Any:
+        """The part of the states that the head reads."""
+        raise NotImplementedError
+
+    @staticmethod
+    def flops(config: Any, tokens: Tensor) -> Tensor:
+        """Work of the head for each sample, 2 x multiply-accumulates, int64 like ``tokens``.
+
+        tokens: the survivors of the layer where the head reads them, else the tokens that entered it.
+        """
+        raise NotImplementedError
+
+    def decide(self, features: Any, threshold: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits ``[batch, labels]``, uncertainty ``[batch]`` and who stays, bool ``[batch]``.
+
+        threshold: one, or one for each sample ``[batch]``.
+        """
+        logits = self(features)
+        uncertainty = mp_kernels.normalized_entropy(logits)
+        return logits, uncertainty, ~(uncertainty <= threshold)
+
+
+class TanhHead(ExitHead):
+    """dense, tanh, classifier over features of a fixed size."""
+
+    widths: ClassVar[int] = 1  # features, in hidden sizes
+
+    def __init__(self, config: Any) -> None:
         super().__init__()
-        self.dense = nn.Linear(features, config.hidden_size)
+        self.dense = nn.Linear(self.widths * config.hidden_size, config.hidden_size)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
 
     def forward(self, features: Tensor) -> Tensor:
-        """features: ``[batch, features]``; returns logits ``[batch, labels]``."""
+        """features: ``[batch, widths x hidden]``; returns logits ``[batch, labels]``."""
         return self.classifier(torch.tanh(self.dense(features)))
 
-    def is_plain(self) -> bool:
-        """Whether the weights say it all: not where a layer was replaced, by a quantised one say."""
-        return type(self.dense) is nn.Linear and type(self.classifier) is nn.Linear
+    def decide(self, features: Tensor, threshold: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        dense, classifier = self.dense, self.classifier
+        if why_modules_now(features.device) or why_modules((self, dense, classifier), PLAIN):
+            return super().decide(features, threshold)
+        return mp_kernels.exit_head(features, dense.weight, dense.bias, classifier.weight, classifier.bias, threshold)
+
+    @classmethod
+    def flops(cls, config: Any, tokens: Tensor) -> Tensor:  # type: ignore[override]
+        d, labels = config.hidden_size, config.num_labels
+        return torch.full_like(tokens, 2 * (cls.widths * d * d + d * labels))
 
 
-class FastBertHead(nn.Module):
-    """FastBERT's student: a narrow self-attention over all the layer's tokens, read at position 0."""
+class ClsHead(TanhHead):
+    """Magic Pyramid's head (``"cls"``): the layer's [CLS] output."""
 
+    @staticmethod
+    def features(states: LayerStates) -> Tensor:
+        return states.first
+
+
+class PooledHead(TanhHead):
+    """Ours (``"pooled"``): the layer's [CLS] output, and the mean of the tokens that enter it."""
+
+    lowest_layer = 0
+    widths = 2
+
+    @staticmethod
+    def features(states: LayerStates) -> Tensor:
+        mean = mp_kernels.ragged_mean(states.entering.values, states.entering.cu_seqlens)
+        return torch.cat([states.first, mean], dim=1)
+
+
+PLAIN = frozenset({ClsHead, PooledHead, nn.Linear})
+
+
+class FastBertHead(ExitHead):
+    """FastBERT's student (``"fastbert"``): a narrow self-attention over the layer's survivors, read at position 0."""
+
+    reads_survivors = True
     width = 128
     heads = 2
 
-    def __init__(self, config: PyramidBertConfig) -> None:
+    def __init__(self, config: Any) -> None:
         super().__init__()
         self.input = nn.Linear(config.hidden_size, self.width)
         self.query = nn.Linear(self.width, self.width)
@@ -45,6 +132,11 @@ class FastBertHead(nn.Module):
         self.output = nn.Linear(self.width, self.width)
         self.dense = nn.Linear(self.width, self.width)
         self.classifier = nn.Linear(self.width, config.num_labels)
+
+    @staticmethod
+    def features(states: LayerStates) -> Ragged:
+        assert states.output is not None
+        return states.output
 
     def forward(self, batch: Ragged) -> Tensor:
         """batch: the layer's output, ``values [total, hidden]``; returns logits ``[batch, labels]``."""
@@ -60,73 +152,48 @@ class FastBertHead(nn.Module):
         )
         return self.classifier(torch.tanh(self.dense(self.output(context.flatten(1)))))
 
-
-def make_exit_heads(config: PyramidBertConfig) -> nn.ModuleDict:
-    """One head for each exit layer, under the layer's number."""
-
-    def make() -> nn.Module:
-        if config.exit_head == "fastbert":
-            return FastBertHead(config)
-        return ExitHead(config.hidden_size * (2 if config.exit_head == "pooled" else 1), config)
-
-    return nn.ModuleDict({str(layer): make() for layer in config.resolved_exit_layers()})
+    @classmethod
+    def flops(cls, config: Any, tokens: Tensor) -> Tensor:  # type: ignore[override]
+        d, width = config.hidden_size, cls.width
+        of_all_tokens = d * width + 2 * width * width + 2 * width  # input, keys and values, attention row
+        of_first = 3 * width * width + width * config.num_labels  # query, output and dense, classifier
+        return 2 * (tokens * of_all_tokens + of_first)
 
 
-def decision_features(kind: str, first: Tensor, entering: Ragged) -> Tensor:
-    """What a head that decides first reads: ``[batch, hidden]`` ("cls") or ``[batch, 2 hidden]`` ("pooled").
+EXIT_HEADS: Mapping[str, type[ExitHead]] = {"cls": ClsHead, "pooled": PooledHead, "fastbert": FastBertHead}
 
-    first: the layer's output for [CLS], ``[batch, hidden]``; entering: the tokens that enter the layer.
-    """
-    if kind == "cls":
-        return first
-    return torch.cat([first, mp_kernels.ragged_mean(entering.values, entering.cu_seqlens)], dim=1)
+
+def make_exit_heads(config: Any) -> nn.ModuleDict:
+    """One head for each exit layer of a configuration, under the layer's number."""
+    kind: Any = EXIT_HEADS[config.exit_head]
+    return nn.ModuleDict({str(layer): kind(config) for layer in config.resolved_exit_layers()})
 
 
 @dataclass
 class Exits:
-    """The exits that are open in one call.
+    """The open exits.
 
     Attributes:
         heads: the head of each exit layer, by its number.
-        kind: ``"cls"``, ``"pooled"`` or ``"fastbert"``.
-        thresholds: for each exit layer, by its number: one float, or a tensor ``[batch]`` with one for each sample.
+        thresholds: the threshold of each exit layer, by its number, for samples that bring none of their own.
     """
 
-    heads: dict[int, nn.Module]
-    kind: str
-    thresholds: dict[int, float | Tensor]
+    heads: dict[int, ExitHead]
+    thresholds: dict[int, float]
 
-    def decides_first(self, layer: int) -> bool:
-        """Whether this layer's exit needs no more of the layer than its [CLS] row."""
-        return layer in self.thresholds and self.kind != "fastbert"
+    def __contains__(self, layer: int) -> bool:
+        return layer in self.heads
 
-    def decides_last(self, layer: int) -> bool:
-        """Whether this layer's exit needs the layer's whole output."""
-        return layer in self.thresholds and self.kind == "fastbert"
+    def threshold(self, layer: int, own: Tensor | None) -> float | Tensor:
+        """The threshold at a layer: ``own``'s column ``[batch]``, or one for all samples.
 
-    def threshold(self, layer: int, samples: Tensor) -> float | Tensor:
-        """The threshold of ``layer``, or one for each alive sample ``[batch]``; samples: their places in the batch as it
-        came."""
-        threshold = self.thresholds[layer]
-        return threshold[samples] if isinstance(threshold, Tensor) else threshold
-
-    def decide(self, layer: int, first: Tensor, entering: Ragged, samples: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """A head that decides first: logits ``[batch, labels]``, uncertainty ``[batch]`` and who stays, bool ``[batch]``.
-
-        first: the layer's output for [CLS], ``[batch, hidden]``; entering: the tokens that enter the layer; samples: the
-        alive samples' places in the batch as it came.
+        own: ``[batch, exit layers]``, thresholds that the samples brought with them; None: they brought none.
         """
-        head, threshold = self.heads[layer], self.threshold(layer, samples)
-        features = decision_features(self.kind, first, entering)
-        if head.is_plain() and not torch.is_grad_enabled() and not torch.is_autocast_enabled(features.device.type):
-            dense, classifier = head.dense, head.classifier
-            return mp_kernels.exit_head(
-                features, dense.weight, dense.bias, classifier.weight, classifier.bias, threshold
-            )
-        logits = head(features)
-        uncertainty = mp_kernels.normalized_entropy(logits)
-        return logits, uncertainty, ~(uncertainty <= threshold)
+        if own is None:
+            return self.thresholds[layer]
+        return own[:, list(self.heads).index(layer)].contiguous()
 
-    def stays(self, layer: int, uncertainty: Tensor, samples: Tensor) -> Tensor:
-        """bool ``[batch]``: who goes on, by a head that was called as a module."""
-        return ~(uncertainty <= self.threshold(layer, samples))
+    def decide(self, layer: int, states: LayerStates, own: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits ``[batch, labels]``, uncertainty ``[batch]`` and who stays, bool ``[batch]``, at an open exit."""
+        head = self.heads[layer]
+        return head.decide(head.features(states), self.threshold(layer, own))

@@ -1,41 +1,48 @@
 """Counting work: 2 x multiply-accumulates, from the shapes alone.
 
-``n`` tokens enter a layer and ``m`` survive it; d is the hidden size, f the feed-forward size.
+``n`` tokens enter a layer and ``m`` survive it; d is the hidden size, f the feed-forward size. No padding, LayerNorm or
+embeddings are counted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-
-def entering_tokens(tokens_per_layer: Tensor, input_lengths: Tensor) -> Tensor:
-    """int64 ``[batch, L]``: tokens that enter each layer, where ``tokens_per_layer`` are the survivors of each."""
-    return torch.cat([input_lengths.unsqueeze(1), tokens_per_layer[:, :-1]], dim=1)
+from .exits import EXIT_HEADS
 
 
-def tokens_of_answers(tokens_per_layer: Tensor, input_lengths: Tensor, exit_layer: Tensor) -> Tensor:
-    """``tokens_per_layer`` as it is reported and as the paper counts: in the layer of the exit, those that entered it.
+def entering_tokens(survivors: Tensor, input_lengths: Tensor) -> Tensor:
+    """int64 ``[batch, L]``: tokens that enter each layer, given the survivors of each."""
+    return torch.cat([input_lengths.unsqueeze(1), survivors[:, :-1]], dim=1)
 
-    They differ where a ``"fastbert"`` head, which reads survivors, lets a sample go.
+
+def reported_tokens(entering: Tensor, exit_layer: Tensor) -> Tensor:
+    """``tokens_per_layer`` as it is reported, int64 ``[batch, L]``.
+
+    The survivors of each layer; in the layer of the exit the tokens that entered it, since nobody needs its survivors;
+    0 after.
+
+    Args:
+        entering: int64 ``[batch, L]``, tokens that enter each layer up to the exit.
+        exit_layer: int64 ``[batch]``.
     """
-    leaves_here = torch.arange(1, tokens_per_layer.shape[1] + 1, device=exit_layer.device) == exit_layer.unsqueeze(1)
-    return torch.where(leaves_here, entering_tokens(tokens_per_layer, input_lengths), tokens_per_layer)
-
-
-def _visited(exit_layer: Tensor, layers: int) -> Tensor:
-    """bool ``[batch, L]``: layers that each sample entered."""
-    return torch.arange(1, layers + 1, device=exit_layer.device) <= exit_layer.unsqueeze(1)
+    layers = entering.shape[1]
+    numbers = torch.arange(1, layers + 1, device=entering.device)
+    following = torch.cat([entering[:, 1:], torch.zeros_like(entering[:, :1])], dim=1)
+    exits = exit_layer.unsqueeze(1)
+    return torch.where(numbers < exits, following, torch.where(numbers == exits, entering, 0))
 
 
 def paper_flops(config: Any, tokens_per_layer: Tensor, input_lengths: Tensor, exit_layer: Tensor) -> Tensor:
     """int64 ``[batch]``: Magic Pyramid's (and LTP's) count, ``2 (2 d n^2 + 4 d^2 n + 2 d f m)`` a layer.
 
-    Whole layers up to the exit, with all the tokens that entered in the exit's feed-forward; no padding, LayerNorm,
-    embeddings or heads. With f = 4 d this is the paper's ``8 d^2 n_ffn``.
+    Whole layers up to the exit, with all the tokens that entered in the exit's feed-forward; no heads. With f = 4 d this
+    is the paper's ``8 d^2 n_ffn``.
     """
     d, f = config.hidden_size, config.intermediate_size
     n = entering_tokens(tokens_per_layer, input_lengths)
@@ -43,66 +50,157 @@ def paper_flops(config: Any, tokens_per_layer: Tensor, input_lengths: Tensor, ex
     return torch.where(_visited(exit_layer, n.shape[1]), per_layer, 0).sum(1)
 
 
-def head_flops(config: Any, tokens: Tensor) -> Tensor:
-    """int64, like ``tokens``: one exit head's work over that many tokens (only ``"fastbert"`` looks at them all)."""
-    d, labels = config.hidden_size, config.num_labels
-    if config.exit_head == "fastbert":
-        width = 128
-        # input, keys and values of all; query, attention row, output, dense and classifier of [CLS]
-        return 2 * (tokens * (d * width + 2 * width * width + 2 * width) + 3 * width * width + width * labels)
-    features = 2 * d if config.exit_head == "pooled" else d
-    return torch.full_like(tokens, 2 * (features * d + d * labels))
+def dense_flops(config: Any, input_lengths: Tensor) -> Tensor:
+    """int64 ``[batch]``: the paper's count of a BERT that prunes nothing and lets nobody leave, without padding."""
+    layers = config.num_hidden_layers
+    everywhere = input_lengths.unsqueeze(1).expand(-1, layers)
+    return paper_flops(config, everywhere, input_lengths, torch.full_like(input_lengths, layers))
 
 
-def _constant(values: list[bool], device: torch.device) -> Tensor:
-    """A small tensor from the host, which does not wait for the device to have taken it."""
-    made = torch.tensor(values)
-    return made.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else made.to(device)
+def _visited(exit_layer: Tensor, layers: int) -> Tensor:
+    """bool ``[batch, L]``: layers that each sample entered."""
+    return torch.arange(1, layers + 1, device=exit_layer.device) <= exit_layer.unsqueeze(1)
 
 
-def executed_flops(
-    config: Any,
-    tokens_per_layer: Tensor,
-    input_lengths: Tensor,
-    exit_layer: Tensor,
-    decided_layers: Collection[int],
-    pruning_layers: Collection[int] = (),
-) -> Tensor:
-    """int64 ``[batch]``: the matrix products that the engine really does, heads and short cuts included.
+# The parts of a layer, each for one sample of n entering and m surviving tokens.
 
-    A decision costs keys and values of all tokens and the rest for [CLS]; a sample that stays pays the rest of the layer on
-    top. Layer L is a decision by the pooler and the classifier. Pruned tokens leave before the output projection; where a
-    layer decides first and also prunes, queries are made before anybody leaves.
+
+def _keys_values(config: Any, n: Tensor) -> Tensor:
+    return 4 * config.hidden_size**2 * n
+
+
+def _first_token(config: Any, n: Tensor) -> Tensor:
+    """Query, attention row, output projection and feed-forward of [CLS] alone."""
+    d, f = config.hidden_size, config.intermediate_size
+    return 2 * (2 * d * d + 2 * d * n + 2 * d * f)
+
+
+def _rest(config: Any, n: Tensor, m: Tensor) -> Tensor:
+    """Queries and attention of all tokens; output projection and feed-forward of the survivors."""
+    d, f = config.hidden_size, config.intermediate_size
+    return 2 * (d * d * n + 2 * d * n * n + (d * d + 2 * d * f) * m)
+
+
+def _final_head(config: Any) -> int:
+    return 2 * (config.hidden_size**2 + config.hidden_size * config.num_labels)
+
+
+How = Literal["embedded", "whole", "decided first", "last"]
+
+
+@dataclass
+class Step:
+    """One run of one layer, as far as its work can be counted from it.
+
+    Attributes:
+        layer: the layer's number, 0 for the embeddings.
+        how: ``"whole"``; ``"decided first"``: an exit, then the rest for the samples that stayed; ``"last"``: layer L, for
+            [CLS] alone; ``"embedded"``: layer 0.
+        decided: whether an exit head looked.
+        samples: int64 ``[batch]``, the numbers of the samples that entered.
+        entered: int32 ``[batch + 1]``, the starts of their tokens.
+        survived: int32, the starts of the tokens that the rest of the layer was computed for; None: all that entered.
+        stayed: int64, the places in ``samples`` of the samples in ``survived``; None: all.
+    """
+
+    layer: int
+    how: How
+    decided: bool
+    samples: Tensor
+    entered: Tensor
+    survived: Tensor | None = None
+    stayed: Tensor | None = None
+
+    def tokens(self) -> Tensor:
+        """int64 ``[batch]``, the tokens that entered."""
+        return self.entered.diff().long()
+
+    def flops(self, config: Any) -> Tensor:
+        """int64 ``[batch]``, the matrix products that were executed for each sample, heads included."""
+        n = self.tokens()
+        m = n if self.survived is None else self.survived.diff().long()
+        head = EXIT_HEADS[config.exit_head]
+        if self.how == "embedded":
+            work = torch.zeros_like(n)
+        elif self.how == "last":
+            return _keys_values(config, n) + _first_token(config, n) + _final_head(config)
+        elif self.how == "whole":
+            work = _keys_values(config, n) + _rest(config, n, m)
+        else:
+            work = _keys_values(config, n) + _first_token(config, n)
+            if self.stayed is None:
+                work = work + _rest(config, n, m)
+            else:
+                work = work.index_add(0, self.stayed, _rest(config, n[self.stayed], m))
+        if self.decided:
+            work = work + head.flops(config, m if head.reads_survivors and self.layer else n)
+        return work
+
+
+class Work:
+    """The work of one batch, counted when somebody asks.
 
     Args:
         config: the model's configuration.
-        tokens_per_layer, input_lengths, exit_layer: as the engine returns them.
-        decided_layers: the exit layers that were open, 0 among them if it was.
-        pruning_layers: the layers that can prune.
+        input_lengths: int64 ``[batch]``, the tokens that each sample came with.
+        exit_layer: int64 ``[batch]``.
+        steps: everything that was run for the batch; samples are numbered by their places in it.
     """
-    d, f, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
-    n = entering_tokens(tokens_per_layer, input_lengths)
-    m = tokens_per_layer
-    numbers = torch.arange(1, layers + 1, device=n.device)
-    leaves_here = numbers == exit_layer.unsqueeze(1)
 
-    keys_values = 4 * d * d * n
-    first_token = 2 * (d * d + 2 * d * n + d * d + 2 * d * f)
-    rest = 2 * (d * d * n + 2 * d * n * n + (d * d + 2 * d * f) * m)
-    decided, prunes = (
-        _constant([number in some for number in range(1, layers + 1)], n.device)
-        for some in (decided_layers, pruning_layers)
-    )
-    last = numbers == layers
+    def __init__(self, config: Any, input_lengths: Tensor, exit_layer: Tensor, steps: Sequence[Step]) -> None:
+        self.config, self.input_lengths, self.exit_layer, self.steps = config, input_lengths, exit_layer, steps
 
-    if config.exit_head == "fastbert":
-        # Decided after the whole layer: everybody pays it, and the head reads its survivors.
-        per_layer = keys_values + torch.where(last, first_token, rest) + decided * head_flops(config, m)
-    else:
-        per_layer = keys_values + (decided | last) * first_token + ~leaves_here * rest + decided * head_flops(config, n)
-        per_layer = per_layer + (leaves_here & decided & prunes) * 2 * d * d * n
-    work = torch.where(_visited(exit_layer, layers), per_layer, 0).sum(1)
+    def tokens_per_layer(self) -> Tensor:
+        """int64 ``[batch, L]``, see :func:`reported_tokens`."""
+        entering = self.input_lengths.new_zeros(self.input_lengths.shape[0], self.config.num_hidden_layers)
+        for step in self.steps:
+            if step.layer:
+                entering[:, step.layer - 1].index_copy_(0, step.samples, step.tokens())
+        return reported_tokens(entering, self.exit_layer)
+
+    def flops(self) -> Tensor:
+        """int64 ``[batch]``, see :func:`paper_flops`."""
+        return paper_flops(self.config, self.tokens_per_layer(), self.input_lengths, self.exit_layer)
+
+    def executed_flops(self) -> Tensor:
+        """int64 ``[batch]``, the matrix products that were executed, heads and short cuts included."""
+        work = torch.zeros_like(self.input_lengths)
+        for step in self.steps:
+            work.index_add_(0, step.samples, step.flops(self.config))
+        return work
+
+
+def executed_flops(
+    config: Any, survivors: Tensor, input_lengths: Tensor, exit_layer: Tensor, decided_layers: Collection[int]
+) -> Tensor:
+    """int64 ``[batch]``: the matrix products that answers take in full batches, where exits are decided first.
+
+    A decision costs keys and values of all tokens and the rest for [CLS]; a sample that stays pays the rest of the layer
+    on top. A head that reads survivors is decided after its whole layer. In layer L nothing but [CLS] is computed.
+
+    Args:
+        config: the model's configuration.
+        survivors: int64 ``[batch, L]``, of each layer; those of a layer that a sample did not finish are not read.
+        input_lengths: int64 ``[batch]``.
+        exit_layer: int64 ``[batch]``.
+        decided_layers: the exit layers that were open, 0 among them if it was.
+    """
+    layers, head = config.num_hidden_layers, EXIT_HEADS[config.exit_head]
+    entering = entering_tokens(survivors, input_lengths)
+    work = torch.zeros_like(input_lengths)
     if 0 in decided_layers:
-        work = work + head_flops(config, input_lengths)
-    final_head = 2 * (d * d + d * config.num_labels)
-    return work + (exit_layer == layers) * final_head
+        work = work + head.flops(config, input_lengths)
+    for layer in range(1, layers + 1):
+        n, m = entering[:, layer - 1], survivors[:, layer - 1]
+        decided, stays = layer in decided_layers, exit_layer > layer
+        if layer == layers:
+            cost = _keys_values(config, n) + _first_token(config, n) + _final_head(config)
+        elif not decided:
+            cost = _keys_values(config, n) + _rest(config, n, m)
+        elif head.reads_survivors:
+            cost = _keys_values(config, n) + _rest(config, n, m) + head.flops(config, m)
+        else:
+            cost = _keys_values(config, n) + _first_token(config, n) + head.flops(config, n)
+            cost = cost + torch.where(stays, _rest(config, n, m), 0)
+        work = work + torch.where(exit_layer >= layer, cost, 0)
+    return work

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from .loading import check_model_folder, load_classifier
+from .loading import check_model_folder
 
 
 def classify(
@@ -24,12 +25,12 @@ def classify(
     exit_threshold: Annotated[
         float | None, typer.Option(help="Instead of the model's own: 0 (slow, sure) to 1 (fast).")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Texts in a batch.")] = 32,
-    window: Annotated[int, typer.Option(min=1, help="Texts held at a time, to put similar lengths together.")] = 1024,
+    window: Annotated[int, typer.Option(min=1, help="Texts held at a time; more make fuller batches.")] = 1024,
+    scores: Annotated[bool, typer.Option("--scores", help="Give the probabilities of all labels.")] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads; all processors if left out.")] = None,
     device: Annotated[str, typer.Option(help="Device of the model.")] = "cpu",
 ) -> None:
-    """Classify texts with a saved model: one JSON object a line, in input order, as soon as a window is done.
+    """Classify texts with a saved model: one JSON object a line, in input order, as soon as it is known.
 
     Files have a column **text**, or **text_a** and **text_b**; lines of a txt file or of standard input are texts.
 
@@ -46,17 +47,15 @@ def classify(
 
     from ..data.files import whole_file
     from ..data.tables import read_lines, read_texts
-    from ..serving.classifier import classify_stream
+    from ..serving.classifier import Classifier
 
-    classifier, tokenizer = load_classifier(model, device, threads)
+    classifier = Classifier.load(model, device=device, threads=threads)
     if input is None:
         sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict")  # like a file, whatever the locale
         texts = read_lines(sys.stdin, input_format or "txt", "standard input")
     else:
         texts = read_texts(input, input_format)
-    answers = classify_stream(
-        classifier, tokenizer, texts, batch_size=batch_size, window=window, exit_threshold=exit_threshold
-    )
+    answers = classifier.stream(texts, window, exit_threshold)
     columns = (SpinnerColumn(), TextColumn("{task.completed} texts"), TimeElapsedColumn())
     console = Console(stderr=True)
     # Neither between answers on the same terminal, nor in a log, where it would leave an empty line.
@@ -64,13 +63,9 @@ def classify(
     # By itself rich would send what is printed meanwhile to its own console: answers to standard error.
     with Progress(*columns, console=console, transient=True, redirect_stdout=False, disable=hidden) as progress:
         task = progress.add_task("classify", total=None)
-        if output is None:
+        with contextlib.nullcontext(sys.stdout) if output is None else whole_file(output) as stream:
             for answer in answers:
-                progress.advance(task)
-                window_is_done = progress.tasks[task].completed % window == 0
-                print(json.dumps(answer.as_dict(), ensure_ascii=False), flush=window_is_done)
-            return
-        with whole_file(output) as stream:
-            for answer in answers:
-                stream.write(json.dumps(answer.as_dict(), ensure_ascii=False) + "\n")
+                stream.write(json.dumps(answer.as_dict(scores), ensure_ascii=False) + "\n")
+                if output is None:
+                    stream.flush()
                 progress.advance(task)

@@ -25,6 +25,10 @@ class TextBatch:
     places: list[int]
     inputs: dict[str, Tensor]
 
+    def to(self, device: torch.device | str) -> TextBatch:
+        """The same batch on a device."""
+        return TextBatch(self.places, {name: x.to(device) for name, x in self.inputs.items()})
+
 
 def encode(tokenizer: Any, texts: Sequence[Text], max_length: int) -> list[dict[str, list[int]]]:
     """Token ids and types of each text, or pair of texts, cut to ``max_length`` tokens."""

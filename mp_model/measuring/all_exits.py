@@ -1,4 +1,4 @@
-"""What every exit would answer for every text, from one run in which nobody leaves.
+"""The answers that every exit would give for every text, from one run in which nobody leaves.
 
 Pruning does not depend on exits, so answers, exit layers and work under any exit thresholds follow from this run without
 another one.
@@ -19,9 +19,10 @@ import mp_kernels
 from .. import engine
 from ..configuration import PyramidBertConfig
 from ..data.batches import TextBatch
-from ..exits import decision_features
-from ..flops import entering_tokens, executed_flops, paper_flops, tokens_of_answers
+from ..exits import EXIT_HEADS, LayerStates
+from ..flops import dense_flops, entering_tokens, executed_flops, paper_flops, reported_tokens
 from ..modelling import PyramidBertForSequenceClassification
+from ..pruning import Pruning
 
 TEMPERATURES = torch.logspace(-1, 1, 41, dtype=torch.float64).tolist()
 
@@ -119,9 +120,7 @@ class AllExits:
     @cached_property
     def dense_flops(self) -> Tensor:
         """int64 ``[texts]``: the paper's count of a BERT that prunes nothing and lets nobody leave, without padding."""
-        layers = self.config.num_hidden_layers
-        everybody_last = torch.full_like(self.lengths, layers)
-        return paper_flops(self.config, self.lengths.unsqueeze(1).expand(-1, layers), self.lengths, everybody_last)
+        return dense_flops(self.config, self.lengths)
 
     def exit_places(self, exit_threshold: float | Sequence[float]) -> Tensor:
         """int64 ``[texts]``: which of :attr:`layers` each text leaves at."""
@@ -130,7 +129,7 @@ class AllExits:
         return leaves.byte().argmax(0)
 
     def answers(self, exit_threshold: float | Sequence[float] | None) -> Answers:
-        """What the model answers; exit_threshold: one, or one for each exit layer; None: nobody leaves early."""
+        """The model's answers under exit thresholds: one, or one for each exit layer; None: nobody leaves early."""
         if exit_threshold is None:
             places, decided = torch.full_like(self.labels, len(self.layers) - 1), []
         else:
@@ -148,49 +147,50 @@ class AllExits:
     def _work(self, exit_layer: int | Tensor, decided: Collection[int]) -> tuple[Tensor, Tensor]:
         """Tokens ``[texts, L]`` and executed work ``[texts]`` of texts that leave there."""
         exit_layer = torch.as_tensor(exit_layer).expand(len(self))
-        numbers = torch.arange(1, self.survivors.shape[1] + 1)
-        entering = entering_tokens(self.survivors, self.lengths)
-        decides_first = self.config.exit_head != "fastbert"
-        entered = (numbers == self.config.num_hidden_layers) | ((numbers == exit_layer.unsqueeze(1)) & decides_first)
-        tokens = torch.where(entered, entering, self.survivors) * (numbers <= exit_layer.unsqueeze(1))
-        pruning = engine.Pruning.of(self.config).layers()
-        executed = executed_flops(self.config, tokens, self.lengths, exit_layer, decided, pruning)
-        return tokens_of_answers(tokens, self.lengths, exit_layer), executed
+        tokens = reported_tokens(entering_tokens(self.survivors, self.lengths), exit_layer)
+        return tokens, executed_flops(self.config, self.survivors, self.lengths, exit_layer, decided)
 
 
 @torch.inference_mode()
 def read_all_exits(
-    model: PyramidBertForSequenceClassification, batches: Iterable[TextBatch], labels: Sequence[int]
+    model: PyramidBertForSequenceClassification,
+    batches: Iterable[TextBatch],
+    labels: Sequence[int],
+    prune_thresholds: Sequence[float] | None = None,
 ) -> AllExits:
     """Runs the model once over all texts, with its pruning and without exits.
 
-    labels: one for each text, by its place; the rows of the result are in that order.
+    Args:
+        model: the classifier, in eval mode.
+        batches: all texts.
+        labels: the number of each text's label, by its place; the rows of the result are in that order.
+        prune_thresholds: L floats, instead of the model's own pruning.
     """
-    pruning, exit_layers = engine.Pruning.of(model.config), model.config.resolved_exit_layers()
+    config = PyramidBertConfig.from_dict(model.config.to_dict())
+    if prune_thresholds is not None:
+        config.prune_thresholds, config.top_k = list(prune_thresholds), None
+    pruning, exit_layers = Pruning.of(config), config.resolved_exit_layers()
+    read = EXIT_HEADS[config.exit_head].features
     places: list[int] = []
     rows: list[tuple[Tensor, Tensor, list[Tensor]]] = []
     for text_batch in batches:
-        inputs = {name: x.to(model.device) for name, x in text_batch.inputs.items()}
-        packed = model.bert.embed(**inputs, position_ids=None, inputs_embeds=None)
+        packed = model.bert.embed(**text_batch.to(model.device).inputs)
         outputs = engine.run_layers(model.bert.encoder.layer, packed, pruning)
         predictions = []
         for layer in exit_layers:
-            read = outputs[layer]
-            if model.config.exit_head != "fastbert":
-                entering = outputs[max(layer - 1, 0)]
-                read = decision_features(model.config.exit_head, engine.first_tokens(read), entering)
-            predictions.append(model.exits[str(layer)](read).cpu())
+            output, entering = outputs[layer], outputs[max(layer - 1, 0)]
+            states = LayerStates(engine.first_tokens(output), entering, output)
+            predictions.append(model.exits[str(layer)](read(states)).cpu())
         predictions.append(model.final_head(engine.first_tokens(outputs[-1])).cpu())
-        survivors = torch.stack([engine.lengths_of(output) for output in outputs], dim=1).cpu()
+        survivors = torch.stack([output.lengths for output in outputs], dim=1).cpu()
         rows.append((survivors[:, 0], survivors[:, 1:], predictions))
         places += text_batch.places
     order = torch.tensor(places).argsort()
-    lengths, survivors, predictions = zip(*rows, strict=True)
+    lengths, survivors_of, predictions_of = zip(*rows, strict=True)
     logits = {
         layer: torch.cat(parts)[order]
         for layer, parts in zip(
-            [*exit_layers, model.config.num_hidden_layers], zip(*predictions, strict=True), strict=True
+            [*exit_layers, config.num_hidden_layers], zip(*predictions_of, strict=True), strict=True
         )
     }
-    config = PyramidBertConfig.from_dict(model.config.to_dict())
-    return AllExits(config, torch.tensor(labels), torch.cat(lengths)[order], torch.cat(survivors)[order], logits)
+    return AllExits(config, torch.tensor(labels), torch.cat(lengths)[order], torch.cat(survivors_of)[order], logits)

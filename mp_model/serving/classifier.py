@@ -1,25 +1,41 @@
-"""Classifying a stream of texts with a saved model, in input order."""
+"""The loaded classifier: texts in, answers out, in input order.
+
+All texts go through one :class:`mp_model.schedule.Schedule`, so that those which stay longer share the upper layers.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from ..data.batches import Text, encode, length_sorted_batches
-from ..modelling import PyramidBertForSequenceClassification
+from ..data.batches import Text
+from ..data.tokens import Tokeniser, Tokens
+from ..engine import Alive, StepResult
+from ..inputs import pack_tokens
+from ..modelling import PyramidBertForSequenceClassification, thresholds_of_samples
+from ..schedule import BUDGET, Schedule
+from .read_ahead import END, ReadAhead
+
+CHUNK = 256  # texts that are read and tokenised at once
+LULL = 0.02  # seconds without a new text after which those at hand are answered
+
+ExitThreshold = float | str | Sequence[float] | Tensor | None
 
 
-@dataclass
+@dataclass(slots=True)
 class Answer:
     """One text's answer.
 
     Attributes:
         label: name of the label.
         score: its probability.
+        scores: probability of each label, by name.
         exit_layer: layer that answered, 0 to L.
         uncertainty: normalised entropy of the answer, 0 to 1.
         tokens: tokens of the text, after truncation.
@@ -28,58 +44,262 @@ class Answer:
 
     label: str
     score: float
+    scores: dict[str, float]
     exit_layer: int
     uncertainty: float
     tokens: int
     flops: int
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+    def as_dict(self, all_scores: bool = True) -> dict[str, Any]:
+        """The attributes, for JSON; with or without :attr:`scores`."""
+        names = [field.name for field in fields(self) if all_scores or field.name != "scores"]
+        return {name: getattr(self, name) for name in names}
 
 
-def classify_stream(
-    model: PyramidBertForSequenceClassification,
-    tokenizer: Any,
-    texts: Iterable[Text],
-    *,
-    batch_size: int = 32,
-    window: int = 1024,
-    exit_threshold: float | Sequence[float] | None = None,
-) -> Iterator[Answer]:
-    """Answers in the order of the texts, which may be endless: only ``window`` of them are held at a time.
+class Classifier:
+    """A model and its tokenizer, ready to answer texts.
 
-    Within a window, texts of similar length share a batch; a larger window batches better and answers later.
+    Args:
+        model: the classifier; it is put into eval mode.
+        tokenizer: the tokenizer that it was trained with.
     """
-    if batch_size < 1 or window < 1:
-        raise ValueError(f"batch_size and window must be at least 1; got {batch_size} and {window}")
-    source = iter(texts)
-    while chunk := list(islice(source, window)):
-        yield from _classify_window(model, tokenizer, chunk, batch_size, exit_threshold)
+
+    def __init__(self, model: PyramidBertForSequenceClassification, tokenizer: Any) -> None:
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.tokenise = Tokeniser(tokenizer, model.config.max_position_embeddings)
+
+    @classmethod
+    def load(
+        cls, folder: str | Path, precision: str = "auto", device: str = "cpu", threads: int | None = None
+    ) -> Classifier:
+        """Loads a folder that ``magic-pyramid fit`` or ``save_pretrained`` wrote.
+
+        Args:
+            folder: folder of a saved model and its tokenizer.
+            precision: ``"float32"``, ``"bfloat16"``, or ``"auto"``: float32.
+            device: device of the model.
+            threads: threads of PyTorch, for the whole process; None: as they are.
+
+        Raises:
+            ValueError: no model in the folder, a precision or a device that cannot be had here.
+        """
+        from transformers import AutoTokenizer
+        from transformers.utils import logging as transformers_logging
+
+        folder = Path(folder)
+        if not (folder / "config.json").is_file():
+            raise ValueError(f"a saved model is a folder with config.json; got {folder}")
+        dtype = _dtype_of(precision, device)
+        transformers_logging.disable_progress_bar()
+        if threads:
+            torch.set_num_threads(threads)
+        model = PyramidBertForSequenceClassification.from_pretrained(folder, dtype=dtype)
+        try:
+            model.to(device)
+        except (
+            RuntimeError,
+            AssertionError,
+        ) as error:  # what PyTorch raises for a device that it does not know or have
+            raise ValueError(f"device {device!r} cannot be used here: {error}") from error
+        return cls(model, AutoTokenizer.from_pretrained(folder))
+
+    def __call__(self, texts: Sequence[Text], exit_threshold: ExitThreshold = None) -> list[Answer]:
+        """The answers of texts, or pairs of texts, in their order.
+
+        Args:
+            texts: strings, or pairs of strings.
+            exit_threshold: instead of the model's own: a float, a list with one float an exit layer, ``"never"``, or a
+                tensor with one value for each text.
+
+        Raises:
+            TypeError: a single string.
+            ValueError, TypeError: an exit threshold that cannot be followed; singles and pairs in one call.
+        """
+        if isinstance(texts, str):
+            raise TypeError("texts must be a list of texts; got a single str, put it into a list")
+        own = exit_threshold if isinstance(exit_threshold, Tensor) else None
+        if own is not None and own.shape != (len(texts),):
+            raise ValueError(f"a tensor exit_threshold has one entry per text, [{len(texts)}]; got {list(own.shape)}")
+        if len(texts) > CHUNK:
+            chunks = [slice(begin, begin + CHUNK) for begin in range(0, len(texts), CHUNK)]
+            source = ((texts[chunk], None if own is None else own[chunk]) for chunk in chunks)
+            return list(self._stream(source, len(texts), exit_threshold, CHUNK))
+        run = _Run(self, exit_threshold, capacity=max(1, len(texts)))
+        if texts:
+            run.admit(self.tokenise(texts), own)
+            run.finish()
+        return list(run.ready())
+
+    def stream(
+        self, texts: Iterable[Text], window: int = 1024, exit_threshold: float | str | Sequence[float] | None = None
+    ) -> Iterator[Answer]:
+        """Answers in the order of the texts, which may be endless.
+
+        Reading and tokenising go on in a thread beside the model. When no text comes for a while, those at hand are
+        answered.
+
+        Args:
+            texts: strings, or pairs of strings.
+            window: texts that are held at a time, from being read to being answered; more make fuller batches.
+            exit_threshold: as for a call; no tensor, since nobody knows how many texts are coming.
+        """
+        if window < 1:
+            raise ValueError(f"window must be at least 1; got {window}")
+        if isinstance(exit_threshold, Tensor):
+            raise TypeError("exit_threshold of a stream is a number, a list with one for each exit layer, or 'never'")
+        self.model.pyramid(exit_threshold=exit_threshold)  # refuses what cannot be followed before anything is read
+        source, size = iter(texts), max(1, min(CHUNK, window // 8))
+        chunks = iter(lambda: (list(islice(source, size)), None), ([], None))
+        return self._stream(chunks, window, exit_threshold, size)
+
+    def _stream(
+        self,
+        chunks: Iterable[tuple[Sequence[Text], Tensor | None]],
+        window: int,
+        exit_threshold: ExitThreshold,
+        size: int,
+    ) -> Iterator[Answer]:
+        """chunks: texts, at most ``size`` at once, and exit thresholds of their own."""
+        run = _Run(self, exit_threshold, capacity=window + size)
+        tokenised = ((self.tokenise(texts), own) for texts, own in chunks)
+        # One chunk waits, one is being made and one comes in, and their texts are held too.
+        room = max(1, window - 3 * size)
+        ahead = ReadAhead(tokenised)
+        broken: Exception | None = None
+        try:
+            while True:
+                try:
+                    found = ahead.take(LULL if run.held else None)
+                except Exception as error:
+                    broken = error  # raised once the texts before it are answered
+                    break
+                if found is END:
+                    break
+                if isinstance(found, tuple):
+                    run.admit(*found)
+                else:  # nothing is coming just now
+                    run.step()
+                while run.held > room:
+                    yield from run.ready()
+                    if run.held > room:
+                        run.step()
+                yield from run.ready()
+            run.finish()
+            yield from run.ready()
+            if broken is not None:
+                raise broken
+        finally:
+            ahead.close()
 
 
-@torch.inference_mode()
-def _classify_window(
-    model: PyramidBertForSequenceClassification,
-    tokenizer: Any,
-    texts: Sequence[Text],
-    batch_size: int,
-    exit_threshold: float | Sequence[float] | None,
-) -> list[Answer]:
-    encoded = encode(tokenizer, texts, model.config.max_position_embeddings)
-    answers: list[Answer | None] = [None] * len(texts)
-    for batch in length_sorted_batches(encoded, batch_size, model.config.pad_token_id or 0):
-        inputs = {name: x.to(model.device) for name, x in batch.inputs.items()}
-        out = model(**inputs, exit_threshold=exit_threshold)
-        scores, labels = out.logits.float().softmax(-1).max(-1)
-        columns = (scores, labels, out.exit_layer, out.uncertainty, out.executed_flops)
-        rows = zip(batch.places, *(column.tolist() for column in columns), strict=True)
-        for place, score, label, exit_layer, uncertainty, flops in rows:
-            answers[place] = Answer(
-                label=model.config.id2label[label],
-                score=score,
-                exit_layer=exit_layer,
-                uncertainty=uncertainty,
-                tokens=len(encoded[place]["input_ids"]),
+class _Run:
+    """One call's or stream's texts on their way.
+
+    Args:
+        classifier: the classifier.
+        exit_threshold: for all texts; a tensor stands for thresholds that come with the texts.
+        capacity: most texts that are held at a time.
+    """
+
+    def __init__(self, classifier: Classifier, exit_threshold: ExitThreshold, capacity: int) -> None:
+        self.classifier, self.model = classifier, classifier.model
+        for_all = 1.0 if isinstance(exit_threshold, Tensor) else exit_threshold
+        self.pyramid = self.model.pyramid(exit_threshold=for_all)
+        self.schedule = Schedule(self.pyramid, BUDGET)
+        config = self.model.config
+        self.names = [config.id2label[number] for number in range(config.num_labels)]
+        # Texts are numbered as they come; these have a place for each that is held, by number modulo capacity.
+        self.work = torch.zeros(capacity, dtype=torch.int64, device=self.model.device)
+        self.lengths = [0] * capacity
+        self.answers: dict[int, Answer] = {}
+        self.came = self.went = 0
+
+    @property
+    def held(self) -> int:
+        """Number of texts that were let in and not yet handed out."""
+        return self.came - self.went
+
+    @torch.inference_mode()
+    def admit(self, tokens: Tokens, thresholds: Tensor | None = None) -> None:
+        """Lets texts in, and runs what is due."""
+        for part in tokens.slices(self.schedule.budget):
+            self._admit(tokens[part], None if thresholds is None else thresholds[part])
+            for result in self.schedule.due(more_is_coming=True):
+                self._take(result)
+
+    def _admit(self, tokens: Tokens, thresholds: Tensor | None) -> None:
+        capacity, device = self.work.shape[0], self.model.device
+        inputs = pack_tokens(self.model.config, tokens.ids, tokens.types, tokens.lengths, device)
+        own = None
+        if thresholds is not None:
+            layers = 0 if self.pyramid.exits is None else len(self.pyramid.exits.heads)
+            own = thresholds_of_samples(thresholds, len(tokens), layers).to(device)
+        alive = Alive.of(self.model.bert.embed_packed(inputs), self.came, own)
+        for number, length in enumerate(tokens.lengths.tolist(), self.came):
+            self.lengths[number % capacity] = length
+        self.work.index_fill_(0, alive.samples % capacity, 0)
+        self.came += len(tokens)
+        self._take(self.schedule.admit(alive))
+
+    @torch.inference_mode()
+    def step(self) -> None:
+        """Runs one layer, though more texts may come: somebody has waited long enough."""
+        number = self.schedule.next_layer(more_is_coming=False)
+        if number is not None:
+            self._take(self.schedule.run(number))
+
+    @torch.inference_mode()
+    def finish(self) -> None:
+        """Answers all texts that were let in."""
+        for result in self.schedule.due(more_is_coming=False):
+            self._take(result)
+
+    def ready(self) -> Iterator[Answer]:
+        """The next answers in order, as far as they are there."""
+        while self.went in self.answers:
+            answer = self.answers.pop(self.went)
+            self.went += 1
+            yield answer
+
+    def _take(self, result: StepResult) -> None:
+        """Counts a step's work, and keeps the answers of the texts that left."""
+        capacity, step, decided = self.work.shape[0], result.step, result.decided
+        if step.layer or step.decided:
+            self.work.index_add_(0, step.samples % capacity, step.flops(self.model.config))
+        if decided is None:
+            return
+        samples, logits, uncertainty = decided.samples, decided.logits, decided.uncertainty
+        if decided.stays is not None:
+            leaves = (~decided.stays).nonzero().squeeze(1)
+            samples, logits, uncertainty = samples[leaves], logits[leaves], uncertainty[leaves]
+        if samples.shape[0] == 0:
+            return
+        scores = logits.float().softmax(-1)
+        columns = (samples, scores.argmax(-1), scores, uncertainty, self.work[samples % capacity])
+        names = self.names
+        for number, best, row, u, flops in zip(*(column.tolist() for column in columns), strict=True):
+            self.answers[number] = Answer(
+                label=names[best],
+                score=row[best],
+                scores=dict(zip(names, row, strict=True)),
+                exit_layer=decided.layer,
+                uncertainty=u,
+                tokens=self.lengths[number % capacity],
                 flops=flops,
             )
-    return answers
+
+
+def _dtype_of(precision: str, device: str) -> torch.dtype:
+    """The dtype of a precision.
+
+    Raises:
+        ValueError: a precision that there is not, or that this processor computes slower than float32.
+    """
+    if precision in ("auto", "float32"):
+        return torch.float32
+    if precision != "bfloat16":
+        raise ValueError(f"precision must be 'auto', 'float32' or 'bfloat16'; got {precision!r}")
+    if torch.device(device).type == "cpu" and not torch.cpu._is_avx512_bf16_supported():
+        raise ValueError("precision 'bfloat16' is slower than float32 on a processor without AVX-512 BF16; use float32")
+    return torch.bfloat16

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from .. import engine
 from ..data.batches import TextBatch
+from ..exits import EXIT_HEADS
 from ..modelling import PyramidBertForSequenceClassification
+from ..pruning import Pruning
 
 
 @dataclass
@@ -35,14 +37,15 @@ def collect_features(
 
     labels: one for each text, by its place; the rows of the result are in that order.
     """
-    if model.config.exit_head == "fastbert":
-        raise ValueError("exit_head must be 'cls' or 'pooled': a 'fastbert' head reads all tokens, not fixed features")
-    pruning = engine.Pruning.of(model.config)
+    if EXIT_HEADS[model.config.exit_head].reads_survivors:
+        raise ValueError(
+            f"a {model.config.exit_head!r} head reads all tokens, not fixed features; it is trained with them"
+        )
+    pruning = Pruning.of(model.config)
     rows: list[list[Tensor]] = []
     places: list[int] = []
     for text_batch in batches:
-        inputs = {name: x.to(model.device) for name, x in text_batch.inputs.items()}
-        packed = model.bert.embed(**inputs, position_ids=None, inputs_embeds=None)
+        packed = model.bert.embed(**text_batch.to(model.device).inputs)
         rows.append(engine.run_features(model.bert.encoder.layer, packed, pruning, model.config.exit_head))
         places += text_batch.places
     order = torch.tensor(places).argsort()

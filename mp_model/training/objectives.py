@@ -11,7 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import engine
+from ..engine import Pyramid
 from ..modelling import PyramidBertForSequenceClassification
+from ..pruning import Pruning
+from ..schedule import run_batch
 from .soft_pruning import SoftPruning, rising_thresholds
 
 Loss = dict[str, Tensor]
@@ -78,9 +81,9 @@ class SoftPruningObjective(nn.Module):
 
     def forward(self, labels: Tensor, **inputs: Tensor) -> Loss:
         model = self.model.eval() if self.frozen else self.model
-        batch = model.bert.embed(**inputs, position_ids=None, inputs_embeds=None)
+        batch = model.bert.embed(**inputs)
         soft = SoftPruning(self.thresholds, self.temperature, model.config.importance_normalizer)
-        run = engine.run_classifier(model.bert.encoder.layer, batch, soft, None, model.final_head, model.num_labels)
+        run = run_batch(Pyramid(model.bert.encoder.layer, soft, None, model.final_head), batch, model.num_labels)
         loss = F.cross_entropy(run.logits, labels) + self.penalty * soft.penalty()
         return {"loss": loss, "logits": run.logits}
 
@@ -108,8 +111,8 @@ class JointExits(nn.Module):
 
     def forward(self, labels: Tensor, **inputs: Tensor) -> Loss:
         model = self.model
-        batch = model.bert.embed(**inputs, position_ids=None, inputs_embeds=None)
-        pruning = engine.Pruning.of(model.config)
+        batch = model.bert.embed(**inputs)
+        pruning = Pruning.of(model.config)
         features = engine.run_features(model.bert.encoder.layer, batch, pruning, model.config.exit_head)
         logits = model.final_head(features[-1])
         loss = F.cross_entropy(logits, labels)
@@ -132,8 +135,8 @@ class FrozenExits(nn.Module):
         (model,) = self.frozen
         model.eval()
         with torch.no_grad():
-            batch = model.bert.embed(**inputs, position_ids=None, inputs_embeds=None)
-            outputs = engine.run_layers(model.bert.encoder.layer, batch, engine.Pruning.of(model.config))
+            batch = model.bert.embed(**inputs)
+            outputs = engine.run_layers(model.bert.encoder.layer, batch, Pruning.of(model.config))
             teacher = model.final_head(engine.first_tokens(outputs[-1]))
         losses = [
             distillation_loss(teacher, head(outputs[int(layer)]), self.reverse) for layer, head in self.heads.items()

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from mp_kernels import Ragged
 
-from ..engine import Pruning
+from ..pruning import Pruning
 
 
 class SoftPruning(Pruning):
-    """Fades tokens out, in place of :class:`mp_model.engine.Pruning`.
+    """Fades tokens out, in place of :class:`mp_model.pruning.Pruning`.
 
     Args:
         thresholds: ``[L]``, to be learned.

@@ -109,9 +109,18 @@ def test_bad_inputs(model: PyramidBertForSequenceClassification, inputs: dict, m
 
 def test_unknown_arguments(model: PyramidBertForSequenceClassification) -> None:
     for called in (model, model.bert):
-        with pytest.raises(TypeError, match="unexpected argument 'head_mask'"):
-            called(IDS, head_mask=torch.ones(4))
-        called(IDS, output_attentions=False, output_hidden_states=None)
+        with pytest.raises(TypeError, match="unexpected argument 'tokens'"):
+            called(IDS, tokens=None)
+
+
+def test_arguments_of_bert_that_cannot_be_followed(model: PyramidBertForSequenceClassification) -> None:
+    """None asks for nothing, and so does False."""
+    for called in (model, model.bert):
+        for name in ("head_mask", "cache_position", "encoder_hidden_states", "past_key_values"):
+            with pytest.raises(ValueError, match=f"{name} is not supported"):
+                called(IDS, **{name: torch.ones(4)})
+            called(IDS, **{name: None})
+        called(IDS, output_attentions=False, output_hidden_states=None, use_cache=False)
 
 
 def test_padding_may_hold_anything(model: PyramidBertForSequenceClassification) -> None:
@@ -134,7 +143,7 @@ EXIT_THRESHOLDS = {
     "tensor NaN": (torch.tensor([0.1, NAN]), ValueError, r"exit_threshold must lie in \[0, 1\].*nan"),
     "tensor for three": (torch.tensor([0.1] * 3), ValueError, r"exit_threshold has one entry .* \[2\]; got \[3\]"),
     "tensor of two dimensions": (torch.zeros(2, 1), ValueError, r"exit_threshold has one entry .*got \[2, 1\]"),
-    "tensor scalar": (torch.tensor(0.5), ValueError, r"exit_threshold has one entry a sample, \[2\]; got \[\]"),
+    "tensor scalar": (torch.tensor(0.5), ValueError, r"exit_threshold has one entry per sample, \[2\]; got \[\]"),
 }
 
 

@@ -13,7 +13,7 @@ BATCH = tiny.samples((9, 1, 17, 4, 12, 6))
 
 @torch.no_grad()
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_answers_and_graph_breaks(backend: str) -> None:
+def test_answers_and_graph_breaks(backend: str, decided_late: None) -> None:
     model = tiny.classifier(num_hidden_layers=2, exit_head="pooled", exit_layers=[0, 1])
     tiny.calibrate_pruning(model, BATCH)
     thresholds = tiny.calibrate_exits(model, BATCH)

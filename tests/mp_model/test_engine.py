@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import mp_kernels
 from mp_model import PyramidBertForSequenceClassification, engine
+from mp_model.pruning import Pruning, top_k_counts
 from support import definition, tiny
 from support.pyramids import BATCH, HEADS, LAYERS, PRUNINGS, calibrated
 
@@ -43,11 +44,10 @@ def assert_same_answers(output, answers: list[definition.Answer]) -> None:
     torch.testing.assert_close(output.uncertainty.float(), uncertainty, atol=1e-5, rtol=0)
 
 
-def pruned_by(answer: definition.Answer, head: str) -> list[int]:
-    """For each token the layer that pruned it, 0 if none did. Only a FastBERT head waits until its layer has pruned."""
+def pruned_by(answer: definition.Answer) -> list[int]:
+    """For each token the layer that pruned it, 0 if none did; the layer of the exit prunes nothing."""
     layers = [0] * len(answer.last_hidden_state)
-    computed = answer.exit_layer - (answer.exit_layer == LAYERS or head != "fastbert")
-    for layer in range(computed, 0, -1):
+    for layer in range(answer.exit_layer - 1, 0, -1):
         survived = set(answer.survivors[layer - 1].tolist())
         layers = [layers[j] if j in survived else layer for j in range(len(layers))]
     return layers
@@ -79,13 +79,37 @@ def test_classifier_is_the_definition(pruning: str, head: str, kind: str) -> Non
 
     assert_same_answers(output, answers)
     real = inputs["attention_mask"].bool()
-    assert output.pruned_by[real].tolist() == [layer for answer in answers for layer in pruned_by(answer, head)]
+    assert output.pruned_by[real].tolist() == [layer for answer in answers for layer in pruned_by(answer)]
     assert (output.pruned_by[~real] == -1).all()
     left = {answer.exit_layer for answer in answers}
     exits = model.config.resolved_exit_layers()
     assert left == {LAYERS} if kind == "never" else LAYERS in left and len(left) >= min(3, len(exits) + 1)
     pruned = pruned_per_layer(answers)
     assert sum(pruned) == 0 if pruning == "nothing" else sum(count > 0 for count in pruned) >= 2
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["scalar", "per_layer", "per_sample"])
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("pruning", ["nothing", "alive", "shares"])
+def test_late_decisions_are_the_same(pruning: str, head: str, kind: str, decided_late: None) -> None:
+    """The whole layer runs before its exit is decided: other work, nothing else."""
+    model, _, _ = calibrated(pruning, head)
+    for_call, for_definition = thresholds_of_kind(pruning, head, kind)
+    answers = tiny.define(model, BATCH, for_definition, decides_first=False)
+    output = model(**BATCH.padded(), exit_threshold=for_call, follow_tokens=True)
+    assert_same_answers(output, answers)
+    real = BATCH.padded()["attention_mask"].bool()
+    assert output.pruned_by[real].tolist() == [layer for answer in answers for layer in pruned_by(answer)]
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("pruning", ["nothing", "alive", "shares"])
+def test_the_module_form_is_the_definition(pruning: str, head: str) -> None:
+    """With gradients recorded the layers are called as the modules that they are, and exits decided late."""
+    model, thresholds, _ = calibrated(pruning, head)
+    answers = tiny.define(model, BATCH, thresholds, decides_first=False)
+    assert_same_answers(model(**BATCH.padded("left"), exit_threshold=list(thresholds.values())), answers)
 
 
 @torch.no_grad()
@@ -269,7 +293,7 @@ def test_shares_round_up_as_decimal_fractions() -> None:
     lengths = torch.arange(1, 513)
     for hundredths in range(1, 101):
         exact = -(-lengths * hundredths // 100)
-        assert torch.equal(engine.top_k_counts(hundredths / 100, lengths), exact), hundredths
+        assert torch.equal(top_k_counts(hundredths / 100, lengths), exact), hundredths
 
 
 @torch.no_grad()
@@ -309,8 +333,8 @@ def test_a_large_batch_is_computed_as_a_small_one() -> None:
 def test_features_of_the_heads(head: str) -> None:
     """What heads are trained on: [CLS] of every layer, and the mean of the tokens that enter it."""
     model, _, _ = calibrated("alive", head)
-    batch = model.bert.embed(**BATCH.padded(), position_ids=None, inputs_embeds=None)
-    features = engine.run_features(model.bert.encoder.layer, batch, engine.Pruning.of(model.config), head)
+    batch = model.bert.embed(**BATCH.padded())
+    features = engine.run_features(model.bert.encoder.layer, batch, Pruning.of(model.config), head)
     answers = tiny.define(model, BATCH, classify=False)
 
     assert len(features) == LAYERS + 1

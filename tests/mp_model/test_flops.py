@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from mp_model import PyramidBertConfig
-from mp_model.flops import executed_flops, head_flops, paper_flops, tokens_of_answers
+from mp_model.exits import FastBertHead, PooledHead
+from mp_model.flops import executed_flops, paper_flops, reported_tokens
 from support import tiny
 
 BERT_BASE = PyramidBertConfig()
@@ -67,7 +68,7 @@ def test_the_last_layer_computes_only_cls() -> None:
     """Without exits, what is executed differs from the paper's count by layer 12's short cut alone, and the head."""
     n, d, f = 64, 768, 3072
     everything = paper_flops(BERT_BASE, **dense(n)).item()
-    executed = executed_flops(BERT_BASE, **dense(n), decided_layers=()).item()
+    executed = executed_flops(BERT_BASE, *dense(n).values(), decided_layers=()).item()
     others = 2 * (n - 1) * (d * d + 2 * d * n + d * d + 2 * d * f)
     assert executed == everything - others + 2 * (d * d + d * BERT_BASE.num_labels)
 
@@ -98,19 +99,18 @@ def test_closed_exits_cost_nothing() -> None:
     closed, one_open = (executed_flops(config, *sample, layers) for layers in ([], [2]))
     d, f = 32, 64
     first_token = 2 * (d * d + 2 * d * 9 + d * d + 2 * d * f)
-    assert (one_open - closed).tolist() == [first_token + head_flops(config, torch.tensor([9])).item()]
+    assert (one_open - closed).tolist() == [first_token + PooledHead.flops(config, torch.tensor([9])).item()]
 
 
 def test_a_fastbert_head_pays_for_every_token_it_reads() -> None:
     config = tiny.config(exit_head="fastbert")
     d, width = 32, 128
-    one, two = head_flops(config, torch.tensor([1, 2])).tolist()
+    one, two = FastBertHead.flops(config, torch.tensor([1, 2])).tolist()
     assert two - one == 2 * (d * width + 2 * width * width + 2 * width)
     assert one == 2 * (d * width + 5 * width * width + 2 * width + 3 * width)
 
 
 def test_tokens_in_the_layer_of_the_exit_are_those_that_entered() -> None:
-    survived = torch.tensor([[8, 5, 0, 0], [3, 0, 0, 0], [8, 5, 4, 4], [0, 0, 0, 0]])
-    lengths, exit_layer = torch.tensor([10, 6, 12, 7]), torch.tensor([2, 1, 4, 0])
-    reported = tokens_of_answers(survived, lengths, exit_layer)
+    entered = torch.tensor([[10, 8, 5, 5], [6, 3, 0, 0], [12, 8, 5, 4], [7, 0, 0, 0]])
+    reported = reported_tokens(entered, torch.tensor([2, 1, 4, 0]))
     assert reported.tolist() == [[8, 8, 0, 0], [6, 0, 0, 0], [8, 5, 4, 4], [0, 0, 0, 0]]

@@ -19,9 +19,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import mp_kernels.functional
-import mp_model.modelling
+import mp_model.inputs
 from ahead_of_time import compiling
 from mp_kernels.triton import IMPLEMENTATIONS
+from mp_model import engine, schedule
 from support import tiny
 from support.pyramids import BATCH, calibrated
 
@@ -75,7 +76,7 @@ class Launches(TorchDispatchMode):
 
 
 @contextmanager
-def counted(model: torch.nn.Module, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, list[int]]]:
+def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, list[int]]]:
     """Reads and launches: before layer 1 at first, then one entry a layer (the last with what follows it)."""
     launches, waits = Launches(), [0]
 
@@ -84,15 +85,15 @@ def counted(model: torch.nn.Module, monkeypatch: pytest.MonkeyPatch) -> Iterator
         with torch._C.DisableTorchFunction():
             return x.tolist()
 
-    for module in (mp_kernels.functional, mp_model.modelling):
+    for module in (mp_kernels.functional, mp_model.inputs):
         monkeypatch.setattr(module, "read_by_host", counted_read)
 
-    def next_layer(*_: Any) -> None:
+    def run_layer(*arguments: Any) -> engine.StepResult:
         launches.counts.append(0)
         waits.append(0)
+        return engine.run_layer(*arguments)
 
-    for layer in model.bert.encoder.layer:  # keys are every layer's first step
-        layer.attention.self.key.register_forward_pre_hook(next_layer)
+    monkeypatch.setattr(schedule, "run_layer", run_layer)
     with HiddenReads(), launches:
         yield {"launches": launches.counts, "synchronisations": waits}
 
@@ -102,6 +103,8 @@ SITUATIONS = {
     "pruning": ("alive", "cls", False),
     "exits": ("nothing", "pooled_from_0", True),
     "exits and pruning": ("alive", "pooled_from_0", True),
+    "exits, late": ("nothing", "pooled_from_0", True),
+    "exits and pruning, late": ("alive", "pooled_from_0", True),
 }
 
 
@@ -109,28 +112,26 @@ SITUATIONS = {
 @pytest.mark.parametrize("situation", SITUATIONS)
 def test_synchronisations_and_launches_of_each_layer(situation: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pruning, head, exits = SITUATIONS[situation]
+    if "late" in situation:
+        monkeypatch.setattr(engine, "decides_first", lambda rows, samples: False)
     template, thresholds, _ = calibrated(pruning, head)
     model = tiny.classifier()
     model = type(template)(template.config).eval()
     model.load_state_dict(template.state_dict())
     inputs = BATCH.padded()
-    with counted(model, monkeypatch) as counts:
+    with counted(monkeypatch) as counts:
         output = model(**inputs, exit_threshold=list(thresholds.values()) if exits else None)
 
     last = model.config.num_hidden_layers
-    assert len(counts["launches"]) == 1 + last, "every layer must be entered for its steps to be counted"
+    assert len(counts["launches"]) == 1 + last, "every layer must run for its steps to be counted"
     if exits:
         assert len(output.exit_layer.unique()) > 2
-    shrinks = {
-        "dense": [],
-        "pruning": [1, 2, 3],
-        "exits": model.config.resolved_exit_layers(),
-        "exits and pruning": [0, 1, 2, 3],
-    }[situation]
-    # Before layer 1 the host reads the batch's sizes; layer L compacts nothing.
-    expected = [int(layer in shrinks) + (layer == 0) for layer in range(1 + last)]
+    prunes = [1, 2, 3] if "pruning" in situation else []
+    leaves = model.config.resolved_exit_layers() if exits else []
+    # Before layer 1 the host reads the batch's sizes; after it, once for each compaction. Layer L compacts nothing.
+    expected = [int(layer in prunes) + int(layer in leaves) + (layer == 0) for layer in range(1 + last)]
     assert counts["synchronisations"] == expected
-    assert max(counts["synchronisations"][1:]) <= BUDGET[situation]["synchronisations a layer"] <= 1
+    assert max(counts["synchronisations"][1:]) <= BUDGET[situation]["synchronisations a layer"]
     assert max(counts["launches"][1:last]) == BUDGET[situation]["launches a layer"]
 
 
@@ -140,7 +141,7 @@ def test_a_head_that_reads_survivors_waits_for_them(monkeypatch: pytest.MonkeyPa
     template, thresholds, _ = calibrated("alive", "fastbert")
     model = type(template)(template.config).eval()
     model.load_state_dict(template.state_dict())
-    with counted(model, monkeypatch) as counts:
+    with counted(monkeypatch) as counts:
         model(**BATCH.padded(), exit_threshold=list(thresholds.values()))
     assert counts["synchronisations"] == [1, 2, 2, 2, 0]
 

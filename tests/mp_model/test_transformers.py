@@ -215,13 +215,16 @@ def test_fields_of_the_answer(follow: bool) -> None:
         "logits": ((size, 3), torch.float32),
         "exit_layer": ((size,), torch.int64),
         "uncertainty": ((size,), torch.float32),
-        "tokens_per_layer": ((size, 4), torch.int64),
-        "flops": ((size,), torch.int64),
-        "executed_flops": ((size,), torch.int64),
     }
     if follow:
         expected["pruned_by"] = ((size, width), torch.int64)
     assert {name: (tuple(x.shape), x.dtype) for name, x in output.items()} == expected
+    counts = {"tokens_per_layer": (size, 4), "flops": (size,), "executed_flops": (size,)}
+    for name, shape in counts.items():
+        assert (tuple(output[name].shape), output[name].dtype) == (shape, torch.int64)
+        assert torch.equal(output[name], getattr(output, name))
+        with pytest.raises(AttributeError, match="has no counts of work"):
+            getattr(PyramidOutput(**output), name)
     assert output.exit_layer.min() >= 1
     assert output.exit_layer.max() == 4
     assert ((output.uncertainty >= 0) & (output.uncertainty <= 1)).all()
@@ -395,11 +398,14 @@ def test_replaced_linear_layers_are_called(head: str, linear_layers_of_a_head: i
 
     wrapped = wrap_linear_layers(model)
     assert len(wrapped) == 4 * 6 + 2 + 3 * linear_layers_of_a_head
-    for name, value in model(**inputs, exit_threshold=0.0).items():
-        assert torch.equal(value, all_the_way[name]), name
-    assert all(layer.calls for layer in wrapped)
-    for name, value in model(**inputs).items():
-        assert torch.equal(value, leaving[name]), name
+    for expected, got in (
+        (all_the_way, model(**inputs, exit_threshold=0.0)),
+        (leaving, model(**inputs)),
+    ):
+        assert all(layer.calls for layer in wrapped)
+        for name in ("exit_layer", "tokens_per_layer", "flops"):
+            assert torch.equal(got[name], expected[name]), name
+        torch.testing.assert_close(got.logits, expected.logits, atol=1e-5, rtol=0)
 
 
 @torch.no_grad()

@@ -147,6 +147,7 @@ def run(
     *,
     classify: bool = True,
     first_position: int = 0,
+    decides_first: bool = True,
 ) -> Answer:
     """One sample's way up the pyramid.
 
@@ -157,6 +158,7 @@ def run(
         exit_thresholds: the threshold of each open exit, by the layer's number; None: nobody exits.
         classify: False for the encoder alone.
         first_position: position id of [CLS].
+        decides_first: whether exits are decided before the rest of their layer is computed, for the executed work.
     """
     types = torch.zeros_like(ids) if types is None else types
     open_exits = dict(exit_thresholds or {})
@@ -194,7 +196,9 @@ def run(
     answer.last_hidden_state = torch.stack([settled[j] for j in range(len(ids))])
     survived = [len(kept) for kept in answer.survivors]
     answer.flops = paper_flops(config, entered, answer.tokens_per_layer)
-    answer.executed_flops = executed_flops(config, len(ids), entered, survived, answer.exit_layer, open_exits)
+    answer.executed_flops = executed_flops(
+        config, len(ids), entered, survived, answer.exit_layer, open_exits, decides_first
+    )
     return answer
 
 
@@ -222,20 +226,16 @@ def paper_flops(config: Any, entered: Sequence[int], kept: Sequence[int]) -> int
     return work
 
 
-def can_prune(config: Any, layer: int) -> bool:
-    """Importance is never negative, and a share of 1.0 is everybody."""
-    if config.top_k is not None:
-        return config.top_k[layer - 1] != 1.0 or isinstance(config.top_k[layer - 1], int)
-    return config.prune_thresholds is not None and config.prune_thresholds[layer - 1] > 0
-
-
 def executed_flops(
-    config: Any, input_length: int, entered: Sequence[int], kept: Sequence[int], exit_layer: int, open_exits: Any
+    config: Any,
+    input_length: int,
+    entered: Sequence[int],
+    kept: Sequence[int],
+    exit_layer: int,
+    open_exits: Any,
+    decides_first: bool,
 ) -> int:
-    """What the answer takes when exits are decided first and pruned tokens leave before the output projection.
-
-    Where a layer does both, the samples that leave do so with the pruned tokens: their queries have been made by then.
-    """
+    """Work of the answer where pruned tokens leave before the output projection, and exits are decided first or late."""
     d, f = config.hidden_size, config.intermediate_size
 
     def keys_and_values(n: int) -> int:
@@ -258,12 +258,12 @@ def executed_flops(
             work += everything_else(n, m)
         elif config.exit_head == "fastbert":
             work += everything_else(n, m) + head_flops(config, m)
+        elif not decides_first:
+            work += everything_else(n, m) + head_flops(config, n)
         else:
             work += first_token(n) + head_flops(config, n)
             if layer != exit_layer:
                 work += everything_else(n, m)
-            elif can_prune(config, layer):
-                work += product(n, d, d)
     return work
 
 

@@ -1,17 +1,23 @@
-"""A stream of texts gets the answers that the model gives to each text alone, in input order."""
+"""Texts get the answers that the model gives to each of them alone, in input order, from calls and from streams."""
 
 from __future__ import annotations
 
 import itertools
 import json
+import threading
+import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from mp_model import PyramidBertForSequenceClassification
+from mp_model import Answer, Classifier, PyramidBertForSequenceClassification
 from mp_model.data.batches import Text, encode
-from mp_model.serving.classifier import Answer, classify_stream
+from mp_model.data.tokens import Tokeniser, Tokens
+from mp_model.serving import classifier as serving
+from mp_model.serving.read_ahead import END, ReadAhead
 from support import tiny, wordpiece
 
 TOKENIZER = wordpiece.tokenizer()
@@ -33,17 +39,25 @@ def model() -> PyramidBertForSequenceClassification:
     return model
 
 
+@pytest.fixture(scope="module")
+def classifier(model: PyramidBertForSequenceClassification) -> Classifier:
+    return Classifier(model, TOKENIZER)
+
+
 @torch.no_grad()
-def one_at_a_time(model: PyramidBertForSequenceClassification, texts: Sequence[Text]) -> list[Answer]:
+def one_at_a_time(
+    model: PyramidBertForSequenceClassification, texts: Sequence[Text], thresholds: Sequence[object] | None = None
+) -> list[Answer]:
     answers = []
-    for text in texts:
+    for text, threshold in zip(texts, thresholds or [None] * len(texts), strict=True):
         (row,) = encode(TOKENIZER, [text], 64)
-        out = model(**{name: torch.tensor([values]) for name, values in row.items()})
+        out = model(**{name: torch.tensor([values]) for name, values in row.items()}, exit_threshold=threshold)
         scores = out.logits[0].softmax(0)
         answers.append(
             Answer(
                 label=model.config.id2label[int(scores.argmax())],
                 score=float(scores.max()),
+                scores={model.config.id2label[n]: x for n, x in enumerate(scores.tolist())},
                 exit_layer=int(out.exit_layer),
                 uncertainty=float(out.uncertainty),
                 tokens=len(row["input_ids"]),
@@ -56,30 +70,78 @@ def one_at_a_time(model: PyramidBertForSequenceClassification, texts: Sequence[T
 def assert_same(answers: Sequence[Answer], expected: Sequence[Answer]) -> None:
     assert len(answers) == len(expected)
     for ours, theirs in zip(answers, expected, strict=True):
-        assert ours.as_dict() == pytest.approx(theirs.as_dict(), abs=1e-5)
+        mine, wanted = ours.as_dict(), theirs.as_dict()
+        assert mine.pop("scores") == pytest.approx(wanted.pop("scores"), abs=1e-5)
+        assert mine == pytest.approx(wanted, abs=1e-5)
 
 
 @pytest.mark.parametrize("texts", [TEXTS, PAIRS], ids=["texts", "pairs"])
-@pytest.mark.parametrize(("batch_size", "window"), [(1, 1), (4, 7), (5, 5), (100, 3), (32, 1024)])
-def test_answers_are_the_models(
-    model: PyramidBertForSequenceClassification, texts: list[Text], batch_size: int, window: int
-) -> None:
-    expected = one_at_a_time(model, texts)
+def test_a_call(classifier: Classifier, texts: list[Text], monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = one_at_a_time(classifier.model, texts)
     assert len({answer.exit_layer for answer in expected}) > 1
     assert len({answer.label for answer in expected}) > 1
     assert max(answer.tokens for answer in expected) == 64
-    assert_same(list(classify_stream(model, TOKENIZER, texts, batch_size=batch_size, window=window)), expected)
+    assert_same(classifier(texts), expected)
+    monkeypatch.setattr(serving, "CHUNK", 4)  # more texts than a chunk go through a thread that reads ahead
+    assert_same(classifier(texts), expected)
 
 
-def test_the_callers_exit_threshold_goes_before_the_models(model: PyramidBertForSequenceClassification) -> None:
-    patient = classify_stream(model, TOKENIZER, TEXTS, exit_threshold=0.0)
-    assert {answer.exit_layer for answer in patient} == {4}
-    only_the_second_exit = classify_stream(model, TOKENIZER, TEXTS, exit_threshold=[0.0, 1.0, 0.0])
-    assert {answer.exit_layer for answer in only_the_second_exit} == {2}
+@pytest.mark.parametrize("texts", [TEXTS, PAIRS], ids=["texts", "pairs"])
+@pytest.mark.parametrize("budget", [1, 100, 10_000])
+@pytest.mark.parametrize("window", [1, 3, 7, 1024])
+def test_a_stream(
+    classifier: Classifier, texts: list[Text], budget: int, window: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving, "BUDGET", budget)
+    assert_same(list(classifier.stream(texts, window)), one_at_a_time(classifier.model, texts))
 
 
-def test_an_endless_stream_is_read_a_window_at_a_time(model: PyramidBertForSequenceClassification) -> None:
-    taken = 0
+def test_exit_thresholds_of_a_call(classifier: Classifier) -> None:
+    assert {answer.exit_layer for answer in classifier(TEXTS, "never")} == {4}
+    assert {answer.exit_layer for answer in classifier(TEXTS, [0.0, 1.0, 0.0])} == {2}
+    assert {answer.exit_layer for answer in classifier.stream(TEXTS, exit_threshold=1.0)} == {1}
+
+
+@pytest.mark.parametrize("chunk", [4, 256])
+def test_one_exit_threshold_a_text(classifier: Classifier, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "CHUNK", chunk)
+    thresholds = [float(n % 2) for n in range(len(TEXTS))]
+    answers = classifier(TEXTS, torch.tensor(thresholds))
+    assert_same(answers, one_at_a_time(classifier.model, TEXTS, thresholds))
+    assert {answer.exit_layer for answer in answers} == {1, 4}
+
+
+@pytest.mark.parametrize(
+    ("threshold", "message"),
+    [
+        (torch.rand(3), "one entry per text, \\[23\\]; got \\[3\\]"),
+        (1.5, "must lie in \\[0, 1\\]"),
+        ([0.5], "one number for each exit layer, 3; got 1"),
+        ("always", "or None"),
+    ],
+)
+def test_thresholds_that_cannot_be_followed(classifier: Classifier, threshold: object, message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        classifier(TEXTS, threshold)
+    if not isinstance(threshold, torch.Tensor):
+        with pytest.raises((ValueError, TypeError), match=message):
+            classifier.stream(TEXTS, exit_threshold=threshold)
+
+
+def test_texts_that_cannot_be_read(classifier: Classifier) -> None:
+    with pytest.raises(TypeError, match="put it into a list"):
+        classifier("a text")
+    with pytest.raises(ValueError, match="all single or all pairs"):
+        classifier(["one", ("one", "two")])
+    with pytest.raises(ValueError, match="window must be at least 1; got 0"):
+        classifier.stream(TEXTS, window=0)
+    with pytest.raises(TypeError, match="exit_threshold of a stream"):
+        classifier.stream(TEXTS, exit_threshold=torch.rand(len(TEXTS)))
+
+
+@pytest.mark.parametrize("window", [1, 4, 16])
+def test_an_endless_stream_is_read_a_window_at_a_time(classifier: Classifier, window: int) -> None:
+    taken, most = 0, 0
 
     def endless() -> Iterator[str]:
         nonlocal taken
@@ -87,28 +149,123 @@ def test_an_endless_stream_is_read_a_window_at_a_time(model: PyramidBertForSeque
             taken += 1
             yield text
 
-    answers = classify_stream(model, TOKENIZER, endless(), window=4)
-    assert taken == 0
-    five = list(itertools.islice(answers, 5))
-    assert taken == 8
-    assert_same(five, one_at_a_time(model, TEXTS[:5]))
+    answers = classifier.stream(endless(), window=window)
+    assert taken == 0, "nothing is read before somebody asks for answers"
+    found = []
+    for number, answer in enumerate(itertools.islice(answers, 40)):
+        found.append(answer)
+        most = max(most, taken - number)
+    assert_same(found, one_at_a_time(classifier.model, list(itertools.islice(itertools.cycle(TEXTS), 40))))
+    assert most <= max(window, 4)
+    answers.close()
 
 
-def test_no_texts_no_answers(model: PyramidBertForSequenceClassification) -> None:
-    assert list(classify_stream(model, TOKENIZER, [])) == []
+def test_answers_do_not_wait_for_texts_that_do_not_come(classifier: Classifier) -> None:
+    """Somebody types three lines and looks at the screen."""
+    go_on = threading.Event()
+
+    def typed() -> Iterator[str]:
+        yield from TEXTS[:3]
+        assert go_on.wait(60)
+        yield from TEXTS[3:5]
+
+    answers = classifier.stream(typed(), window=4)  # a chunk is a single text
+    first = [next(answers) for _ in range(3)]
+    go_on.set()
+    assert_same([*first, *answers], one_at_a_time(classifier.model, TEXTS[:5]))
 
 
-def test_answers_are_json(model: PyramidBertForSequenceClassification) -> None:
-    (answer,) = classify_stream(model, TOKENIZER, ["the rates"])
+def test_an_error_of_the_texts_comes_after_the_answers_before_it(classifier: Classifier) -> None:
+    def broken() -> Iterator[str]:
+        yield from TEXTS[:4]
+        raise OSError("the disk is gone")
+
+    answers = classifier.stream(broken(), window=4)
+    assert_same([next(answers) for _ in range(4)], one_at_a_time(classifier.model, TEXTS[:4]))
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(answers)
+
+
+def test_no_texts_no_answers(classifier: Classifier) -> None:
+    assert classifier([]) == []
+    assert list(classifier.stream([])) == []
+
+
+def test_answers_are_json(classifier: Classifier) -> None:
+    (answer,) = classifier(["the rates"])
     assert json.loads(json.dumps(answer.as_dict())) == answer.as_dict()
+    assert sum(answer.scores.values()) == pytest.approx(1)
+    assert answer.scores[answer.label] == answer.score == max(answer.scores.values())
 
 
-@pytest.mark.parametrize(
-    ("sizes", "got"),
-    [({"batch_size": 0}, "0 and 1024"), ({"window": 0}, "32 and 0"), ({"batch_size": -1}, "-1 and 1024")],
-)
-def test_sizes_below_one_are_refused(
-    model: PyramidBertForSequenceClassification, sizes: dict[str, int], got: str
+def test_a_saved_folder(classifier: Classifier, tmp_path: Path) -> None:
+    classifier.model.save_pretrained(tmp_path)
+    TOKENIZER.save_pretrained(tmp_path)
+    assert_same(Classifier.load(tmp_path)(TEXTS), classifier(TEXTS))
+    with pytest.raises(ValueError, match="precision must be"):
+        Classifier.load(tmp_path, precision="float8")
+    with pytest.raises(ValueError, match="cannot be used here"):
+        Classifier.load(tmp_path, device="abacus")
+    with pytest.raises(ValueError, match=r"a folder with config\.json"):
+        Classifier.load(tmp_path / "nothing")
+
+
+def test_bfloat16_needs_a_processor_for_it(
+    classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ValueError, match=f"batch_size and window must be at least 1; got {got}"):
-        next(classify_stream(model, TOKENIZER, TEXTS, **sizes))
+    classifier.model.save_pretrained(tmp_path)
+    TOKENIZER.save_pretrained(tmp_path)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    assert Classifier.load(tmp_path, precision="bfloat16").model.dtype == torch.bfloat16
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    with pytest.raises(ValueError, match="slower than float32 on a processor without"):
+        Classifier.load(tmp_path, precision="bfloat16")
+
+
+class Slow:
+    """A tokenizer without a Rust object behind it."""
+
+    is_fast = False
+
+    def __call__(self, *arguments: object, **options: object) -> object:
+        return TOKENIZER(*arguments, **options)
+
+
+@pytest.mark.parametrize("tokenizer", [TOKENIZER, Slow()], ids=["fast", "slow"])
+@pytest.mark.parametrize("texts", [TEXTS, PAIRS], ids=["texts", "pairs"])
+def test_token_ids_are_the_tokenizers(tokenizer: object, texts: list[Text]) -> None:
+    tokens, rows = Tokeniser(tokenizer, 30)(texts), encode(TOKENIZER, texts, 30)
+    assert tokens.lengths.tolist() == [len(row["input_ids"]) for row in rows]
+    assert tokens.ids.tolist() == [token for row in rows for token in row["input_ids"]]
+    types = [kind for row in rows for kind in row["token_type_ids"]]
+    assert types == ([0] * len(types) if tokens.types is None else tokens.types.tolist())
+    assert (tokens.types is None) == (texts is TEXTS)
+
+
+def test_slices_of_tokens() -> None:
+    lengths = np.array([5, 3, 9, 1, 1, 4])
+    tokens = Tokens(np.arange(23), None, lengths)
+    slices = tokens.slices(8)
+    assert [(x.start, x.stop) for x in slices] == [(0, 2), (2, 3), (3, 6)]
+    parts = [tokens[x] for x in slices]
+    assert [part.ids.tolist() for part in parts] == [list(range(8)), list(range(8, 17)), list(range(17, 23))]
+    assert [part.lengths.tolist() for part in parts] == [[5, 3], [9], [1, 1, 4]]
+    assert Tokens(np.arange(0), None, np.arange(0)).slices(8) == []
+
+
+def test_reading_ahead() -> None:
+    made = []
+
+    def source() -> Iterator[int]:
+        for number in range(5):
+            made.append(number)
+            yield number
+
+    ahead = ReadAhead(source(), ahead=2)
+    deadline = time.monotonic() + 30
+    while len(made) < 3 and time.monotonic() < deadline:
+        time.sleep(0.001)
+    time.sleep(0.01)
+    assert made == [0, 1, 2], "two wait and one is in the maker's hands"
+    assert [ahead.take() for _ in range(6)] == [0, 1, 2, 3, 4, END]
+    assert ahead.take(0.001) is None

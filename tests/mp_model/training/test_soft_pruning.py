@@ -50,8 +50,8 @@ def test_ltp_s_own_loss_masks_and_gradients(golden: dict[str, Tensor]) -> None:
     positions = (torch.arange(PADDED_WIDTH) + FIRST_POSITION)[None]
     batch = model.bert.embed(golden["ids"], mask, None, positions, None)
     soft = SoftPruning(thresholds, temperature, PADDED_WIDTH, protect_first=False)
-    run = engine.run_encoder(model.bert.encoder.layer, batch, soft)
-    logits = model.final_head(run.first)
+    _, first = engine.run_encoder(model.bert.encoder.layer, batch, soft)
+    logits = model.final_head(first)
     torch.testing.assert_close(logits, golden["logits"], atol=1e-4, rtol=0)
     cross_entropy = F.cross_entropy(logits, golden["labels"])
     assert abs(cross_entropy.item() - float(golden["ce"])) < 1e-4

@@ -1,0 +1,110 @@
+"""A layer as the engine sees it, and the decision between its two forms.
+
+The *module form* calls the model's own modules, so whatever was done to them takes effect: hooks, adapters, sharding,
+offloading, pruned, re-parametrised or quantised layers. Training uses it. The *prepared form* works on the weights
+themselves, packed and fused for inference; it is taken where the weights say everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from mp_kernels import Kept, Ragged
+
+# Chooses a layer's survivors by the importance, float32 [heads, total], of the tokens that entered; None: all survive.
+Survive = Callable[[Tensor], Kept | None]
+
+
+@dataclass
+class PackedInputs:
+    """A packed batch before the embeddings.
+
+    Attributes:
+        words: the real tokens; ``values`` are int64 word-piece ids ``[total]``, or their vectors ``[total, hidden]``.
+        token_types: int64 ``[total]``.
+        positions: int64 ``[total]``.
+        positions_end: host int above every position.
+    """
+
+    words: Ragged
+    token_types: Tensor
+    positions: Tensor
+    positions_end: int
+
+    def with_values(self, values: Tensor) -> Ragged:
+        """The same batch of other rows."""
+        words = self.words
+        return Ragged(values, words.cu_seqlens, words.max_seqlen, words.index, words.width)
+
+
+class Block(Protocol):
+    """One layer of a backbone on packed rows."""
+
+    decides_first: bool
+    """Whether :meth:`keys_values` and :meth:`first` can be had before, and without, the rest of the layer."""
+
+    def keys_values(self, values: Tensor) -> Tensor:
+        """Keys and values ``[total, 2 hidden]`` of rows ``[total, hidden]``."""
+        ...
+
+    def first(self, batch: Ragged, keys_values: Tensor | None = None) -> Tensor:
+        """The layer's output for [CLS] alone, ``[batch, hidden]``: all that a decision or the last head reads."""
+        ...
+
+    def whole(
+        self, batch: Ragged, survive: Survive | None = None, keys_values: Tensor | None = None
+    ) -> tuple[Ragged, Kept | None]:
+        """The layer's output for the tokens that survive it, and which these are (None: all).
+
+        Args:
+            batch: the tokens that enter the layer.
+            survive: the choice of survivors; None: all, and no importance is computed.
+            keys_values: what :meth:`keys_values` gave for these rows, where it was called before.
+        """
+        ...
+
+
+def why_modules_now(device: torch.device) -> str | None:
+    """The reason why every module must be called as it is just now, whatever it holds; None: there is none."""
+    if torch.is_grad_enabled():
+        return "gradients are recorded"
+    if torch.is_autocast_enabled(device.type):
+        return "autocast is on"
+    if torch.compiler.is_compiling():
+        return "the model is being compiled"
+    return None
+
+
+def why_modules(modules: Iterable[nn.Module], plain: frozenset[type]) -> str | None:
+    """The reason why one of these modules must be called as it is; None where their weights say everything.
+
+    Args:
+        modules: all modules of a part of the model.
+        plain: the types whose weights say everything.
+    """
+    for module in modules:
+        kind = type(module)
+        if kind not in plain:
+            return f"a layer is a {kind.__name__}"
+        if module.training:
+            return "the model is in training mode"
+        # Offloading replaces `forward` on the instance; pruned and weight-normed layers compute a weight in a hook.
+        if (
+            module._forward_hooks
+            or module._forward_pre_hooks
+            or module._backward_hooks
+            or module._backward_pre_hooks
+            or "forward" in module.__dict__
+        ):
+            return f"a {kind.__name__} has hooks"
+        for parameter in module._parameters.values():
+            if parameter is not None and type(parameter) is not nn.Parameter:
+                return f"a {kind.__name__} holds a {type(parameter).__name__}"
+        if kind is nn.Linear and "weight" not in module._parameters:
+            return "a Linear computes its weight"
+    return None

@@ -1,0 +1,104 @@
+"""Texts into token ids, without padding and without lists of numbers on the way."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from .batches import Text
+
+
+@dataclass
+class Tokens:
+    """The token ids of several texts, back to back.
+
+    Attributes:
+        ids: int64 ``[total]``.
+        types: int64 ``[total]``, 0 for the first text of a pair and 1 for the second; None for single texts.
+        lengths: int64 ``[texts]``.
+    """
+
+    ids: np.ndarray
+    types: np.ndarray | None
+    lengths: np.ndarray
+
+    def __len__(self) -> int:
+        return self.lengths.shape[0]
+
+    def slices(self, budget: int) -> list[slice]:
+        """Ranges of texts in order, each of at most ``budget`` tokens, or of a single text."""
+        ends = np.cumsum(self.lengths)
+        found, begin = [], 0
+        while begin < len(self):
+            before = ends[begin - 1] if begin else 0
+            end = max(begin + 1, int(np.searchsorted(ends, before + budget, side="right")))
+            found.append(slice(begin, end))
+            begin = end
+        return found
+
+    def __getitem__(self, texts: slice) -> Tokens:
+        ends = np.cumsum(self.lengths)
+        begin = int(ends[texts.start - 1]) if texts.start else 0
+        rows = slice(begin, int(ends[texts.stop - 1]))
+        return Tokens(self.ids[rows], None if self.types is None else self.types[rows], self.lengths[texts])
+
+
+def are_pairs(texts: Sequence[Text]) -> bool:
+    """Whether texts are pairs.
+
+    Raises:
+        ValueError: some are and some are not.
+    """
+    kinds = {isinstance(text, tuple) for text in texts}
+    if len(kinds) == 2:
+        raise ValueError("texts must be all single or all pairs; got both")
+    return kinds == {True}
+
+
+class Tokeniser:
+    """A tokenizer of transformers for texts that are cut to a number of tokens.
+
+    It works on a copy of the tokenizer's own Rust object, which lets other threads run meanwhile.
+
+    Args:
+        tokenizer: any tokenizer of transformers; a slow one is called as it is.
+        max_length: tokens of a text at most.
+    """
+
+    def __init__(self, tokenizer: Any, max_length: int) -> None:
+        self.tokenizer, self.max_length = tokenizer, max_length
+        self.backend: Any = None
+        if getattr(tokenizer, "is_fast", False):
+            self.backend = copy.deepcopy(tokenizer.backend_tokenizer)
+            self.backend.no_padding()
+            self.backend.enable_truncation(max_length, direction=tokenizer.truncation_side)
+
+    def __call__(self, texts: Sequence[Text]) -> Tokens:
+        """Token ids of each text, or pair of texts."""
+        pairs = are_pairs(texts)
+        if self.backend is not None:
+            encodings = self.backend.encode_batch_fast(list(texts))
+            rows = [encoding.ids for encoding in encodings]
+            types = [encoding.type_ids for encoding in encodings] if pairs else None
+        else:
+            firsts, seconds = zip(*texts, strict=True) if pairs else (texts, None)
+            encoded = self.tokenizer(
+                list(firsts),
+                None if seconds is None else list(seconds),
+                truncation=True,
+                max_length=self.max_length,
+                return_token_type_ids=pairs,
+                return_attention_mask=False,
+            )
+            rows, types = encoded["input_ids"], encoded.get("token_type_ids")
+        lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
+        return Tokens(_flat(rows, lengths), None if types is None else _flat(types, lengths), lengths)
+
+
+def _flat(rows: Sequence[Sequence[int]], lengths: np.ndarray) -> np.ndarray:
+    return np.fromiter(chain.from_iterable(rows), dtype=np.int64, count=int(lengths.sum()))

@@ -1,0 +1,205 @@
+"""The model's arguments, checked and packed: what enters the embeddings."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import mp_kernels
+from mp_kernels import Ragged
+from mp_kernels.memory import read_by_host
+
+from .backbones.forms import PackedInputs
+
+
+class Bounded(NamedTuple):
+    """An integer argument and its range.
+
+    Attributes:
+        name: the argument's name, for messages.
+        values: int ``[batch, width]``.
+        end: number of values that it may have, from 0.
+        hint: way out, for messages.
+    """
+
+    name: str
+    values: Tensor
+    end: int
+    hint: str = ""
+
+
+def pack_inputs(
+    config: Any,
+    dtype: torch.dtype,
+    input_ids: Tensor | None,
+    attention_mask: Tensor | None = None,
+    token_type_ids: Tensor | None = None,
+    position_ids: Tensor | None = None,
+    inputs_embeds: Tensor | None = None,
+) -> PackedInputs:
+    """Checks a padded batch and takes its padding out.
+
+    Positions count from each sample's first real token, so the side of the padding changes nothing.
+
+    Args:
+        config: the model's configuration.
+        dtype: the embeddings' dtype, which ``inputs_embeds`` must have.
+        input_ids: int ``[batch, width]``; or ``inputs_embeds``, floating ``[batch, width, hidden]``.
+        attention_mask: ``[batch, width]``, 1 for real tokens; None: all are real.
+        token_type_ids: int ``[batch, width]``; None: all 0.
+        position_ids: int ``[batch, width]`` or ``[1, width]``; None: counted.
+
+    Raises:
+        ValueError: an argument of a wrong shape or dtype, a value outside its range, a sample without a token; the message
+            names the argument.
+    """
+    source = _checked_source(config, dtype, input_ids, inputs_embeds)
+    shape, device = source.shape[:2], source.device
+    if attention_mask is None:
+        attention_mask = torch.ones(shape, dtype=torch.bool, device=device)
+    _check_shape("attention_mask", attention_mask, shape)
+    keep = attention_mask != 0
+    if position_ids is None:
+        first = keep.byte().argmax(1, keepdim=True) if shape[1] else 0
+        position_ids = torch.arange(shape[1], device=device) - first
+    else:
+        _check_shape("position_ids", position_ids, shape, (1, shape[1]))
+        _check_integers("position_ids", position_ids)
+    position_ids = position_ids.expand(shape)
+    positions = Bounded("position_ids", position_ids, config.max_position_embeddings, "; truncate the text")
+    others = []
+    if token_type_ids is not None:
+        _check_shape("token_type_ids", token_type_ids, shape)
+        _check_integers("token_type_ids", token_type_ids)
+        others.append(Bounded("token_type_ids", token_type_ids, config.type_vocab_size))
+    if input_ids is not None:
+        hint = "; was it made by this model's tokenizer?"
+        others.append(Bounded("input_ids", input_ids, config.vocab_size, hint))
+    extents = checked_extents(keep, positions, others)
+    words = mp_kernels.pack(source, keep, (extents.total, extents.longest))
+    rows = words.index
+    assert rows is not None
+    types = torch.zeros_like(rows) if token_type_ids is None else token_type_ids.reshape(-1)[rows].long()
+    return PackedInputs(words, types, position_ids.reshape(-1)[rows], extents.positions_end)
+
+
+class Extents(NamedTuple):
+    """Sizes of a padded batch: its real tokens, the longest sample's, and the end of the range of positions."""
+
+    total: int
+    longest: int
+    positions_end: int
+
+
+def checked_extents(keep: Tensor, positions: Bounded, others: list[Bounded]) -> Extents:
+    """All that the host must know of a padded batch, in one read.
+
+    Args:
+        keep: bool ``[batch, width]``, the real tokens.
+        positions: the positions and their range.
+        others: further integers that must keep to their ranges.
+
+    Raises:
+        ValueError: a sample without a token; a value outside its range, at a real token.
+    """
+    if keep.shape[0] == 0:
+        return Extents(0, 0, 0)
+    bounded = [positions, *others]
+    counts = keep.sum(1)
+    facts = [counts.sum(), counts.amax(), counts.amin(), counts.argmin()]
+    if keep.shape[1]:
+        facts += [extreme for x in bounded for extreme in torch.where(keep, x.values, 0).aminmax()]
+    total, longest, shortest, shortest_row, *extremes = read_by_host(torch.stack([x.long() for x in facts]))
+    if shortest == 0:
+        raise ValueError(
+            f"attention_mask has no token in row {shortest_row}; every sample needs at least [CLS], drop the row"
+        )
+    for x, lowest, highest in zip(bounded, extremes[::2], extremes[1::2], strict=True):
+        if lowest < 0 or highest >= x.end:
+            wrong = lowest if lowest < 0 else highest
+            raise ValueError(f"{x.name} must lie in 0..{x.end - 1}; got {wrong}{x.hint}")
+    return Extents(total, longest, extremes[1] + 1)
+
+
+def _checked_source(config: Any, dtype: torch.dtype, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+    """The ids or the vectors of the words, whichever were given."""
+    if input_ids is None and inputs_embeds is None:
+        raise ValueError("give either input_ids or inputs_embeds; got none")
+    if inputs_embeds is None:
+        if not _is_integer_tensor(input_ids) or input_ids.dim() != 2:
+            raise ValueError(f"input_ids must be int64 or int32 [batch, width]; got {_describe(input_ids)}")
+        return input_ids
+    if input_ids is not None:
+        raise ValueError("give either input_ids or inputs_embeds; got both")
+    fits = (
+        isinstance(inputs_embeds, Tensor)
+        and inputs_embeds.dtype == dtype
+        and inputs_embeds.dim() == 3
+        and inputs_embeds.shape[2] == config.hidden_size
+    )
+    if not fits:
+        wanted = f"{str(dtype).removeprefix('torch.')} [batch, width, {config.hidden_size}]"
+        raise ValueError(f"inputs_embeds must be {wanted} like the model; got {_describe(inputs_embeds)}")
+    return inputs_embeds
+
+
+def _check_shape(name: str, x: Any, *shapes: tuple[int, ...]) -> None:
+    if not isinstance(x, Tensor) or tuple(x.shape) not in [tuple(shape) for shape in shapes]:
+        raise ValueError(f"{name} must be [batch, width] like the input, {list(shapes[0])}; got {_describe(x)}")
+
+
+def _check_integers(name: str, x: Any) -> None:
+    if not _is_integer_tensor(x):
+        raise ValueError(f"{name} must be int64 or int32; got {_describe(x)}")
+
+
+def _is_integer_tensor(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.dtype in (torch.int64, torch.int32)
+
+
+def _describe(x: Any) -> str:
+    return f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+
+
+def pack_tokens(
+    config: Any,
+    ids: np.ndarray,
+    types: np.ndarray | None,
+    lengths: np.ndarray,
+    device: torch.device | str = "cpu",
+) -> PackedInputs:
+    """Packed inputs of token ids that were never padded.
+
+    Args:
+        config: the model's configuration.
+        ids: int64 ``[total]``, the samples' word-piece ids back to back.
+        types: int64 ``[total]``, their token types; None: all 0.
+        lengths: int64 ``[batch]``, tokens of each sample, at least 1.
+        device: the model's device.
+
+    Raises:
+        ValueError: a sample without a token or with more than the model's positions, an id outside the vocabulary.
+    """
+    longest = int(lengths.max(initial=0))
+    if longest > config.max_position_embeddings:
+        raise ValueError(f"a text has {longest} tokens; the model has {config.max_position_embeddings} positions")
+    if lengths.min(initial=1) < 1:
+        raise ValueError("a text has no token; every sample needs at least [CLS]")
+    if ids.size and not 0 <= ids.min() <= ids.max() < config.vocab_size:
+        wrong = int(ids.max() if ids.min() >= 0 else ids.min())
+        raise ValueError(
+            f"input_ids must lie in 0..{config.vocab_size - 1}; got {wrong}; was it made by this model's tokenizer?"
+        )
+    starts = np.zeros(lengths.shape[0] + 1, dtype=np.int32)
+    np.cumsum(lengths, out=starts[1:])
+    positions = np.arange(ids.shape[0]) - np.repeat(starts[:-1], lengths)
+
+    def on_device(x: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(x)).to(device, non_blocking=True)
+
+    words = Ragged(on_device(ids), on_device(starts), longest)
+    token_types = on_device(np.zeros_like(ids) if types is None else types)
+    return PackedInputs(words, token_types, on_device(positions), longest)

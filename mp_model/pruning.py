@@ -1,0 +1,88 @@
+"""Which tokens survive a layer: by thresholds on importance, or the most important ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+import mp_kernels
+from mp_kernels import Kept, Ragged
+
+from .configuration import PyramidBertConfig
+
+
+@dataclass
+class Pruning:
+    """A rule for each layer.
+
+    Attributes:
+        thresholds: L floats, or None.
+        top_k: L ints or shares of the entering tokens, or None.
+        normalizer: the divisor of importance; see :class:`PyramidBertConfig`.
+    """
+
+    thresholds: list[float] | None
+    top_k: list[int | float] | None
+    normalizer: str | int | float
+
+    @classmethod
+    def of(cls, config: PyramidBertConfig, thresholds: Sequence[float] | None = None) -> Pruning:
+        """The configuration's rules, or the given thresholds instead of them.
+
+        Raises:
+            ValueError, TypeError: settings that cannot be followed.
+        """
+        if thresholds is not None:
+            return cls(config.resolved_thresholds(thresholds), None, config.importance_normalizer)
+        return cls(config.resolved_thresholds(), config.resolved_top_k(), config.importance_normalizer)
+
+    def happens(self, layer: int) -> bool:
+        """Whether layer ``layer`` (from 1) can prune at all; importance is never negative."""
+        if self.top_k is not None:
+            return self.top_k[layer - 1] != 1 or isinstance(self.top_k[layer - 1], int)
+        return self.thresholds is not None and self.thresholds[layer - 1] > 0
+
+    def survivors(self, layer: int, importance: Tensor, batch: Ragged, input_lengths: Tensor) -> Kept | None:
+        """The tokens that survive layer ``layer``; None: all of them.
+
+        Args:
+            layer: the layer's number, from 1.
+            importance: float32 ``[heads, total]``, by head, of the tokens that entered the layer.
+            batch: these tokens.
+            input_lengths: int64 ``[batch]``, the tokens that each sample came with.
+        """
+        if self.top_k is not None:
+            counts = top_k_counts(self.top_k[layer - 1], batch.lengths)
+            kept = mp_kernels.top_k_tokens(importance, batch.cu_seqlens, counts)
+        else:
+            assert self.thresholds is not None
+            importance = self.normalized(importance, batch, input_lengths)
+            kept = mp_kernels.prune_tokens(importance, batch.cu_seqlens, self.thresholds[layer - 1])
+        return None if kept.index.shape[0] == importance.shape[-1] else kept
+
+    def normalized(self, importance: Tensor, batch: Ragged, input_lengths: Tensor) -> Tensor:
+        """Importance ``[..., total]``, divided by the :attr:`normalizer` instead of by the number of entering tokens."""
+        if self.normalizer == "alive":
+            return importance
+        lengths = batch.lengths
+        divisor = input_lengths if self.normalizer == "input" else self.normalizer
+        factor = (lengths / divisor).to(importance.dtype)
+        return importance * torch.repeat_interleave(factor, lengths, output_size=importance.shape[-1])
+
+    def soft_mask(self, layer: int, importance: Tensor, batch: Ragged, input_lengths: Tensor) -> Tensor | None:
+        """Factor ``[total]`` for each of layer ``layer``'s output rows, where tokens fade out instead of leaving.
+
+        None, here always: they leave.
+        """
+        return None
+
+
+def top_k_counts(k: int | float, lengths: Tensor) -> Tensor:
+    """int64 ``[batch]``: k itself, or that share of the lengths, rounded up."""
+    if isinstance(k, int):
+        return torch.full_like(lengths, k)
+    rounding = 1e-6  # 0.55 of 20 tokens is 11, though the product in floating point lies above it
+    return torch.ceil(lengths.double() * k - rounding).long()
