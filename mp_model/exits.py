@@ -88,7 +88,7 @@ class TanhHead(ExitHead):
         return mp_kernels.exit_head(features, dense.weight, dense.bias, classifier.weight, classifier.bias, threshold)
 
     @classmethod
-    def flops(cls, config: Any, tokens: Tensor) -> Tensor:  # type: ignore[override]
+    def flops(cls, config: Any, tokens: Tensor) -> Tensor:
         d, labels = config.hidden_size, config.num_labels
         return torch.full_like(tokens, 2 * (cls.widths * d * d + d * labels))
 
@@ -153,7 +153,7 @@ class FastBertHead(ExitHead):
         return self.classifier(torch.tanh(self.dense(self.output(context.flatten(1)))))
 
     @classmethod
-    def flops(cls, config: Any, tokens: Tensor) -> Tensor:  # type: ignore[override]
+    def flops(cls, config: Any, tokens: Tensor) -> Tensor:
         d, width = config.hidden_size, cls.width
         of_all_tokens = d * width + 2 * width * width + 2 * width  # input, keys and values, attention row
         of_first = 3 * width * width + width * config.num_labels  # query, output and dense, classifier

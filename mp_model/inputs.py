@@ -129,7 +129,7 @@ def _checked_source(config: Any, dtype: torch.dtype, input_ids: Tensor | None, i
     if input_ids is None and inputs_embeds is None:
         raise ValueError("give either input_ids or inputs_embeds; got none")
     if inputs_embeds is None:
-        if not _is_integer_tensor(input_ids) or input_ids.dim() != 2:
+        if input_ids is None or not _is_integer_tensor(input_ids) or input_ids.dim() != 2:
             raise ValueError(f"input_ids must be int64 or int32 [batch, width]; got {_describe(input_ids)}")
         return input_ids
     if input_ids is not None:

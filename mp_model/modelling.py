@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import BertConfig, PreTrainedConfig
-from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.bert.modeling_bert import BertEmbeddings, BertPooler, BertPreTrainedModel
-from transformers.utils.generic import can_return_tuple
+from transformers.utils.generic import ModelOutput, can_return_tuple
 
 import mp_kernels
 from mp_kernels import Ragged
@@ -90,8 +90,8 @@ class PyramidBertPreTrainedModel(BertPreTrainedModel):
     config: PyramidBertConfig
     base_model_prefix = "bert"
     supports_gradient_checkpointing = False
-    _no_split_modules: ClassVar[list[str]] = ["BertEmbeddings", "RaggedBertLayer"]
-    _keys_to_ignore_on_load_unexpected = (r"^cls\.", r"position_ids$")
+    _no_split_modules = ["BertEmbeddings", "RaggedBertLayer"]  # noqa: RUF012
+    _keys_to_ignore_on_load_unexpected = [r"^cls\.", r"position_ids$"]  # noqa: RUF012
 
     def __init__(self, config: PreTrainedConfig, *inputs: Any, **kwargs: Any) -> None:
         super().__init__(_as_pyramid(config), *inputs, **kwargs)
@@ -112,10 +112,16 @@ class PyramidBert(PyramidBertPreTrainedModel):
         self.pooler = BertPooler(config) if add_pooling_layer else None
         self.post_init()
 
+    @property
+    def layers(self) -> list[nn.Module]:
+        """The L layers."""
+        return list(self.encoder.layer)
+
     def get_input_embeddings(self) -> nn.Module:
         return self.embeddings.word_embeddings
 
     def set_input_embeddings(self, value: nn.Module) -> None:
+        assert isinstance(value, nn.Embedding)
         self.embeddings.word_embeddings = value
 
     def embed(
@@ -165,7 +171,7 @@ class PyramidBert(PyramidBertPreTrainedModel):
         _refuse_unsupported(self.config, kwargs)
         pruning = Pruning.of(self.config, prune_thresholds)
         batch = self.embed(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
-        values, first = engine.run_encoder(self.encoder.layer, batch, pruning)
+        values, first = engine.run_encoder(self.layers, batch, pruning)
         states = mp_kernels.unpack(Ragged(values, batch.cu_seqlens, batch.max_seqlen, batch.index, batch.width))
         pooled = None if self.pooler is None else self.pooler(first.unsqueeze(1))
         return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=pooled)
@@ -184,16 +190,17 @@ class PyramidBertForSequenceClassification(PyramidBertPreTrainedModel):
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config)
         config = self.config
-        self.num_labels = config.num_labels
+        self.num_labels: int = config.num_labels  # type: ignore[assignment]  # derived from id2label, never None
         self.bert = PyramidBert(config)
         dropout = config.classifier_dropout if config.classifier_dropout is not None else config.hidden_dropout_prob
         self.dropout = nn.Dropout(dropout)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.classifier = nn.Linear(config.hidden_size, self.num_labels)
         self.exits = make_exit_heads(config)
         self.post_init()
 
     def final_head(self, first: Tensor) -> Tensor:
         """The model's own head: logits ``[batch, labels]`` from layer L's [CLS] ``[batch, hidden]``."""
+        assert self.bert.pooler is not None
         return self.classifier(self.dropout(self.bert.pooler(first.unsqueeze(1))))
 
     def pyramid(
@@ -213,7 +220,7 @@ class PyramidBertForSequenceClassification(PyramidBertPreTrainedModel):
             layers = self.config.resolved_exit_layers()
             heads: dict[int, Any] = {layer: self.exits[str(layer)] for layer in layers}
             exits = Exits(heads, dict(zip(layers, thresholds, strict=True)))
-        return Pyramid(self.bert.encoder.layer, pruning, exits, self.final_head)
+        return Pyramid(self.bert.layers, pruning, exits, self.final_head)
 
     @can_return_tuple
     def forward(

@@ -68,7 +68,7 @@ class Pruning:
         if self.normalizer == "alive":
             return importance
         lengths = batch.lengths
-        divisor = input_lengths if self.normalizer == "input" else self.normalizer
+        divisor = input_lengths if isinstance(self.normalizer, str) else self.normalizer
         factor = (lengths / divisor).to(importance.dtype)
         return importance * torch.repeat_interleave(factor, lengths, output_size=importance.shape[-1])
 

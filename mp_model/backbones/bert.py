@@ -111,8 +111,11 @@ def attend(
     cu_seqlens_q = None
     if query.shape[0] != key.shape[0]:
         cu_seqlens_q = torch.arange(batch.batch_size + 1, dtype=torch.int32, device=query.device)
+    q, k, v = (x.unflatten(-1, (heads, -1)) for x in (query, key, value))
     out, importance = mp_kernels.ragged_attention(
-        *(x.unflatten(-1, (heads, -1)) for x in (query, key, value)),
+        q,
+        k,
+        v,
         batch.cu_seqlens,
         batch.max_seqlen,
         cu_seqlens_q=cu_seqlens_q,
@@ -243,7 +246,7 @@ class PreparedBertBlock:
         return _add_and_norm(self.layer.output, grown, attended)
 
 
-def _add_and_norm(output: nn.Module, x: Tensor, residual: Tensor, index: Tensor | None = None) -> Tensor:
+def _add_and_norm(output: BertSelfOutput | BertOutput, x: Tensor, residual: Tensor, index: Tensor | None = None) -> Tensor:
     norm = output.LayerNorm
     return mp_kernels.add_layer_norm(output.dense(x), residual, norm.weight, norm.bias, norm.eps, index)
 
@@ -291,6 +294,7 @@ def embed(embeddings: nn.Module, inputs: PackedInputs) -> Ragged:
             position_ids=inputs.positions.unsqueeze(0),
         ).squeeze(0)
         return inputs.with_values(values)
+    assert isinstance(embeddings, BertEmbeddings)
     ids = None
     if not words.is_floating_point():
         words, ids = embeddings.word_embeddings.weight, words.long()

@@ -175,7 +175,7 @@ def read_all_exits(
     rows: list[tuple[Tensor, Tensor, list[Tensor]]] = []
     for text_batch in batches:
         packed = model.bert.embed(**text_batch.to(model.device).inputs)
-        outputs = engine.run_layers(model.bert.encoder.layer, packed, pruning)
+        outputs = engine.run_layers(model.bert.layers, packed, pruning)
         predictions = []
         for layer in exit_layers:
             output, entering = outputs[layer], outputs[max(layer - 1, 0)]

@@ -96,7 +96,7 @@ class Classifier:
             torch.set_num_threads(threads)
         model = PyramidBertForSequenceClassification.from_pretrained(folder, dtype=dtype)
         try:
-            model.to(device)
+            model.to(torch.device(device))  # type: ignore[arg-type]  # transformers' decorator hides self
         except (
             RuntimeError,
             AssertionError,

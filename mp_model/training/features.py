@@ -46,7 +46,7 @@ def collect_features(
     places: list[int] = []
     for text_batch in batches:
         packed = model.bert.embed(**text_batch.to(model.device).inputs)
-        rows.append(engine.run_features(model.bert.encoder.layer, packed, pruning, model.config.exit_head))
+        rows.append(engine.run_features(model.bert.layers, packed, pruning, model.config.exit_head))
         places += text_batch.places
     order = torch.tensor(places).argsort()
     return Features([torch.cat(layer)[order] for layer in zip(*rows, strict=True)], torch.tensor(labels))

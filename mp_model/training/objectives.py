@@ -83,7 +83,7 @@ class SoftPruningObjective(nn.Module):
         model = self.model.eval() if self.frozen else self.model
         batch = model.bert.embed(**inputs)
         soft = SoftPruning(self.thresholds, self.temperature, model.config.importance_normalizer)
-        run = run_batch(Pyramid(model.bert.encoder.layer, soft, None, model.final_head), batch, model.num_labels)
+        run = run_batch(Pyramid(model.bert.layers, soft, None, model.final_head), batch, model.num_labels)
         loss = F.cross_entropy(run.logits, labels) + self.penalty * soft.penalty()
         return {"loss": loss, "logits": run.logits}
 
@@ -113,7 +113,7 @@ class JointExits(nn.Module):
         model = self.model
         batch = model.bert.embed(**inputs)
         pruning = Pruning.of(model.config)
-        features = engine.run_features(model.bert.encoder.layer, batch, pruning, model.config.exit_head)
+        features = engine.run_features(model.bert.layers, batch, pruning, model.config.exit_head)
         logits = model.final_head(features[-1])
         loss = F.cross_entropy(logits, labels)
         for layer, head in model.exits.items():
@@ -136,7 +136,7 @@ class FrozenExits(nn.Module):
         model.eval()
         with torch.no_grad():
             batch = model.bert.embed(**inputs)
-            outputs = engine.run_layers(model.bert.encoder.layer, batch, Pruning.of(model.config))
+            outputs = engine.run_layers(model.bert.layers, batch, Pruning.of(model.config))
             teacher = model.final_head(engine.first_tokens(outputs[-1]))
         losses = [
             distillation_loss(teacher, head(outputs[int(layer)]), self.reverse) for layer, head in self.heads.items()
@@ -188,7 +188,7 @@ def half_of(model: PyramidBertForSequenceClassification) -> PyramidBertForSequen
     """A model of every second layer of this one, from the first on."""
     settings = {**model.config.to_dict(), "num_hidden_layers": (model.config.num_hidden_layers + 1) // 2}
     student = PyramidBertForSequenceClassification(type(model.config).from_dict(settings))
-    for mine, yours in zip(student.bert.encoder.layer, model.bert.encoder.layer[::2], strict=True):
+    for mine, yours in zip(student.bert.encoder.layer, model.bert.layers[::2], strict=True):
         mine.load_state_dict(yours.state_dict())
     for name in ("embeddings", "pooler"):
         getattr(student.bert, name).load_state_dict(getattr(model.bert, name).state_dict())
