@@ -1,4 +1,4 @@
-"""What the steps of a layer cost at least on a GPU: arithmetic from shapes and datasheets, not a measurement.
+"""The least that the steps of a layer cost on a GPU: arithmetic from shapes and datasheets, not a measurement.
 
 One encoder layer in BERT-base's shapes and bfloat16 runs here on the CPU; every operator it calls is written down with the
 bytes it must move and the operations it must do, for the shapes that really occurred. The floor of a step on a device is the
@@ -63,7 +63,7 @@ class Step:
     calls: int = 1
 
     def floor(self, device: Device) -> tuple[float, str]:
-        """Seconds at least, and by what they are bound."""
+        """Seconds that the step takes at least, and the unit that bounds it."""
         times = {
             "memory": self.bytes / device.memory,
             "tensor cores": self.products / device.tensor,
@@ -81,7 +81,7 @@ def size(x: Any) -> float:
 
 
 def pairs_of(arguments: tuple) -> int:
-    """Pairs of a query and a key in a call of the attention operator, of the samples that it computes."""
+    """Number of pairs of a query and a key, over all heads, that a call of the attention operator computes."""
     queries, keys, stays = (arguments[3].diff().long(), arguments[4].diff(), arguments[5])
     return int((queries * keys * (1 if stays is None else stays)).sum()) * arguments[0].shape[1]
 
@@ -132,20 +132,20 @@ def _elements(x: Any) -> int:
 
 
 def _one_each(args: tuple) -> bool:
+    """Whether an attention has one query a sample."""
     return args[0].shape[0] == args[3].shape[0] - 1
 
 
 def layer_steps(lengths: list[int], keep: float | None, decide: bool) -> list[Step]:
-    """The steps of layer 1 of BERT-base over texts of these lengths, alike ones added up.
+    """The steps of layer 1 of BERT-base over texts of these lengths; steps of one kind are added up.
 
     Args:
         lengths: tokens of each text.
         keep: share of the tokens that survives; None: no pruning.
-        decide: whether the layer's exit is decided first (here nobody leaves).
+        decide: whether the layer's exit is open; nobody leaves.
     """
     torch.manual_seed(0)
-    settings = {} if keep is None else {"top_k": [1.0, 1.0]}
-    config = PyramidBertConfig(num_hidden_layers=2, num_labels=4, exit_layers=[1], **settings)
+    config = PyramidBertConfig(num_hidden_layers=2, num_labels=4, exit_layers=[1])
     model = PyramidBertForSequenceClassification(config).eval().bfloat16()
     starts = torch.tensor([0, *lengths]).cumsum(0).int()
     batch = Ragged(torch.randn(sum(lengths), config.hidden_size).bfloat16(), starts, max(lengths))
@@ -153,8 +153,11 @@ def layer_steps(lengths: list[int], keep: float | None, decide: bool) -> list[St
     if keep is not None:
         pyramid.pruning = Pruning([threshold_for(model, batch, keep), 0.0], None, "alive")
     recorder = Recorder()
-    with torch.no_grad(), recorder:
-        engine.run_layer(pyramid, 1, engine.Alive.of(batch))
+    with torch.no_grad():
+        block_of(pyramid.layers[0], batch.values.device)  # packs the weights, once for all batches
+        alive = engine.Alive.of(batch)
+        with recorder:
+            engine.run_layer(pyramid, 1, alive)
     return added_up(recorder.steps)
 
 
@@ -168,7 +171,7 @@ def threshold_for(model: PyramidBertForSequenceClassification, batch: Ragged, ke
 
 
 def added_up(steps: list[Step]) -> list[Step]:
-    """Steps of one name as one, in the order in which they came first."""
+    """The steps with those of one name as one, in the order in which the names came first."""
     sums: dict[str, Step] = {}
     for step in steps:
         known = sums.setdefault(step.name, Step(step.name, 0.0, calls=0))
@@ -178,7 +181,7 @@ def added_up(steps: list[Step]) -> list[Step]:
 
 
 def score_share(steps: list[Step], head_dim: int) -> dict[str, float]:
-    """What the column-mean score adds to attention: share of all operations, and of the float32 units' alone."""
+    """The share of the column-mean score in attention: of all operations, and of the float32 units' alone."""
     pairs = next(step.products for step in steps if step.name == "attention with importance") / (4 * head_dim)
     vector = VECTOR_OPERATIONS_OF_ATTENTION + VECTOR_OPERATIONS_OF_SCORE
     score = VECTOR_OPERATIONS_OF_SCORE * pairs
@@ -210,18 +213,19 @@ def report(title: str, steps: list[Step], console: Console) -> None:
 
 
 def main(
-    length: Annotated[int | None, typer.Option(help="Tokens of every text; otherwise lengths like AG News'.")] = None,
+    length: Annotated[int | None, typer.Option(help="Tokens of every text. Default: lengths like AG News'.")] = None,
     batch: Annotated[int, typer.Option(help="Number of texts.")] = 32,
     keep: Annotated[float, typer.Option(help="Share of the tokens that survives where the layer prunes.")] = 0.5,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Prints the floors of a BERT-base layer on GPUs: arithmetic from shapes and datasheets, not a measurement."""
+    """Print the least time of a BERT-base layer on GPUs: arithmetic from shapes and datasheets, not a measurement."""
     lengths = ag_news_lengths(batch) if length is None else [length] * batch
+    decided = f"exit decided {'first' if engine.decides_first(sum(lengths), batch) else 'late'}"
     situations: dict[str, Callable[[], list[Step]]] = {
         "dense": lambda: layer_steps(lengths, None, False),
         f"pruning to {keep:.0%}": lambda: layer_steps(lengths, keep, False),
-        "exit decided first": lambda: layer_steps(lengths, None, True),
-        f"exit decided first and pruning to {keep:.0%}": lambda: layer_steps(lengths, keep, True),
+        decided: lambda: layer_steps(lengths, None, True),
+        f"{decided} and pruning to {keep:.0%}": lambda: layer_steps(lengths, keep, True),
     }
     found = {name: make() for name, make in situations.items()}
     share = score_share(found[f"pruning to {keep:.0%}"], 64)

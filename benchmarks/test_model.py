@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +12,8 @@ import pytest
 import torch
 
 import workload
-from mp_kernels import Ragged
 from mp_model import PyramidBertForSequenceClassification
-from mp_model.backbones import block_of
 from mp_model.modelling import PyramidOutput
-
-
-@pytest.fixture
-def model() -> Iterator[PyramidBertForSequenceClassification]:
-    """Ours, back to nothing pruned and nobody exiting afterwards."""
-    model = workload.ours()
-    yield model
-    model.config.top_k = model.config.exit_threshold = None
 
 
 def _run(model: torch.nn.Module, batches: list[dict[str, torch.Tensor]]) -> Callable[[], list[Any]]:
@@ -31,13 +21,13 @@ def _run(model: torch.nn.Module, batches: list[dict[str, torch.Tensor]]) -> Call
 
 
 @pytest.mark.parametrize(("length_sorted", "target"), [(False, 1.6), (True, 1.4)], ids=["unsorted", "sorted"])
-def test_dense(compare: Any, model: PyramidBertForSequenceClassification, length_sorted: bool, target: float) -> None:
-    """Nothing pruned, nobody exiting."""
+def test_dense(compare: Any, length_sorted: bool, target: float) -> None:
+    """Ours, with nothing pruned and nobody leaving, against transformers."""
     batches = workload.batches(length_sorted)
     real = sum(int(batch["attention_mask"].sum()) for batch in batches)
     compare(
         f"transformers' time over ours, {'length-sorted' if length_sorted else 'unsorted'} batches",
-        {"transformers": _run(workload.stock(), batches), "ours": _run(model, batches)},
+        {"transformers": _run(workload.stock(), batches), "ours": _run(workload.ours(), batches)},
         target=target,
         rounds=7,
         padded_over_real_tokens=sum(batch["input_ids"].numel() for batch in batches) / real,
@@ -48,19 +38,10 @@ def _work(outputs: list[PyramidOutput]) -> float:
     return float(sum(out.executed_flops.sum() for out in outputs))
 
 
-def _compare_with_dense(compare: Any, model: Any, claim: str, settings: dict[str, Any], rounds: int = 7) -> None:
+def _compare_with_dense(compare: Any, claim: str, **settings: Any) -> None:
     """The share of the work saved that becomes time saved: 1 where time falls exactly as executed FLOPs do."""
     batches = workload.batches(length_sorted=False)
-
-    def with_settings(**values: Any) -> Callable[[], list[Any]]:
-        def run() -> list[Any]:
-            for name, value in values.items():
-                setattr(model.config, name, value)
-            return _run(model, batches)()
-
-        return run
-
-    dense, reduced = with_settings(**dict.fromkeys(settings)), with_settings(**settings)
+    dense, reduced = _run(workload.ours(), batches), _run(workload.ours_with(**settings), batches)
     with torch.inference_mode():
         work_ratio = _work(dense()) / _work(reduced())
     compare(
@@ -68,16 +49,16 @@ def _compare_with_dense(compare: Any, model: Any, claim: str, settings: dict[str
         {"nothing pruned": dense, "pyramid": reduced},
         target=0.95,
         scale=1 / work_ratio,
-        rounds=rounds,
+        rounds=7,
         executed_flops_ratio=work_ratio,
     )
 
 
 @pytest.mark.parametrize("share", [0.95, 0.9, 0.85, 0.8])
-def test_pruned(compare: Any, model: PyramidBertForSequenceClassification, share: float) -> None:
+def test_pruned(compare: Any, share: float) -> None:
     """Every layer keeps a share of the tokens that enter it."""
-    settings = {"top_k": [share] * model.config.num_hidden_layers}
-    _compare_with_dense(compare, model, f"time ratio over FLOPs ratio, {share:.0%} kept at each layer", settings)
+    claim = f"time ratio over FLOPs ratio, {share:.0%} kept at each layer"
+    _compare_with_dense(compare, claim, top_k=[share] * workload.ours().config.num_hidden_layers)
 
 
 def _spread_thresholds(model: PyramidBertForSequenceClassification) -> list[float]:
@@ -100,39 +81,17 @@ def _spread_thresholds(model: PyramidBertForSequenceClassification) -> list[floa
     return thresholds
 
 
-def test_exits(compare: Any, model: PyramidBertForSequenceClassification) -> None:
+def test_exits(compare: Any) -> None:
     """A twelfth of the texts leaves at every layer."""
-    settings = {"exit_threshold": _spread_thresholds(model)}
-    _compare_with_dense(compare, model, "time ratio over FLOPs ratio, exits spread over the layers", settings)
+    claim = "time ratio over FLOPs ratio, exits spread over the layers"
+    _compare_with_dense(compare, claim, exit_threshold=_spread_thresholds(workload.ours()))
 
 
-def test_pruned_with_exits(compare: Any, model: PyramidBertForSequenceClassification) -> None:
-    """Both at once."""
-    settings = {"exit_threshold": _spread_thresholds(model), "top_k": [0.9] * model.config.num_hidden_layers}
+def test_pruned_with_exits(compare: Any) -> None:
+    """Every layer keeps nine tenths of the tokens, and texts leave at every layer."""
     claim = "time ratio over FLOPs ratio, 90% kept at each layer and exits spread"
-    _compare_with_dense(compare, model, claim, settings)
-
-
-@pytest.mark.parametrize("batch_size", [8, 32])
-def test_decision(compare: Any, model: PyramidBertForSequenceClassification, batch_size: int) -> None:
-    """Keys and values of all tokens and the rest for [CLS] alone, against the whole layer; 55 tokens a text."""
-    states = workload.states(batch_size * 55, model.config.hidden_size)
-    batch = Ragged(states, workload.cu_seqlens_of([55] * batch_size), 55)
-    layer = model.bert.encoder.layer[0]
-
-    def decision() -> torch.Tensor:
-        return block_of(layer, states.device).first(batch)
-
-    def whole_layer() -> Any:
-        return block_of(layer, states.device).whole(batch)
-
-    compare(
-        f"decision step over a whole layer, batch of {batch_size}",
-        {"decision": decision, "whole layer": whole_layer},
-        target=0.25,
-        at_most=True,
-        rounds=31,
-    )
+    shares = [0.9] * workload.ours().config.num_hidden_layers
+    _compare_with_dense(compare, claim, top_k=shares, exit_threshold=_spread_thresholds(workload.ours()))
 
 
 PEAK_PROGRAM = """
@@ -153,7 +112,7 @@ print((kilobytes("VmHWM") - before) / 1024)
 
 
 def _peak_megabytes(which: str) -> float:
-    """By how much the resident set of a fresh process grows while it runs the batches through one model."""
+    """Growth of a fresh process's resident set, in megabytes, while it runs the batches through one model."""
     command = [sys.executable, "-W", "ignore", "-c", PEAK_PROGRAM, which]
     folder = Path(__file__).parent
     return float(subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout)

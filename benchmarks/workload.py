@@ -5,8 +5,10 @@ It runs on a GPU in bfloat16 where there is one, otherwise on the CPU in float32
 
 from __future__ import annotations
 
+import copy
 import functools
 import random
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,9 +58,16 @@ def batches(length_sorted: bool) -> list[dict[str, Tensor]]:
 
 @functools.cache
 def ours() -> PyramidBertForSequenceClassification:
-    """BERT-base with random weights, as a pyramid."""
+    """BERT-base with random weights, as a pyramid that prunes nothing and lets nobody leave."""
     torch.manual_seed(0)
     return PyramidBertForSequenceClassification(PyramidBertConfig(num_labels=LABELS)).eval().to(DEVICE, DTYPE)
+
+
+def ours_with(**settings: Any) -> PyramidBertForSequenceClassification:
+    """A copy of the same pyramid under other settings of its configuration."""
+    model = copy.deepcopy(ours())
+    model.config.update(settings)
+    return model
 
 
 @functools.cache

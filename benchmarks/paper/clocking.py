@@ -12,8 +12,7 @@ from transformers import AutoTokenizer
 
 from mp_model import PyramidBertForSequenceClassification
 from mp_model.data.batches import encode, length_sorted_batches
-from mp_model.flops import paper_flops
-from mp_model.measuring.timing import Way, padded_twin, time_ways
+from mp_model.measuring.timing import Way, padded_gflops, padded_twin, time_ways, way_at
 
 from .plan import CORPORA
 from .results import DROPS, SYSTEMS, job_of
@@ -24,9 +23,9 @@ PADDED = "transformers, padded"
 ORDERS = ("sorted", "as they come")
 
 
-def _way(model: torch.nn.Module, exit_threshold: Any = None) -> Way:
-    options = {} if exit_threshold is None else {"exit_threshold": exit_threshold}
-    return lambda inputs: model(**inputs, **options)
+def _load(name: str, system: str, runs: Path) -> PyramidBertForSequenceClassification:
+    """A corpus's system, trained with the first seed."""
+    return PyramidBertForSequenceClassification.from_pretrained(job_of(name, system, runs).model).eval()
 
 
 def settings_of(result: dict[str, Any], system: str) -> dict[str, Any]:
@@ -51,21 +50,14 @@ def clock(result: dict[str, Any], runs: Path, corpora: Path | None, console: Con
     tokenizer = AutoTokenizer.from_pretrained(job_of(name, "bert", runs).model)
     corpus = CORPORA[name]
     texts = test_texts(corpora, corpus, task_of(corpora, corpus, 0)).texts
-    ways: dict[str, Way] = {}
-    config = None
-    for system in SYSTEMS:
-        if system not in result["systems"]:
-            continue
-        model = PyramidBertForSequenceClassification.from_pretrained(job_of(name, system, runs).model).eval()
-        model.config.exit_threshold = None
-        if system == "bert":
-            config = model.config
-            ways[PADDED] = _way(padded_twin(model))
-        if not model.config.resolved_exit_layers():
-            ways[system] = _way(model)
-            continue
-        ways.update({way: _way(model, threshold) for way, threshold in settings_of(result, system).items()})
-    rows = encode(tokenizer, texts, config.max_position_embeddings)
+    systems = {system: _load(name, system, runs) for system in SYSTEMS if system in result["systems"]}
+    bert = systems["bert"]
+    twin = padded_twin(bert)
+    ways: dict[str, Way] = {PADDED: lambda inputs: twin(**inputs)}
+    for system, model in systems.items():
+        settings = settings_of(result, system) if model.config.resolved_exit_layers() else {system: None}
+        ways.update({way: way_at(model, threshold) for way, threshold in settings.items()})
+    rows = encode(tokenizer, texts, bert.config.max_position_embeddings)
     random.Random(0).shuffle(rows)
     lengths = torch.tensor([len(row["input_ids"]) for row in rows])
     rows = rows[: min(MOST_TEXTS, int((lengths.cumsum(0) <= TOKENS).sum()))]
@@ -77,10 +69,7 @@ def clock(result: dict[str, Any], runs: Path, corpora: Path | None, console: Con
     ]
     for order, batches in zip(ORDERS, (by_length, unsorted), strict=True):
         seconds = time_ways(ways, batches, ROUNDS)
-        widths = torch.tensor([batch.inputs["input_ids"].shape[1] for batch in batches for _ in batch.places])
-        layers = torch.full_like(widths, config.num_hidden_layers)
-        tokens = widths.unsqueeze(1).expand(-1, config.num_hidden_layers)
-        padded = paper_flops(config, tokens, widths, layers).double().mean().item() / 1e9
-        times[order] = {"milliseconds": {way: 1e3 * x for way, x in seconds.items()}, "padded_gflops": padded}
-        console.print(f"{corpus.title}, {order}: " + ", ".join(f"{way} {1e3 * x:.2f} ms" for way, x in seconds.items()))
+        milliseconds = {way: 1e3 * x for way, x in seconds.items()}
+        times[order] = {"milliseconds": milliseconds, "padded_gflops": padded_gflops(bert, batches)}
+        console.print(f"{corpus.title}, {order}: " + ", ".join(f"{way} {x:.2f} ms" for way, x in milliseconds.items()))
     return times

@@ -11,10 +11,30 @@ import torch
 from torch import Tensor
 from transformers import BertConfig, BertForSequenceClassification
 
+from ..configuration import NEVER
 from ..data.batches import TextBatch
+from ..flops import dense_flops
 from ..modelling import PyramidBertForSequenceClassification
+from .record import Threshold
 
+# A way to classify a padded batch, called with its inputs.
 Way = Callable[[dict[str, Tensor]], Any]
+
+
+def way_at(
+    model: PyramidBertForSequenceClassification,
+    exit_threshold: Threshold,
+    prune_thresholds: Sequence[float] | None = None,
+) -> Way:
+    """A pyramid at one setting, whatever its configuration says of exits.
+
+    Args:
+        model: the pyramid.
+        exit_threshold: one threshold, one for each exit layer, or None: nobody leaves early.
+        prune_thresholds: L floats; None: the model's own pruning.
+    """
+    setting = NEVER if exit_threshold is None else exit_threshold
+    return lambda inputs: model(**inputs, exit_threshold=setting, prune_thresholds=prune_thresholds)
 
 
 def padded_twin(model: PyramidBertForSequenceClassification) -> BertForSequenceClassification:
@@ -24,6 +44,12 @@ def padded_twin(model: PyramidBertForSequenceClassification) -> BertForSequenceC
     twin = BertForSequenceClassification(config).eval()
     twin.load_state_dict({name: x for name, x in model.state_dict().items() if not name.startswith("exits.")})
     return twin.to(model.device)
+
+
+def padded_gflops(model: PyramidBertForSequenceClassification, batches: Sequence[TextBatch]) -> float:
+    """Mean work for a text, by the paper's count, of a padded BERT like the pyramid, padding included."""
+    widths = torch.tensor([batch.inputs["input_ids"].shape[1] for batch in batches for _ in batch.places])
+    return dense_flops(model.config, widths).double().mean().item() / 1e9
 
 
 @torch.inference_mode()

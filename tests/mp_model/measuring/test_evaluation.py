@@ -10,7 +10,7 @@ import torch
 from mp_model.data.batches import length_sorted_batches
 from mp_model.measuring.all_exits import AllExits, read_all_exits
 from mp_model.measuring.evaluation import evaluate, f1_score
-from mp_model.measuring.timing import padded_twin, time_ways
+from mp_model.measuring.timing import padded_gflops, padded_twin, time_ways, way_at
 from mp_model.measuring.tuning import outcome_of, right_without_exits
 from mp_model.reporting import plots
 from mp_model.reporting.plots import plot_buckets, plot_exits, plot_tokens, plot_trade_off
@@ -95,6 +95,29 @@ def test_the_padded_twin_answers_like_the_unpruned_model() -> None:
     model = tiny.classifier()
     inputs = BATCH.padded(junk=0)
     torch.testing.assert_close(padded_twin(model)(**inputs).logits, model(**inputs).logits, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_a_way_sets_exits_and_pruning_for_its_calls_alone(pruned: tuple) -> None:
+    model, _, threshold = pruned
+    model.config.exit_threshold, inputs = 1.0, BATCH.padded()
+    try:
+        assert (way_at(model, None)(inputs).exit_layer == 4).all()
+        torch.testing.assert_close(
+            way_at(model, threshold)(inputs).logits, model(**inputs, exit_threshold=threshold).logits
+        )
+        dense = way_at(model, None, [0.0] * 4)(inputs)
+        torch.testing.assert_close(dense.logits, padded_twin(model)(**inputs).logits, atol=1e-5, rtol=0)
+        assert (model(**inputs).exit_layer == 0).all()
+    finally:
+        model.config.exit_threshold = None
+
+
+def test_the_work_of_padding(pruned: tuple) -> None:
+    """A batch of texts as long as its longest: the padded work is theirs."""
+    model, exits, _ = pruned
+    batches = list(length_sorted_batches(ROWS, len(ROWS), pad_token_id=0))
+    assert padded_gflops(model, batches) == pytest.approx(exits.dense_flops.max().item() / 1e9)
 
 
 def test_ways_take_turns() -> None:
