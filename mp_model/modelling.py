@@ -257,9 +257,8 @@ class PyramidBertForSequenceClassification(PyramidBertPreTrainedModel):
         if own:
             assert isinstance(exit_threshold, Tensor)
             count = 0 if pyramid.exits is None else len(pyramid.exits.heads)
-            thresholds = thresholds_of_samples(exit_threshold, batch.batch_size, count).to(
-                self.device, non_blocking=True
-            )
+            thresholds = thresholds_of_samples(exit_threshold, batch.batch_size, count)
+            thresholds = thresholds.to(batch.values.device, non_blocking=True)  # offloaded weights are on no device
         run = run_batch(pyramid, batch, self.num_labels, thresholds, follow_tokens)
         output = PyramidOutput(
             loss=None if labels is None else self.loss_function(labels, run.logits, self.config),
