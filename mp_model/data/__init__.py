@@ -1,1 +1,1 @@
-"""Texts on their way in: tables, data sets, labels, batches, and the samples that the demo ships with."""
+"""Texts on their way in: tables, data sets, labels, batches, tokens, and the demo's samples."""

@@ -1,4 +1,4 @@
-"""Texts into padded batches, similar lengths together."""
+"""Padded batches of texts, with similar lengths together."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class TextBatch:
     """A padded batch.
 
     Attributes:
-        places: for each row, the text's place in the sequence that the batch was made of.
+        places: place of each row's text in the sequence that the batch was made from.
         inputs: ``input_ids``, ``attention_mask`` and ``token_type_ids``, int64 ``[batch, width]``, padded on the right.
     """
 

@@ -7,14 +7,18 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 
 @contextmanager
-def whole_file(path: Path, mode: str = "w") -> Iterator[IO]:
+def whole_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     """Opens a file that takes its place under ``path`` when the block ends well, and is removed when it does not.
 
-    A device or a pipe, which nothing can take the place of, is written directly.
+    A device or a pipe, which no file can replace, is written directly.
+
+    Args:
+        path: name of the file; folders that are missing are made.
+        mode: ``"w"`` for text or ``"wb"`` for bytes.
     """
     encoding = None if "b" in mode else "utf-8"
     if path.exists() and not path.is_file():

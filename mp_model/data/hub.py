@@ -1,4 +1,4 @@
-"""Labelled texts from a data set of the ``datasets`` library: of a hub, or a folder that it can read."""
+"""Labelled texts from a data set of the ``datasets`` library, on a hub or in a folder that it can read."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from .batches import Text
 from .tables import TableError
 
-# What the usual data sets call their texts.
+# Names of the text columns in the usual data sets.
 PAIRS = (
     ("text_a", "text_b"),
     ("sentence1", "sentence2"),
@@ -25,12 +25,12 @@ def read_data_set(name: str, splits: Sequence[str]) -> Iterator[tuple[Text, str]
     """The texts of a data set, each with its label's name.
 
     Args:
-        name: of the data set, with its configuration after a colon if it has several: ``nyu-mll/glue:mrpc``.
-        splits: the first of these that the data set has.
+        name: name of the data set, with its configuration after a colon if it has several: ``nyu-mll/glue:mrpc``.
+        splits: names of splits, of which the first that the data set has is read.
 
     Raises:
         ModuleNotFoundError: ``datasets`` is not installed.
-        TableError: no such data set, none of the splits, columns of other names, rows without a label.
+        TableError: no such data set, none of the splits, columns of other names, a row without a label.
     """
     try:
         from datasets import load_dataset
@@ -48,8 +48,8 @@ def read_data_set(name: str, splits: Sequence[str]) -> Iterator[tuple[Text, str]
         raise TableError(f"data set {name!r} has the splits {', '.join(found)}; expected {' or '.join(splits)}")
     rows = found[split]
     columns = rows.column_names
-    texts = next((pair for pair in PAIRS if set(pair) <= set(columns)), None)
-    texts = texts or next(((column,) for column in SINGLES if column in columns), None)
+    candidates: list[tuple[str, ...]] = [*PAIRS, *((column,) for column in SINGLES)]
+    texts = next((candidate for candidate in candidates if set(candidate) <= set(columns)), None)
     label = next((column for column in LABELS if column in columns), None)
     if texts is None or label is None:
         raise TableError(
@@ -61,8 +61,8 @@ def read_data_set(name: str, splits: Sequence[str]) -> Iterator[tuple[Text, str]
 
 
 def _text_of(row: dict[str, Any], columns: Sequence[str]) -> Text:
-    parts = tuple(str(row[column]) for column in columns)
-    return parts[0] if len(parts) == 1 else parts
+    first, *second = (str(row[column]) for column in columns)
+    return (first, second[0]) if second else first
 
 
 def _label_of(value: Any, names: Sequence[str] | None, where: str) -> str:

@@ -10,7 +10,7 @@ from .batches import Text
 from .hub import read_data_set
 from .tables import FORMATS, TableError, read_labelled
 
-# The names that data sets give to what is measured on; GLUE hides the labels of its tests.
+# Names of the splits to measure on and to choose thresholds on; GLUE hides the labels of its tests.
 TEST = ("test", "validation", "validation_matched")
 VALIDATION = ("validation", "validation_matched", "dev", "test")
 
@@ -27,16 +27,20 @@ class LabelledTexts:
 
 
 def is_file_name(source: str | Path) -> bool:
-    """Whether a source is a file, there or not, and no data set's name."""
+    """Whether a source is a file, existing or not, rather than a data set's name."""
     path = Path(source)
     return path.is_file() or path.suffix.lower().lstrip(".") in (*FORMATS, "json", "pq")
 
 
 def read_rows(source: str | Path, splits: Sequence[str]) -> list[tuple[Text, str]]:
-    """All texts with the names of their labels, of a file or of the first of the splits that a data set has.
+    """All texts of a source, with the names of their labels.
+
+    Args:
+        source: a file, or a data set's name.
+        splits: names of splits, of which the first that the data set has is read.
 
     Raises:
-        TableError: what cannot be read, or has no rows.
+        TableError: a source that cannot be read, or has no rows.
     """
     rows = list(read_labelled(Path(source)) if is_file_name(source) else read_data_set(str(source), splits))
     if not rows:
@@ -45,16 +49,24 @@ def read_rows(source: str | Path, splits: Sequence[str]) -> list[tuple[Text, str
 
 
 def load_split(source: str | Path, label_names: Sequence[str], splits: Sequence[str] = TEST) -> LabelledTexts:
-    """Texts with the numbers of a task's labels.
+    """All texts of a source, with the numbers of their labels.
+
+    Args:
+        source: a file, or a data set's name.
+        label_names: names of the task's labels, in the order of their numbers.
+        splits: names of splits, of which the first that the data set has is read.
 
     Raises:
-        TableError: what cannot be read, or has no rows; a label that is none of the task's.
+        TableError: a source that cannot be read, or has no rows; a label that the task has not.
     """
     return numbered(read_rows(source, splits), label_names, source)
 
 
 def numbered(rows: Sequence[tuple[Text, str]], label_names: Sequence[str], source: str | Path) -> LabelledTexts:
-    """The rows of a source with numbers for labels: their places among the names."""
+    """The rows of a source, with each label's place among the names for its number.
+
+    source: name of the source, for messages.
+    """
     numbers = {name: number for number, name in enumerate(label_names)}
     for number, (_, label) in enumerate(rows, 1):
         if label not in numbers:
@@ -66,5 +78,5 @@ def numbered(rows: Sequence[tuple[Text, str]], label_names: Sequence[str], sourc
 
 
 def in_order(labels: Iterable[str]) -> list[str]:
-    """Numbers by value, everything else by name."""
+    """Labels in order: numbers by value, then all others by name."""
     return sorted(labels, key=lambda label: (0, int(label), label) if label.isdecimal() else (1, 0, label))

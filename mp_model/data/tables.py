@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -30,9 +30,13 @@ def format_of(path: Path) -> str:
 
 
 def read_texts(path: Path, file_format: str | None = None) -> Iterator[Text]:
-    """The texts of a file: its column ``text``, or pairs of ``text_a`` and ``text_b``; of a txt file, its lines.
+    """The texts of a file: its column ``text``, its pairs of ``text_a`` and ``text_b``, or the lines of a txt file.
 
     In tsv files a quotation mark is an ordinary character; csv files are quoted as usual.
+
+    Args:
+        path: the file.
+        file_format: one of ``FORMATS``; None: by the ending.
 
     Raises:
         TableError: a missing file, an unknown format, missing columns, a row that does not fit.
@@ -48,7 +52,7 @@ def read_texts(path: Path, file_format: str | None = None) -> Iterator[Text]:
 
 
 def read_labelled(path: Path, file_format: str | None = None) -> Iterator[tuple[Text, str]]:
-    """The texts of a file as :func:`read_texts` gives them, each with what its column ``label`` says.
+    """The texts of a file as :func:`read_texts` gives them, each with the value of its column ``label``.
 
     Raises:
         TableError: as for :func:`read_texts`; a row without a label.
@@ -77,7 +81,7 @@ def _noting_labels(name: str, rows: Iterable[dict[str, Any]], labels: list[str])
         yield row
 
 
-def _rows_of(path: Path, file_format: str, columns: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+def _rows_of(path: Path, file_format: str, columns: tuple[str, ...]) -> Generator[dict[str, Any], None, None]:
     if file_format in ("tsv", "csv"):
         yield from _delimited_rows(path, "\t" if file_format == "tsv" else ",", columns)
     elif file_format == "parquet":
@@ -88,7 +92,13 @@ def _rows_of(path: Path, file_format: str, columns: tuple[str, ...]) -> Iterator
 
 
 def read_lines(lines: TextIO, file_format: str, name: str) -> Iterator[Text]:
-    """The texts of a stream of lines, ``"txt"`` or ``"jsonl"``; ``name`` is for messages."""
+    """The texts of a stream of lines.
+
+    Args:
+        lines: the stream.
+        file_format: ``"txt"`` or ``"jsonl"``.
+        name: name of the stream, for messages.
+    """
     try:
         if file_format == "jsonl":
             yield from _texts_of_rows(name, _json_rows(lines, name))
@@ -115,7 +125,7 @@ def _texts_of_rows(name: str, rows: Iterable[dict[str, Any]]) -> Iterator[Text]:
 
 
 def _wanted(names: list[str], columns: tuple[str, ...]) -> list[str]:
-    """The columns to read, where there are any: another's values need not fit the type that they begin with."""
+    """The columns to read, if there are any, else all; in another column, values need not fit the type of its first."""
     return [name for name in columns if name in names] or names
 
 
