@@ -1,4 +1,7 @@
-"""The command ``magic-pyramid``. Each command has a file; heavy imports wait until one runs."""
+"""The program ``magic-pyramid``: a file a command, and the options and steps that several share.
+
+Heavy imports wait until a command runs, so that help is shown at once.
+"""
 
 from __future__ import annotations
 
@@ -24,15 +27,10 @@ app.command("tune")(tune.tune)
 
 
 def main() -> None:
-    """Entry point: errors of the user's making end in one line and exit status 2."""
+    """Entry point of the program; an error of the user's making ends in one line and exit status 2."""
     try:
         app()
     except (ValueError, TypeError, OSError, ModuleNotFoundError) as error:
         message = " ".join(str(error).split())  # other libraries' messages have several lines
         typer.secho(f"error: {message}", fg=typer.colors.RED, err=True)
         sys.exit(2)
-
-
-@app.callback()
-def _callback() -> None:
-    """Keeps the commands named also while there is only one."""

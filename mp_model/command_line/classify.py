@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import sys
 from pathlib import Path
@@ -18,15 +19,16 @@ def classify(
     input: Annotated[
         Path | None, typer.Argument(help="tsv, csv, jsonl, parquet or txt file; standard input if left out.")
     ] = None,
-    output: Annotated[Path | None, typer.Option(help="Where the answers go; standard output if left out.")] = None,
+    output: Annotated[Path | None, typer.Option(help="File for the answers; standard output if left out.")] = None,
     input_format: Annotated[
-        str | None, typer.Option("--format", help="txt or jsonl for standard input (default txt); else by the ending.")
+        str | None,
+        typer.Option("--format", help="Format: txt or jsonl for standard input (default txt); else by the ending."),
     ] = None,
     exit_threshold: Annotated[
-        float | None, typer.Option(help="Instead of the model's own: 0 (slow, sure) to 1 (fast).")
+        float | None, typer.Option(help="Exit threshold instead of the model's own: 0 (slow, sure) to 1 (fast).")
     ] = None,
     window: Annotated[int, typer.Option(min=1, help="Texts held at a time; more make fuller batches.")] = 1024,
-    scores: Annotated[bool, typer.Option("--scores", help="Give the probabilities of all labels.")] = False,
+    scores: Annotated[bool, typer.Option("--scores", help="Also write the probabilities of all labels.")] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads; all processors if left out.")] = None,
     device: Annotated[str, typer.Option(help="Device of the model.")] = "cpu",
 ) -> None:
@@ -51,6 +53,7 @@ def classify(
 
     classifier = Classifier.load(model, device=device, threads=threads)
     if input is None:
+        assert isinstance(sys.stdin, io.TextIOWrapper)
         sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict")  # like a file, whatever the locale
         texts = read_lines(sys.stdin, input_format or "txt", "standard input")
     else:

@@ -1,22 +1,76 @@
-"""``magic-pyramid evaluate``: what a model answers and costs, for a sweep of exit thresholds."""
+"""``magic-pyramid evaluate``: the answers and the cost of a model, for a sweep of exit thresholds."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .loading import check_model_folder, load_classifier, load_labelled, numbers_of, read_exits
+from .loading import check_model_folder, load_labelled, numbers_of, read_exits
+from .options import Running, takes_dataclasses
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from torch import Tensor
+
+    from ..data.batches import TextBatch
+    from ..measuring.evaluation import Evaluation
+    from ..measuring.record import Threshold
+    from ..modelling import PyramidBertForSequenceClassification
 
 
+@dataclass(frozen=True)
+class Padded:
+    """The stock transformers classifier with the same weights: padded, nothing pruned, nobody leaves.
+
+    Attributes:
+        accuracy: share of right answers.
+        f1: F1, as in :class:`mp_model.measuring.evaluation.Evaluation`.
+        gflops: mean work for a text by the paper's count, without the padding.
+        executed_gflops: mean work for a text, padding included.
+        seconds: time for a text.
+    """
+
+    accuracy: float
+    f1: float
+    gflops: float
+    executed_gflops: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """All that was measured.
+
+    Attributes:
+        evaluations: records by exit threshold; that of the model as it is set comes first.
+        padded: the stock classifier beside them, where time was measured.
+    """
+
+    evaluations: list[Evaluation]
+    padded: Padded | None
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, as JSON has it."""
+        return {
+            "texts": self.evaluations[0].texts,
+            "padded_bert_seconds": None if self.padded is None else self.padded.seconds,
+            "padded_bert": None if self.padded is None else asdict(self.padded),
+            "evaluations": [evaluation.as_json() for evaluation in self.evaluations],
+        }
+
+
+@takes_dataclasses
 def evaluate(
+    *,
     texts: Annotated[str, typer.Argument(help="Labelled tsv, csv, jsonl or parquet file; or a data set's name.")],
     model: Annotated[Path, typer.Option(help="Folder of a saved model and its tokenizer.")],
     exit_thresholds: Annotated[
-        str | None, typer.Option(help="Thresholds to try, by commas; left out, eleven from 0 to 1.")
+        str | None, typer.Option(help="Thresholds to try, by commas; eleven from 0 to 1 if left out.")
     ] = None,
     buckets: Annotated[
         str, typer.Option(help="Longest texts of each range of lengths but the last, in tokens, by commas.")
@@ -25,11 +79,10 @@ def evaluate(
     time: Annotated[
         bool, typer.Option("--time/--no-time", help="Also measure wall-clock, beside transformers' padded BERT.")
     ] = True,
-    batch_size: Annotated[int, typer.Option(min=1, help="Texts in a batch.")] = 32,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads; all processors if left out.")] = None,
-    device: Annotated[str, typer.Option(help="Device of the model.")] = "cpu",
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of wall-clock; the median counts.")] = 3,
+    running: Running,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
-) -> None:
+) -> Measured:
     """Measure a model on labelled texts: accuracy, F1, work, time; by threshold, by length, by layer.
 
     First the model as it is set, then without exits, then with one threshold for all layers. Work is in GFLOPs a text, by
@@ -43,111 +96,157 @@ def evaluate(
     """
     check_model_folder(model)
     bounds = numbers_of("--buckets", buckets, int)
+    sweep = None if exit_thresholds is None else numbers_of("--exit-thresholds", exit_thresholds, float)
 
     from rich.console import Console
 
     from ..data.files import whole_file
     from ..data.labels import TEST
-    from ..measuring.evaluation import Evaluation
-    from ..measuring.evaluation import evaluate as run
-    from ..measuring.timing import padded_twin, time_ways
+    from ..measuring.evaluation import evaluate as evaluate_at
+    from ..serving.classifier import Classifier
 
     console = Console(stderr=True)
-    classifier, tokenizer = load_classifier(model, device, threads)
-    data, batches = load_labelled(texts, classifier, tokenizer, TEST, batch_size)
-    exits = read_exits(classifier, batches, data.labels, console)
-    thresholds = [None]
-    if exits.layers[:-1]:
-        sweep = [step / 10 for step in range(11)]
-        thresholds += sweep if exit_thresholds is None else numbers_of("--exit-thresholds", exit_thresholds)
-    own = classifier.config.exit_threshold
-    if own is not None:
-        thresholds = [own, *(threshold for threshold in thresholds if threshold != own)]
-    evaluations: list[Evaluation] = [run(exits, threshold, bounds) for threshold in thresholds]
-
-    padded = None
+    classifier = Classifier.load(model, device=running.device, threads=running.threads)
+    data, batches = load_labelled(texts, classifier, TEST, running.batch_size)
+    exits = read_exits(classifier.model, batches, data.labels, console)
+    thresholds = _thresholds(classifier.model, sweep)
+    measured = Measured([evaluate_at(exits, threshold, bounds) for threshold in thresholds], None)
     if time:
-        twin = padded_twin(classifier)
-        ways = {"padded": lambda inputs: twin(**inputs)}
-        classifier.config.exit_threshold = None
-        for evaluation in evaluations:
-            threshold = evaluation.exit_threshold
-            ways[str(threshold)] = lambda inputs, threshold=threshold: classifier(**inputs, exit_threshold=threshold)
-        seconds = time_ways(ways, batches)
-        padded = seconds["padded"]
-        evaluations = [replace(x, seconds=seconds[str(x.exit_threshold)]) for x in evaluations]
-
-    document = {
-        "texts": len(exits),
-        "padded_bert_seconds": padded,
-        "evaluations": [evaluation.as_json() for evaluation in evaluations],
-    }
+        measured = _timed(measured, classifier.model, batches, exits.labels, rounds)
     if output is not None:
-        from ..reporting.plots import plot_buckets, plot_exits, plot_tokens, plot_trade_off
-
-        shown = evaluations[0]
-        curve = sorted((x.executed_gflops, x.accuracy) for x in evaluations)
-        plot_trade_off({"thresholds": curve}, output / "trade_off.png", title="Accuracy over executed work")
-        plot_exits(shown, output / "exits.png", title=f"Exits at threshold {threshold_text(shown.exit_threshold)}")
-        plot_tokens(shown, output / "tokens.png", title="Tokens alive after each layer, of texts that stay")
-        saved = {bucket.name: bucket.dense_gflops / bucket.executed_gflops for bucket in shown.buckets}
-        plot_buckets({"executed": saved}, output / "lengths.png", title="Work saved by length")
+        _draw(measured.evaluations, output)
         with whole_file(output / "evaluation.json") as stream:
-            json.dump(document, stream, indent=1)
+            json.dump(measured.as_json(), stream, indent=1)
     if as_json:
-        print(json.dumps(document))
-        return
-    _print_tables(evaluations, padded)
+        print(json.dumps(measured.as_json()))
+        return measured
+    by_length, by_layer = _by_length(measured.evaluations[0]), _by_layer(measured.evaluations[0])
+    Console().print(overview(measured), by_length, by_layer)
     if output is not None:
         console.print(f"{output}: evaluation.json, trade_off.png, exits.png, tokens.png, lengths.png", highlight=False)
+    return measured
 
 
-def threshold_text(threshold: float | list[float] | None) -> str:
+# What is computed
+
+
+def _thresholds(model: PyramidBertForSequenceClassification, sweep: Sequence[float] | None) -> list[Threshold]:
+    """The model's own exit threshold, if it has one, closed exits, and thresholds to try, where there are exits."""
+    thresholds: list[Threshold] = [None]
+    if model.config.resolved_exit_layers():
+        thresholds += [step / 10 for step in range(11)] if sweep is None else sweep
+    own = model.config.exit_threshold
+    return thresholds if own is None else [own, *(threshold for threshold in thresholds if threshold != own)]
+
+
+def _timed(
+    measured: Measured,
+    model: PyramidBertForSequenceClassification,
+    batches: Sequence[TextBatch],
+    labels: Tensor,
+    rounds: int,
+) -> Measured:
+    """The same with seconds for a text, and with the stock classifier beside it."""
+    import torch
+
+    from ..measuring.evaluation import f1_score
+    from ..measuring.timing import padded_gflops, padded_twin, time_ways, way_at
+
+    twin = padded_twin(model)
+    logits_of: dict[int, Tensor] = {}
+
+    def padded(inputs: dict[str, Tensor]) -> None:
+        logits_of[id(inputs)] = twin(**inputs).logits  # kept from a run that is timed anyhow
+
+    ways = {str(x.exit_threshold): way_at(model, x.exit_threshold) for x in measured.evaluations}
+    seconds = time_ways({"padded": padded, **ways}, batches, rounds)
+
+    order = torch.tensor([place for batch in batches for place in batch.places]).argsort()
+    logits = torch.cat([logits_of[id(batch.inputs)] for batch in batches]).cpu()[order]
+    predictions = logits.argmax(-1)
+    return Measured(
+        [replace(x, seconds=seconds[str(x.exit_threshold)]) for x in measured.evaluations],
+        Padded(
+            accuracy=(predictions == labels).double().mean().item(),
+            f1=f1_score(predictions, labels, logits.shape[1]),
+            gflops=measured.evaluations[0].dense_gflops,
+            executed_gflops=padded_gflops(model, batches),
+            seconds=seconds["padded"],
+        ),
+    )
+
+
+# What is shown
+
+
+def threshold_text(threshold: Threshold) -> str:
+    """An exit threshold for people."""
     if threshold is None:
         return "no exits"
     return f"{threshold:.3g}" if isinstance(threshold, float | int) else " ".join(f"{x:.2g}" for x in threshold)
 
 
-def _print_tables(evaluations: list, padded: float | None) -> None:
+def table_of(title: str, columns: Sequence[str]) -> Table:
+    """An empty table of figures."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=f"{evaluations[0].texts} texts")
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, title=title)
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
+
+
+def times_text(ratio: float) -> str:
+    """A ratio for people."""
+    return f"{ratio:.2f}x" if ratio < 10 else f"{ratio:.1f}x" if ratio < 1000 else f"{ratio:,.0f}x"
+
+
+def overview(measured: Measured) -> Table:
+    """Accuracy, work and time by exit threshold."""
+    padded = measured.padded
     columns = ["threshold", "accu-\nracy", "F1", "mean\nexit", "GFLOPs\npaper", "exe-\ncuted", "work\nsaved"]
-    for column in columns + (["ms a\ntext", "x\npadded"] if padded else []):
-        table.add_column(column, justify="right")
-    for x in evaluations:
+    columns += [] if padded is None else ["ms a\ntext", "x\npadded"]
+    beside = "" if padded is None else "; padded: transformers' BERT with the same weights"
+    table = table_of(f"{measured.evaluations[0].texts} texts{beside}", columns)
+    if padded is not None:
+        row = ["padded", f"{padded.accuracy:.2%}", f"{padded.f1:.2%}", "", f"{padded.gflops:.3f}"]
+        row += [f"{padded.executed_gflops:.3f}", times_text(padded.gflops / padded.executed_gflops)]
+        table.add_row(*row, f"{1e3 * padded.seconds:.2f}", times_text(1.0))
+    for x in measured.evaluations:
         row = [threshold_text(x.exit_threshold), f"{x.accuracy:.2%}", f"{x.f1:.2%}", f"{x.mean_exit_layer:.2f}"]
-        row += [f"{x.gflops:.3f}", f"{x.executed_gflops:.3f}", f"{x.speed_up:.2f}x"]
-        if padded:
-            row += [f"{1e3 * x.seconds:.2f}", f"{padded / x.seconds:.2f}x"]
+        row += [f"{x.gflops:.3f}", f"{x.executed_gflops:.3f}", times_text(x.speed_up)]
+        if padded is not None and x.seconds is not None:
+            row += [f"{1e3 * x.seconds:.2f}", times_text(padded.seconds / x.seconds)]
         table.add_row(*row)
-    console.print(table)
+    return table
+
+
+def _by_length(evaluation: Evaluation) -> Table:
+    columns = ("tokens", "texts", "accuracy", "mean exit", "work saved")
+    table = table_of(f"By length, threshold {threshold_text(evaluation.exit_threshold)}", columns)
+    for x in evaluation.buckets:
+        table.add_row(x.name, str(x.texts), f"{x.accuracy:.2%}", f"{x.mean_exit_layer:.2f}", times_text(x.speed_up))
+    return table
+
+
+def _by_layer(evaluation: Evaluation) -> Table:
+    columns = ("layer", "texts that leave", "tokens alive after it")
+    table = table_of(f"By layer, threshold {threshold_text(evaluation.exit_threshold)}", columns)
+    for layer, leaving in enumerate(evaluation.exits):
+        kept = None if layer == 0 else evaluation.tokens_kept[layer - 1]
+        table.add_row(str(layer), str(leaving), "" if kept is None else f"{kept:.0%}")
+    return table
+
+
+def _draw(evaluations: Sequence[Evaluation], folder: Path) -> None:
+    """Pictures of the model as it is set, and of its trade-off."""
+    from ..reporting.plots import plot_buckets, plot_exits, plot_tokens, plot_trade_off
 
     shown = evaluations[0]
-    lengths = Table(
-        box=box.SIMPLE_HEAD, pad_edge=False, title=f"By length, threshold {threshold_text(shown.exit_threshold)}"
-    )
-    for column in ("tokens", "texts", "accuracy", "mean exit", "work saved"):
-        lengths.add_column(column, justify="right")
-    for bucket in shown.buckets:
-        lengths.add_row(
-            bucket.name,
-            str(bucket.texts),
-            f"{bucket.accuracy:.2%}",
-            f"{bucket.mean_exit_layer:.2f}",
-            f"{bucket.dense_gflops / bucket.executed_gflops:.2f}x",
-        )
-    console.print(lengths)
-
-    layers = Table(
-        box=box.SIMPLE_HEAD, pad_edge=False, title=f"By layer, threshold {threshold_text(shown.exit_threshold)}"
-    )
-    for column in ("layer", "texts that leave", "tokens alive after it"):
-        layers.add_column(column, justify="right")
-    for layer, leaving in enumerate(shown.exits):
-        kept = None if layer == 0 else shown.tokens_kept[layer - 1]
-        layers.add_row(str(layer), str(leaving), "" if kept is None else f"{kept:.0%}")
-    console.print(layers)
+    curve = sorted((x.executed_gflops, x.accuracy) for x in evaluations)
+    plot_trade_off({"thresholds": curve}, folder / "trade_off.png", title="Accuracy over executed work")
+    plot_exits(shown, folder / "exits.png", title=f"Exits at threshold {threshold_text(shown.exit_threshold)}")
+    plot_tokens(shown, folder / "tokens.png", title="Tokens alive after each layer, of texts that stay")
+    saved = {bucket.name: bucket.speed_up for bucket in shown.buckets}
+    plot_buckets({"executed": saved}, folder / "lengths.png", title="Work saved by length")

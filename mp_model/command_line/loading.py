@@ -1,10 +1,10 @@
-"""What several commands load: a saved classifier, and labelled texts for it."""
+"""Steps that several commands begin with: a saved classifier, labelled texts for it, and the answers of all its exits."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from ..data.labels import LabelledTexts
     from ..measuring.all_exits import AllExits
     from ..modelling import PyramidBertForSequenceClassification
+    from ..serving.classifier import Classifier
+
+Number = TypeVar("Number", int, float)
 
 
 def check_model_folder(folder: Path) -> None:
@@ -21,41 +24,18 @@ def check_model_folder(folder: Path) -> None:
         raise ValueError(f"--model must be a folder of a saved model, with config.json; got {folder}")
 
 
-def load_classifier(
-    folder: Path, device: str = "cpu", threads: int | None = None
-) -> tuple[PyramidBertForSequenceClassification, Any]:
-    """A saved model in eval mode on a device, and its tokenizer."""
-    import torch
-    from transformers import AutoTokenizer
-    from transformers.utils import logging as transformers_logging
-
-    from mp_model import PyramidBertForSequenceClassification
-
-    transformers_logging.disable_progress_bar()
-    if threads:
-        torch.set_num_threads(threads)
-    model = PyramidBertForSequenceClassification.from_pretrained(folder).eval()
-    try:
-        model.to(device)
-    except (RuntimeError, AssertionError) as error:  # what PyTorch raises for a device that it does not know or have
-        raise ValueError(f"--device {device!r} cannot be used here: {error}") from error
-    return model, AutoTokenizer.from_pretrained(folder)
-
-
 def load_labelled(
-    source: str, model: PyramidBertForSequenceClassification, tokenizer: Any, splits: Sequence[str], batch_size: int
+    source: str, classifier: Classifier, splits: Sequence[str], batch_size: int
 ) -> tuple[LabelledTexts, list[TextBatch]]:
-    """Labelled texts with the numbers of the model's labels, and batches of similar length of them."""
+    """Labelled texts with the numbers of the model's labels, and batches of similar length of them, on its device."""
     from ..data.batches import encode, length_sorted_batches
     from ..data.labels import load_split
 
-    names = [model.config.id2label[number] for number in range(model.config.num_labels)]
-    data = load_split(source, names, splits)
-    rows = encode(tokenizer, data.texts, model.config.max_position_embeddings)
-    batches = list(length_sorted_batches(rows, batch_size, model.config.pad_token_id or 0))
-    for batch in batches:
-        batch.inputs = {name: x.to(model.device) for name, x in batch.inputs.items()}
-    return data, batches
+    config = classifier.model.config
+    data = load_split(source, [config.id2label[number] for number in range(config.num_labels)], splits)
+    rows = encode(classifier.tokenizer, data.texts, config.max_position_embeddings)
+    batches = length_sorted_batches(rows, batch_size, config.pad_token_id or 0)
+    return data, [batch.to(classifier.model.device) for batch in batches]
 
 
 def read_exits(
@@ -63,20 +43,25 @@ def read_exits(
     batches: Sequence[TextBatch],
     labels: Sequence[int],
     console: Console,
-    what: str = "Read all texts",
+    doing: str = "Read all texts",
+    prune_thresholds: Sequence[float] | None = None,
 ) -> AllExits:
-    """What every exit answers, with a progress bar."""
+    """The answers of all exits, read with a progress bar.
+
+    Args:
+        model, batches, labels, prune_thresholds: as for :func:`mp_model.measuring.all_exits.read_all_exits`.
+        console: console of the progress bar.
+        doing: words beside it.
+    """
     from rich.progress import track
 
     from ..measuring.all_exits import read_all_exits
 
-    watched: Iterable[TextBatch] = track(
-        batches, what, console=console, transient=True, disable=not console.is_terminal
-    )
-    return read_all_exits(model, watched, labels)
+    watched = track(batches, doing, console=console, transient=True, disable=not console.is_terminal)
+    return read_all_exits(model, watched, labels, prune_thresholds)
 
 
-def numbers_of(option: str, value: str, kind: type = float) -> list[Any]:
+def numbers_of(option: str, value: str, kind: type[Number]) -> list[Number]:
     """Numbers that were given with commas between them."""
     try:
         return [kind(part) for part in value.split(",")]

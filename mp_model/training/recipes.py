@@ -1,24 +1,24 @@
-"""Recipes: which stages make which classifier, and the settings that they share."""
+"""Recipes, the stages of each, and the settings that stages share."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any
 
-STAGES = ("fine-tune", "distil", "soft", "hard", "joint", "exits")
+STAGES = ("fine-tune", "distil", "soft", "hard", "joint", "exits", "head")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one kind of classifier is made.
+    """The making of one kind of classifier.
 
     Attributes:
         about: one line for people.
-        stages: in their order, out of ``STAGES``.
-        config: settings of :class:`mp_model.PyramidBertConfig`; those of a checkpoint's exits do not count.
-        share_of_teacher: how much of an exit's target is the main head's prediction; the rest is the label.
+        stages: names out of ``STAGES``, in their order.
+        config: settings of :class:`mp_model.PyramidBertConfig`, instead of the checkpoint's.
+        share_of_teacher: share of the main head's prediction in an exit's target; the rest is the label.
     """
 
     about: str
@@ -27,12 +27,14 @@ class Recipe:
     share_of_teacher: float = 1.0
 
     def planned_stages(self, exit_training: str | None = None, freeze_backbone: bool = False) -> tuple[str, ...]:
-        """The stages, where the recipe has exits with them trained ``"joint"`` or ``"frozen"``.
+        """The stages of a fit.
 
-        freeze_backbone: without any stage that changes the backbone; thresholds and heads are learned alone.
+        Args:
+            exit_training: ``"joint"`` with the backbone or ``"frozen"`` under it; None: the recipe's way.
+            freeze_backbone: whether to leave out every stage that changes the backbone.
 
         Raises:
-            ValueError: the recipe has no exits, or nothing else but the backbone.
+            ValueError: the recipe has no exits to be trained so, or trains nothing but the backbone.
         """
         stages = self.stages
         if exit_training is not None:
@@ -52,7 +54,7 @@ class Recipe:
         return stages
 
 
-NO_EXITS = {"exit_head": "cls", "exit_layers": [], "top_k": None}
+NO_EXITS: dict[str, Any] = {"exit_head": "cls", "exit_layers": [], "top_k": None}
 
 RECIPES = {
     "pyramid": Recipe(
@@ -87,7 +89,8 @@ RECIPES = {
 
 
 PASSES = ("epochs", "soft_epochs", "hard_epochs", "joint_epochs", "exit_epochs")
-# Sets of at most so many texts: a few thousand texts are noisy and cheap, and many say in one pass what few say in two.
+# Passes over sets of at most so many texts: a few thousand texts are noisy and cheap, and many say in one pass what few say
+# in two.
 PASSES_BY_SIZE = (
     (5_000, (4.0, 2.0, 1.0, 2.0, 10.0)),
     (100_000, (3.0, 1.0, 1.0, 2.0, 10.0)),
@@ -97,45 +100,37 @@ PASSES_BY_SIZE = (
 
 @dataclass(frozen=True)
 class Settings:
-    """What is common to all stages; see ``magic-pyramid fit --help`` for the ranges of the papers.
+    """Settings that the stages share, each with the help that ``magic-pyramid fit`` shows for it.
 
-    Attributes:
-        epochs: of fine-tuning and distillation; soft_epochs, hard_epochs, joint_epochs, exit_epochs: of the other stages.
-        batch_size: texts a step.
-        learning_rate: of the weights; threshold_learning_rate: of the thresholds in the soft stage; exit_learning_rate: of
-            exit heads, with the backbone or under it.
-        temperature, penalty, final_threshold: of the soft stage (:class:`SoftPruningObjective`).
-        exit_weight: of an exit's loss beside the main head's, trained jointly.
-        reverse_kl: KL(student || teacher), Eq. 1's direction, instead of KL(teacher || student).
-        keep: share of the tokens that layer L keeps, under ``top_k``.
-        max_length: tokens of a text, at most; None: the model's positions.
-        importance_normalizer: as in :class:`mp_model.PyramidBertConfig`.
-        seed: of everything drawn.
+    Passes that are None follow the number of training texts (:meth:`for_texts`).
     """
 
-    epochs: float = 4.0
-    soft_epochs: float = 2.0
-    hard_epochs: float = 1.0
-    joint_epochs: float = 2.0
-    exit_epochs: float = 10.0
-    batch_size: int = 32
-    learning_rate: float = 5e-5
-    threshold_learning_rate: float = 1e-3
-    exit_learning_rate: float = 1e-3
-    temperature: float = 1e-3
-    penalty: float = 0.1
-    final_threshold: float = 0.01
-    exit_weight: float = 0.3
-    reverse_kl: bool = False
-    keep: float = 0.3
-    max_length: int | None = None
-    importance_normalizer: Any = 128
-    seed: int = 0
+    epochs: Annotated[float | None, "Passes over the texts in fine-tuning, and in distillation."] = None
+    soft_epochs: Annotated[float | None, "Passes in soft pruning; 0 leaves thresholds where they start."] = None
+    hard_epochs: Annotated[float | None, "Passes in hard pruning."] = None
+    joint_epochs: Annotated[float | None, "Passes in training exits and backbone together."] = None
+    exit_epochs: Annotated[float | None, "Passes in training heads on a frozen backbone."] = None
+    batch_size: Annotated[int, "Texts a step."] = 32
+    learning_rate: Annotated[float, "Learning rate of the weights."] = 5e-5
+    threshold_learning_rate: Annotated[float, "Learning rate of the pruning thresholds, in soft pruning."] = 1e-3
+    exit_learning_rate: Annotated[float, "Learning rate of exit heads."] = 1e-3
+    temperature: Annotated[float, "Temperature of soft pruning; LTP searched 1e-4 to 2e-3."] = 1e-3
+    penalty: Annotated[float, "Price of a token that stays; LTP found 0.01 to 0.2 useful."] = 0.1
+    final_threshold: Annotated[float, "Pruning threshold of layer L before soft pruning; lower layers' rise to it."] = (
+        0.01
+    )
+    exit_weight: Annotated[float, "Weight of each exit's loss, where the main head's is 1, in joint training."] = 0.3
+    reverse_kl: Annotated[bool, "Distil exits by KL(student, teacher), as in Eq. 1."] = False
+    keep: Annotated[float, "Share of the tokens that layer L keeps, in the recipe power."] = 0.3
+    max_length: Annotated[int | None, "Longest text, in tokens; the model's positions if left out."] = None
+    importance_normalizer: Annotated[str | float, "Divisor of importance: alive, input, or a number."] = 128
+    seed: Annotated[int, "Random seed."] = 0
 
     def __post_init__(self) -> None:
         for name in (*PASSES, "penalty", "exit_weight"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be 0 or more; got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise ValueError(f"{name} must be 0 or more; got {value}")
         for name in ("learning_rate", "threshold_learning_rate", "exit_learning_rate", "temperature", "batch_size"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive; got {getattr(self, name)}")
@@ -143,15 +138,16 @@ class Settings:
             raise ValueError(f"keep must be a share in (0, 1]; got {self.keep}")
         if self.max_length is not None and self.max_length < 3:
             raise ValueError(f"max_length must leave room for [CLS], a word and [SEP], 3; got {self.max_length}")
+        if self.importance_normalizer not in ("alive", "input"):
+            object.__setattr__(self, "importance_normalizer", _number(self.importance_normalizer))
 
-    @classmethod
-    def for_texts(cls, count: int, **changes: Any) -> Settings:
-        """Settings for that many training texts: the larger the set, the fewer passes over it.
-
-        changes: values of attributes; passes among them go before those for the count.
-        """
+    def for_texts(self, count: int) -> Settings:
+        """The same settings, with the passes that are None chosen for that many training texts: fewer for larger sets."""
         by_size = next(passes for most, passes in PASSES_BY_SIZE if count <= most)
-        return cls(**{**dict(zip(PASSES, by_size, strict=True)), **changes})
+        changes: dict[str, Any] = {
+            name: passes for name, passes in zip(PASSES, by_size, strict=True) if getattr(self, name) is None
+        }
+        return replace(self, **changes)
 
     def epochs_of(self, stage: str) -> float:
         """Passes over the training texts in a stage."""
@@ -160,12 +156,25 @@ class Settings:
             "hard": self.hard_epochs,
             "joint": self.joint_epochs,
             "exits": self.exit_epochs,
+            "head": self.exit_epochs,
         }
-        return by_stage.get(stage, self.epochs)
+        passes = by_stage.get(stage, self.epochs)
+        if passes is None:
+            raise ValueError(
+                f"the passes of stage {stage!r} follow the number of texts; take settings.for_texts(count)"
+            )
+        return passes
+
+
+def _number(normalizer: str | float) -> float:
+    try:
+        return float(normalizer)
+    except ValueError:
+        raise ValueError(f"importance_normalizer must be alive, input or a number; got {normalizer!r}") from None
 
 
 def model_settings(recipe: Recipe, settings: Settings, layers: int) -> dict[str, Any]:
-    """The recipe's settings of the model, for a backbone of so many layers."""
+    """Settings of :class:`mp_model.PyramidBertConfig` by a recipe, for a backbone of that many layers."""
     config = {"importance_normalizer": settings.importance_normalizer, "exit_threshold": None, **recipe.config}
     if config.get("exit_layers") == "all":
         config["exit_layers"] = list(range(layers))
@@ -175,7 +184,9 @@ def model_settings(recipe: Recipe, settings: Settings, layers: int) -> dict[str,
 
 
 def falling_shares(keep: float, layers: int) -> list[float]:
-    """For each layer the share of the tokens entering it that stays, so that of all tokens the share left after layer l
-    falls evenly from 1 to ``keep``."""
+    """For each layer the share of its entering tokens that survive it.
+
+    The share of the input's tokens that are alive after layer l then falls evenly from 1 to ``keep``.
+    """
     left = [1 + (keep - 1) * layer / layers for layer in range(layers + 1)]
     return [after / before for before, after in itertools.pairwise(left)]

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,8 @@ def train_stages(
         recipe_name: one of ``RECIPES``.
         settings: of the stages.
         stages: which ones, in this order; None: the recipe's.
-        freeze_backbone: whether the stage ``"soft"`` learns the thresholds alone.
+        freeze_backbone: whether the stage ``"soft"`` learns the thresholds alone; a checkpoint without a classifier for the
+            labels then gets one first, in the stage ``"head"``.
         quiet: whether to show no progress bars.
 
     Raises:
@@ -78,6 +79,7 @@ def train_stages(
     recipe = RECIPES[recipe_name]
     stages = recipe.planned_stages(freeze_backbone=freeze_backbone) if stages is None else tuple(stages)
     _check_stages(stages, recipe, recipe_name)
+    settings = settings.for_texts(len(task.train))
     asked = {
         "checkpoint": str(checkpoint),
         "recipe": recipe_name,
@@ -91,7 +93,9 @@ def train_stages(
         _claim(output, asked)
     set_seed(settings.seed)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-    model = _load(checkpoint, recipe, settings, task)
+    model, head_is_new = _load(checkpoint, recipe, settings, task)
+    if freeze_backbone and head_is_new and "head" not in stages:
+        stages = ("head", *stages)
     positions = model.config.max_position_embeddings
     max_length = min(settings.max_length or positions, positions)
     train, validation = (EncodedTexts(tokenizer, data, max_length) for data in (task.train, task.validation))
@@ -147,16 +151,21 @@ def _claim(output: Path, asked: dict[str, Any]) -> None:
 
 def _load(
     checkpoint: str | Path, recipe: Recipe, settings: Settings, task: Task
-) -> PyramidBertForSequenceClassification:
+) -> tuple[PyramidBertForSequenceClassification, bool]:
+    """The model, and whether its own head is new, since the checkpoint has none for as many labels."""
     layers = PyramidBertConfig.from_pretrained(checkpoint).num_hidden_layers
     names = dict(enumerate(task.label_names))
-    return PyramidBertForSequenceClassification.from_pretrained(
+    found: Any = PyramidBertForSequenceClassification.from_pretrained(
         checkpoint,
         id2label=names,
         label2id={name: number for number, name in names.items()},
         ignore_mismatched_sizes=True,  # a classifier for other labels gives its backbone, and gets a new head
+        output_loading_info=True,
         **model_settings(recipe, settings, layers),
     )
+    model, loaded = found
+    mismatched = {name for name, *_ in loaded["mismatched_keys"]}
+    return model, "classifier.weight" in mismatched | set(loaded["missing_keys"])
 
 
 def save_whole(model: PyramidBertForSequenceClassification, folder: Path, tokenizer: Any) -> None:
@@ -184,9 +193,11 @@ def _run(
     """Trains one stage; returns the model that it leaves, and what it did."""
     begin = time.monotonic()
     pruning = {name: getattr(model.config, name) for name in ("top_k", "prune_thresholds")}
-    data: Dataset = train
+    data: Dataset[dict[str, Any]] = train
     collator: Any = DataCollatorWithPadding(tokenizer)
-    finish = None
+    finish: Callable[[], None] | None = None
+    if stage in ("fine-tune", "head"):  # before anything is pruned
+        model.config.top_k = model.config.prune_thresholds = None
     if stage == "distil":
         teacher, model = model, objectives.half_of(model)
         module: nn.Module = objectives.Distillation(model, teacher)
@@ -201,12 +212,15 @@ def _run(
         if model.config.exit_head == "fastbert":
             module = objectives.FrozenExits(model, settings.reverse_kl)
         else:
-            data, finish = _features_of(model, train, tokenizer, settings.batch_size)
+            data, finish = _features_of(model, model.exits, train, tokenizer, settings.batch_size)
             collator = torch.utils.data.default_collate
             module = objectives.HeadsOnFeatures(model.exits, recipe.share_of_teacher, settings.reverse_kl)
+    elif stage == "head":
+        own = nn.ModuleDict({str(model.config.num_hidden_layers): OwnHead(model)})
+        data, finish = _features_of(model, own, train, tokenizer, settings.batch_size)
+        collator = torch.utils.data.default_collate
+        module = objectives.HeadsOnFeatures(own, share_of_teacher=0.0)
     else:
-        if stage == "fine-tune":  # before anything is pruned
-            model.config.top_k = model.config.prune_thresholds = None
         module = objectives.FineTuning(model)
     prepared = time.monotonic() - begin
     facts = run_stage(
@@ -225,13 +239,13 @@ def _run(
     )
     if finish is not None:
         finish()
-    if stage == "fine-tune":
+    if stage in ("fine-tune", "head"):
         for name, value in pruning.items():
             setattr(model.config, name, value)
     return model.eval(), {**facts, "seconds": prepared + facts["seconds"]}
 
 
-class FeatureRows(Dataset):
+class FeatureRows(Dataset[dict[str, Any]]):
     """Features of :class:`mp_model.training.features.Features` and the main head's logits, a text a row."""
 
     def __init__(self, features: Features, teacher: Tensor, layers: list[int]) -> None:
@@ -250,22 +264,41 @@ class FeatureRows(Dataset):
         }
 
 
+class OwnHead(nn.Module):
+    """The model's own head, without the model: logits ``[batch, labels]`` from layer L's [CLS] ``[batch, hidden]``."""
+
+    def __init__(self, model: PyramidBertForSequenceClassification) -> None:
+        super().__init__()
+        assert model.bert.pooler is not None
+        self.dense, self.classifier = model.bert.pooler.dense, model.classifier
+
+    def forward(self, first: Tensor) -> Tensor:
+        return self.classifier(torch.tanh(self.dense(first)))
+
+
 def _features_of(
-    model: PyramidBertForSequenceClassification, data: EncodedTexts, tokenizer: Any, batch_size: int
-) -> tuple[FeatureRows, Any]:
-    """Standardised features of the training texts, and what makes the trained heads read plain ones."""
+    model: PyramidBertForSequenceClassification,
+    heads: nn.ModuleDict,
+    data: EncodedTexts,
+    tokenizer: Any,
+    batch_size: int,
+) -> tuple[FeatureRows, Callable[[], None]]:
+    """Standardised features of the training texts, and a function that makes the trained heads read plain ones.
+
+    heads: heads that begin with a linear layer ``dense``, by the number of the layer that they read.
+    """
     model.eval()
     batches = length_sorted_batches(data.rows, batch_size, tokenizer.pad_token_id)
     features = collect_features(model, batches, data.labels)
-    layers = model.config.resolved_exit_layers()
     with torch.no_grad():
-        teacher = model.classifier(torch.tanh(model.bert.pooler.dense(features.layers[-1])))
+        teacher = OwnHead(model)(features.layers[-1])
+    dense: dict[int, Any] = {int(layer): head.dense for layer, head in heads.items()}
     scales = {}
-    for layer in layers:
+    for layer in dense:
         features.layers[layer], *scales[layer] = standardise(features.layers[layer])
 
     def finish() -> None:
-        for layer in layers:
-            unstandardise(model.exits[str(layer)].dense, *scales[layer])
+        for layer, reading in dense.items():
+            unstandardise(reading, *scales[layer])
 
-    return FeatureRows(features, teacher, layers), finish
+    return FeatureRows(features, teacher, list(dense)), finish

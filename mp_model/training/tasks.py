@@ -1,4 +1,4 @@
-"""Labelled texts: read, checked, split and turned into token ids before anything is trained."""
+"""Tasks: labelled texts, read, checked, split and turned into token ids before anything is trained."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from ..data.batches import encode
 from ..data.labels import VALIDATION, LabelledTexts, in_order, load_split, numbered, read_rows
 from ..data.tables import TableError
 
-HELD_OUT = 0.1  # of the training texts, where no validation file is given
+HELD_OUT = 0.1  # share of the training texts, where no validation texts are given
 
 
 @dataclass
 class Task:
-    """What a classifier is trained for.
+    """Labels and the texts to learn them from.
 
     Attributes:
-        label_names: the labels as they stand in the files; a label's number is its place here.
-        train, validation: the texts to learn from, and those to choose thresholds on.
+        label_names: labels as they stand in the files; a label's number is its place here.
+        train: texts to learn from.
+        validation: texts to choose thresholds on.
         held_out: whether ``validation`` was taken from the training file.
     """
 
@@ -33,12 +34,15 @@ class Task:
 
 
 def load_task(train: str | Path, validation: str | Path | None = None, seed: int = 0) -> Task:
-    """Reads the training texts and the validation texts, of files or of a data set by its name.
+    """Reads the training texts and the validation texts.
 
-    Where no validation texts are given, a tenth of the training texts is held out.
+    Args:
+        train: a file, or a data set's name.
+        validation: a file, or a data set's name; None: a tenth of the training texts is held out.
+        seed: random seed of the texts that are held out.
 
     Raises:
-        TableError: what cannot be read, or is empty; fewer than two labels; labels that the training texts have not.
+        TableError: a source that cannot be read or is empty; fewer than two labels; a label that no training text has.
     """
     rows = read_rows(train, ("train",))
     names = in_order({label for _, label in rows})
@@ -56,11 +60,13 @@ def load_task(train: str | Path, validation: str | Path | None = None, seed: int
     return Task(names, learn, choose, held_out=True)
 
 
-class EncodedTexts(Dataset):
+class EncodedTexts(Dataset[dict[str, Any]]):
     """Texts as token ids, for ``transformers.Trainer``.
 
     Attributes:
-        truncated: how many texts were longer than the model's positions.
+        rows: token ids and types of each text.
+        labels: the number of each text's label.
+        truncated: number of texts that were longer than ``max_length`` tokens.
     """
 
     def __init__(self, tokenizer: Any, data: LabelledTexts, max_length: int) -> None:

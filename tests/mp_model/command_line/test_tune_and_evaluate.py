@@ -124,7 +124,8 @@ def test_a_dry_run_writes_nothing_and_prints_the_curve(folder: Path, validation:
     assert result.exit_code == 0, result.output
     assert (folder / "config.json").read_bytes() == before
     assert "The trade-off, slowest first" in result.stdout
-    assert re.search(r"points lost, -?[\d.]+ expected; not written", result.stdout)
+    points = r"[\d.]+ points (lost|gained)"
+    assert re.search(f"times less work at {points}, {points} expected; not written", result.stdout)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +172,8 @@ def test_evaluate(folder: Path, validation: str, tmp_path: Path) -> None:
     accuracy, executed = accuracy_of(folder, validation)
     assert (own["accuracy"], own["executed_gflops"]) == (pytest.approx(accuracy), pytest.approx(executed))
     assert sum(own["exits"]) == sum(bucket["texts"] for bucket in own["buckets"]) == 300
-    assert document["padded_bert_seconds"] > 0
+    assert document["padded_bert_seconds"] == document["padded_bert"]["seconds"] > 0
+    assert document["padded_bert"]["executed_gflops"] >= document["padded_bert"]["gflops"] == own["dense_gflops"]
     assert all(x["seconds"] > 0 for x in document["evaluations"])
     assert sorted(path.name for path in report.glob("*.png")) == [
         "exits.png",

@@ -149,6 +149,26 @@ def test_a_finished_classifier_gets_exits_and_keeps_its_backbone(
         assert max(after.config.prune_thresholds) > 0
 
 
+def test_a_checkpoint_without_a_classifier_gets_one_on_its_frozen_backbone(
+    checkpoint: Path, files: tuple, tmp_path: Path
+) -> None:
+    """The checkpoint's classifier is for three labels, so it does not count."""
+    settings = dataclasses.replace(QUICK, soft_epochs=0, exit_epochs=40)
+    summary = fit(
+        str(checkpoint), load_task(*files), tmp_path / "fit", "pyramid", settings, freeze_backbone=True, quiet=True
+    )
+    assert list(summary.stages) == ["head", "soft", "exits"]
+    before, after = (
+        PyramidBertForSequenceClassification.from_pretrained(folder).state_dict()
+        for folder in (checkpoint, tmp_path / "fit" / "model")
+    )
+    for name, weight in after.items():
+        if not name.startswith(("exits.", "classifier.")):
+            assert torch.equal(weight, before[name]) != name.startswith("bert.pooler."), name
+    assert summary.validation_accuracy > 0.6  # a coin has half: all that a random backbone gives
+    assert summary.prune_thresholds == pytest.approx([0.0125, 0.025, 0.0375, 0.05])  # where they start
+
+
 @pytest.mark.parametrize(
     ("recipe", "options", "message"),
     [
@@ -256,28 +276,33 @@ def test_a_full_disk_leaves_nothing_that_looks_finished(
 def test_settings_by_the_number_of_texts(checkpoint: Path, files: tuple, tmp_path: Path) -> None:
     """Never more passes over a larger set, always those that were asked for; and what cannot be is refused."""
     sizes = (2, 5_000, 5_001, 100_000, 100_001, 10**9)
-    passes = [[getattr(Settings.for_texts(size), name) for name in PASSES] for size in sizes]
+    passes = [[getattr(Settings().for_texts(size), name) for name in PASSES] for size in sizes]
     for smaller, larger in itertools.pairwise(passes):
         assert all(a >= b > 0 for a, b in zip(smaller, larger, strict=True))
     assert passes[0] == passes[1] > passes[2] == passes[3] > passes[4] == passes[5]
-    asked = Settings.for_texts(10**9, epochs=7.0, penalty=0.5)
+    asked = Settings(epochs=7.0, penalty=0.5).for_texts(10**9)
     assert (asked.epochs, asked.penalty, asked.exit_epochs) == (7.0, 0.5, passes[-1][-1])
     for name in (*PASSES, "penalty", "exit_weight"):
         with pytest.raises(ValueError, match=f"{name} must be 0 or more; got -1"):
             Settings(**{name: -1})
     summary = fit(str(checkpoint), load_task(*files), tmp_path / "fit", "bert", stages=["fine-tune"], quiet=True)
-    assert summary.settings == dataclasses.asdict(Settings.for_texts(400))
+    assert summary.settings == dataclasses.asdict(Settings().for_texts(400))
 
 
 def test_learning_rates() -> None:
     """Exit heads and thresholds have their own, with the backbone and without; biases and norms do not decay."""
     model = tiny.classifier(exit_head="pooled", exit_layers=[0, 1])
-    joint, frozen = JointExits(model, 0.3, 0.5), HeadsOnFeatures(model.exits, 0.5)
-    soft = SoftPruningObjective(model, 1e-3, 0.1, 0.01)
-    for module in (joint, frozen, soft):
+    for make in (
+        lambda: JointExits(model, 0.3, 0.5),
+        lambda: HeadsOnFeatures(model.exits, 0.5),
+        lambda: SoftPruningObjective(model, 1e-3, 0.1, 0.01),
+    ):
+        module = make()
         groups = parameter_groups(module, 1.0, 2.0, 3.0)
         settings = {id(p): (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
         for name, parameter in module.named_parameters():
+            if not parameter.requires_grad:
+                continue
             rate = 2.0 if name == "thresholds" else 3.0 if name.startswith(("heads.", "model.exits.")) else 1.0
             assert settings.pop(id(parameter)) == (rate, 0.01 if parameter.dim() > 1 else 0.0), name
         assert not settings
@@ -377,7 +402,7 @@ def test_command(checkpoint: Path, files: tuple, tmp_path: Path) -> None:
     assert json.loads(result.stdout)["train_texts"] == 400
     for wrong, message in (
         (["--recipe", "nothing"], "--recipe must be one of pyramid, mp"),
-        (["--importance-normalizer", "x"], "--importance-normalizer must be"),
+        (["--importance-normalizer", "x"], "importance_normalizer must be alive, input or a number; got 'x'"),
         (["--temperature", "0"], "temperature must be positive"),
     ):
         refused = CliRunner().invoke(app, ["fit", train, *options, *wrong])
