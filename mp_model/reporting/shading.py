@@ -1,15 +1,19 @@
-"""Shows what a pyramid did to a text: each word shaded by the layer that pruned it, in a terminal and as a picture."""
+"""Texts whose words are shaded by the layer that pruned them, for a terminal and as a picture."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import IO, Any, NamedTuple
 
+import torch
 from rich.text import Text as RichText
 
+from ..data.batches import encode
+from ..modelling import PyramidBertForSequenceClassification
+
 Colour = tuple[int, int, int]
-# From words that were pruned at once (pale) to words that reached the exit (strong).
+# Colours from words that were pruned at once (pale) to words that reached the exit (strong).
 PALE: Colour = (226, 232, 240)
 STRONG: Colour = (37, 99, 235)
 
@@ -19,11 +23,11 @@ class ShadedText:
     """A text and its way through the layers.
 
     Attributes:
-        words: the words, in order.
-        reached: for each word, how many layers it went through: the layer that pruned it, or the exit's.
-        exit_layer: the layer that answered.
-        layers: L.
-        caption: the answer in words.
+        words: words of the text, in order.
+        reached: number of layers that each word went through: up to the layer that pruned it, or to the exit.
+        exit_layer: layer that answered.
+        layers: number of layers, L.
+        caption: the answer, for people.
     """
 
     words: list[str]
@@ -33,12 +37,30 @@ class ShadedText:
     caption: str
 
 
+@torch.inference_mode()
+def shade_answer(model: PyramidBertForSequenceClassification, tokenizer: Any, text: str) -> ShadedText:
+    """A text shaded by the way that it takes through a model, with the answer for its caption."""
+    longest, layers = model.config.max_position_embeddings, model.config.num_hidden_layers
+    ids = encode(tokenizer, [text], longest)[0]["input_ids"]
+    out = model(torch.tensor([ids], device=model.device), follow_tokens=True)
+    layer = int(out.exit_layer)
+    where = "at the embeddings, before any layer" if layer == 0 else f"by layer {layer} of {layers}"
+    names: Any = model.config.id2label
+    caption = f"{names[int(out.logits.argmax())]}: answered {where}, uncertainty {float(out.uncertainty):.3f}"
+    return shade(tokenizer, text, out.pruned_by[0].tolist(), layer, layers, caption, longest)
+
+
 def shade(
     tokenizer: Any, text: str, pruned_by: Sequence[int], exit_layer: int, layers: int, caption: str, max_length: int
 ) -> ShadedText:
     """Brings tokens back to words: a word goes as far as the last of its pieces.
 
-    pruned_by: for each token of the text, the layer that pruned it, 0 if none did.
+    Args:
+        tokenizer: tokenizer that made the tokens.
+        text: the text.
+        pruned_by: layer that pruned each token of the text, 0 for tokens that none did.
+        exit_layer, layers, caption: as in :class:`ShadedText`.
+        max_length: tokens of a text, at most.
     """
     encoded = tokenizer(text, truncation=True, max_length=max_length, return_offsets_mapping=True)
     spans: list[tuple[int, int]] = []
@@ -57,14 +79,14 @@ def shade(
 
 
 def colours(reached: int, layers: int) -> tuple[str, str]:
-    """Text and background colour of a word, as #rrggbb."""
+    """Colours of a word and of its background, as #rrggbb."""
     share = reached / layers
     background = tuple(round(pale + (strong - pale) * share) for pale, strong in zip(PALE, STRONG, strict=True))
     return "#ffffff" if share > 0.55 else "#334155", "#{:02x}{:02x}{:02x}".format(*background)
 
 
 def for_terminal(text: ShadedText, limit: int = 120) -> RichText:
-    """The first ``limit`` words with coloured backgrounds."""
+    """The caption, and the first ``limit`` words with coloured backgrounds."""
     line = RichText(text.caption + "\n", style="bold")
     for word, reached in zip(text.words[:limit], text.reached[:limit], strict=True):
         foreground, background = colours(reached, text.layers)
@@ -75,58 +97,72 @@ def for_terminal(text: ShadedText, limit: int = 120) -> RichText:
     return line
 
 
-def save_picture(texts: Sequence[ShadedText], path: str | BinaryIO, limit: int = 110) -> None:
-    """Draws the texts with their words shaded and a legend, as PNG; ``path`` is a name or a binary stream."""
+class Placed(NamedTuple):
+    """Words in a picture: inches from the left and from the top, colour of the text and of the box around it."""
+
+    x: float
+    y: float
+    words: str
+    colour: str
+    box: str | None = None
+    weight: str = "normal"
+
+
+def save_picture(texts: Sequence[ShadedText], path: str | IO[bytes], limit: int = 110) -> None:
+    """Draws the texts with their words shaded and a legend, as PNG.
+
+    Args:
+        texts: the texts.
+        path: name of the file, or a binary stream.
+        limit: words of a text that are drawn, at most.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    width, line_height, font = 11.0, 0.27, 9.5
+    width, line_height, font, margin, gap = 11.0, 0.27, 9.5, 0.25, 0.07
     figure = Figure(figsize=(width, 1), dpi=130, facecolor="white")
     renderer = FigureCanvasAgg(figure).get_renderer()
 
-    def inches(words: str, weight: str = "normal") -> float:
-        probe = figure.text(0, 0, words, fontsize=font, fontweight=weight, parse_math=False)
+    def inches(words: str) -> float:
+        probe = figure.text(0, 0, words, fontsize=font, parse_math=False)
         extent = probe.get_window_extent(renderer).width / figure.dpi
         probe.remove()
         return extent
 
-    margin, gap = 0.25, 0.07
-    placed: list[tuple[float, float, str, str, str | None, str]] = []  # x, y from the top, words, colour, box, weight
+    placed: list[Placed] = []
     y = margin
     for text in texts:
-        placed.append((margin, y, text.caption, "#0f172a", None, "bold"))
-        y += line_height * 1.25
-        x = margin
-        for word, reached in zip(text.words[:limit], text.reached[:limit], strict=True):
-            extent = inches(word)
+        placed.append(Placed(margin, y, text.caption, "#0f172a", weight="bold"))
+        x, y = margin, y + line_height * 1.25
+        pieces = [
+            (word, *colours(reached, text.layers)) for word, reached in zip(text.words, text.reached, strict=True)
+        ]
+        rest = [] if len(pieces) <= limit else [(f"… {len(pieces) - limit} more words", "#94a3b8", None)]
+        for words, colour, box in [*pieces[:limit], *rest]:
+            extent = inches(words)
             if x + extent > width - margin:
                 x, y = margin, y + line_height
-            placed.append((x, y, word, *colours(reached, text.layers), "normal"))
+            placed.append(Placed(x, y, words, colour, box))
             x += extent + gap
-        if len(text.words) > limit:
-            rest = f"… {len(text.words) - limit} more words"
-            if x + inches(rest) > width - margin:
-                x, y = margin, y + line_height
-            placed.append((x, y, rest, "#94a3b8", None, "normal"))
         y += line_height * 2
-    x = margin
-    layers = texts[0].layers
+    x, layers = margin, texts[0].layers
     for reached in range(layers + 1):
-        label = (
-            "exit at the embeddings"
-            if reached == 0
-            else "reached the last layer"
-            if reached == layers
-            else f"layer {reached}"
-        )
-        placed.append((x, y, label, *colours(reached, layers), "normal"))
+        label = {0: "exit at the embeddings", layers: "reached the last layer"}.get(reached, f"layer {reached}")
+        placed.append(Placed(x, y, label, *colours(reached, layers)))
         x += inches(label) + 0.2
     height = y + line_height + margin / 2
 
     figure.set_size_inches(width, height)
-    for x, top, words, colour, box, weight in placed:
-        background = None if box is None else {"facecolor": box, "edgecolor": "none", "pad": 1.6}
-        position = (x / width, 1 - (top + line_height / 2) / height)
-        style = {"fontsize": font, "color": colour, "fontweight": weight, "va": "center", "bbox": background}
-        figure.text(*position, words, parse_math=False, **style)  # two dollar signs in a word are money, not a formula
+    for piece in placed:
+        figure.text(
+            piece.x / width,
+            1 - (piece.y + line_height / 2) / height,
+            piece.words,
+            fontsize=font,
+            fontweight=piece.weight,
+            color=piece.colour,
+            va="center",
+            bbox=None if piece.box is None else {"facecolor": piece.box, "edgecolor": "none", "pad": 1.6},
+            parse_math=False,  # two dollar signs in a word are money, not a formula
+        )
     figure.savefig(path, format="png")

@@ -81,7 +81,7 @@ def jsonl(path: Path, texts: Iterable[Any]) -> Path:
     ("command", "example"),
     [
         ("classify", "magic-pyramid classify --model demo-output/model articles.tsv > answers.jsonl"),
-        ("demo", "magic-pyramid demo --max-harm"),
+        ("demo", "magic-pyramid demo --texts texts.txt --threads 4 --json"),
         ("evaluate", "magic-pyramid evaluate test.tsv --model fits/news/model --output reports/news"),
         ("fit", "magic-pyramid fit train.tsv --model bert-base-uncased --output fits/news"),
         ("tune", "magic-pyramid tune dev.tsv --model fits/news/model --max-drop 0.5"),
