@@ -78,16 +78,6 @@ def outcomes_of_one_threshold(
     return [outcome_of(exits, right_before, threshold, factor) for threshold in thresholds]
 
 
-def largest_threshold(outcomes: Iterable[Outcome], max_harm: float) -> Outcome | None:
-    """The outcome of the largest single threshold (fastest) that harms at most that share of the texts; None: none does.
-
-    Harm counts answers made wrong and does not set them off against answers made right, so it is stricter than a fall of
-    the accuracy, which on few texts is mostly luck.
-    """
-    single = {x.exit_threshold: x for x in outcomes if isinstance(x.exit_threshold, float) and x.harm <= max_harm}
-    return single[max(single)] if single else None
-
-
 def one_threshold_a_layer(exits: AllExits, right_before: Tensor, start: Outcome, steps: int = 50) -> Outcome:
     """The outcome of thresholds by layer that cost no more than ``start`` and answer at least as many texts rightly.
 

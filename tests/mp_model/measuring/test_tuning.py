@@ -19,7 +19,6 @@ from mp_model.measuring.tuning import (
     binomial_tail,
     frontier,
     guaranteed,
-    largest_threshold,
     one_threshold_a_layer,
     outcome_of,
     outcomes_of_one_threshold,
@@ -82,29 +81,17 @@ def test_right_without_exits() -> None:
     assert torch.equal(right_without_exits(EXITS), RIGHT_BEFORE)
 
 
-@pytest.mark.parametrize(
-    ("max_harm", "steps", "threshold"),
-    [(0.0, 200, 0.465), (0.2, 200, 0.465), (0.25, 200, 0.97), (0.5, 200, 1.0), (0.0, 10, 0.4), (0.25, 10, 0.9)],
-)
-def test_the_largest_threshold_that_harms_few_enough(max_harm: float, steps: int, threshold: float) -> None:
+@pytest.mark.parametrize("steps", [10, 200])
+def test_one_threshold_for_all_layers(steps: int) -> None:
     outcomes = outcomes_of_one_threshold(EXITS, RIGHT_BEFORE, steps)
-    assert outcomes[0].exit_threshold is None
-    assert len(outcomes) == steps + 2
-    assert largest_threshold(outcomes, max_harm) == outcome_of(EXITS, RIGHT_BEFORE, threshold)
+    assert [x.exit_threshold for x in outcomes] == [None, *(step / steps for step in range(steps + 1))]
+    assert outcomes[steps + 1] == outcome_of(EXITS, RIGHT_BEFORE, 1.0)
 
 
 def test_a_larger_threshold_may_harm_less() -> None:
     """Above 0.722 the text leaves at layer 1, rightly, before layer 2 can answer wrongly."""
     exits = exits_of({1: logits_of(0.8), 2: logits_of(0.05), 3: logits_of(0.99)}, [0])
-    right_before = torch.tensor([True])
-    assert outcome_of(exits, right_before, 0.5).harm == 1
-    assert largest_threshold(outcomes_of_one_threshold(exits, right_before), 0.0).exit_threshold == 1.0
-
-
-def test_no_threshold_is_good_enough() -> None:
-    exits = exits_of({1: logits_of(1e-9, 0.9), 2: logits_of(0.99, 0.99)}, [0, 0])
-    outcomes = [outcome_of(exits, torch.tensor([True, True]), threshold) for threshold in (None, 0.01, 1.0)]
-    assert largest_threshold(outcomes, 0.0) is None
+    assert [outcome_of(exits, torch.tensor([True]), x).harm for x in (0.2, 0.5, 0.8)] == [0, 1, 0]
 
 
 def random_exits(texts: int, seed: int, layers: int = 5, noise: float = 1.5) -> AllExits:
