@@ -6,7 +6,7 @@ tokens and samples that have left then leave no half-empty batches behind. A sin
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -101,6 +101,22 @@ class Schedule:
         if result.alive is not None:
             self.queues[number + 1].add(result.alive, self.arrivals)
         return result
+
+
+def run_batches(pyramid: Pyramid, batches: Iterable[Ragged], budget: int = BUDGET) -> Iterator[StepResult]:
+    """Every step of one schedule for several batches, whose samples are numbered as they come.
+
+    Args:
+        pyramid: the classifier.
+        batches: the embeddings' output, packed.
+        budget: tokens at which a layer runs.
+    """
+    schedule, samples = Schedule(pyramid, budget), 0
+    for batch in batches:
+        yield schedule.admit(Alive.of(batch, samples))
+        yield from schedule.due(more_is_coming=True)
+        samples += batch.batch_size
+    yield from schedule.due(more_is_coming=False)
 
 
 @dataclass

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 from mp_model import PyramidBertForSequenceClassification
 from mp_model.data.batches import encode, length_sorted_batches
-from mp_model.measuring.timing import Way, padded_gflops, padded_twin, time_ways, way_at
+from mp_model.measuring.timing import Way, one_by_one, padded_gflops, padded_twin, time_ways, way_at
 
 from .plan import CORPORA
 from .results import DROPS, SYSTEMS, job_of
@@ -53,7 +53,7 @@ def clock(result: dict[str, Any], runs: Path, corpora: Path | None, console: Con
     systems = {system: _load(name, system, runs) for system in SYSTEMS if system in result["systems"]}
     bert = systems["bert"]
     twin = padded_twin(bert)
-    ways: dict[str, Way] = {PADDED: lambda inputs: twin(**inputs)}
+    ways: dict[str, Way] = {PADDED: one_by_one(lambda inputs: twin(**inputs))}
     for system, model in systems.items():
         settings = settings_of(result, system) if model.config.resolved_exit_layers() else {system: None}
         ways.update({way: way_at(model, threshold) for way, threshold in settings.items()})

@@ -147,22 +147,21 @@ def _timed(
     rounds: int,
 ) -> Measured:
     """The same with seconds for a text, and with the stock classifier beside it."""
-    import torch
-
+    from ..data.batches import in_input_order
     from ..measuring.evaluation import f1_score
-    from ..measuring.timing import padded_gflops, padded_twin, time_ways, way_at
+    from ..measuring.timing import one_by_one, padded_gflops, padded_twin, time_ways, way_at
 
     twin = padded_twin(model)
     logits_of: dict[int, Tensor] = {}
 
     def padded(inputs: dict[str, Tensor]) -> None:
-        logits_of[id(inputs)] = twin(**inputs).logits  # kept from a run that is timed anyhow
+        logits_of[id(inputs)] = twin(**inputs).logits.cpu()  # kept from a run that is timed anyhow
 
     ways = {str(x.exit_threshold): way_at(model, x.exit_threshold) for x in measured.evaluations}
-    seconds = time_ways({"padded": padded, **ways}, batches, rounds)
+    seconds = time_ways({"padded": one_by_one(padded), **ways}, batches, rounds)
 
-    order = torch.tensor([place for batch in batches for place in batch.places]).argsort()
-    logits = torch.cat([logits_of[id(batch.inputs)] for batch in batches]).cpu()[order]
+    places = [place for batch in batches for place in batch.places]
+    logits = in_input_order([logits_of[id(batch.inputs)] for batch in batches], places)
     predictions = logits.argmax(-1)
     return Measured(
         [replace(x, seconds=seconds[str(x.exit_threshold)]) for x in measured.evaluations],

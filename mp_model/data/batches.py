@@ -52,6 +52,14 @@ def encode(tokenizer: Any, texts: Sequence[Text], max_length: int) -> list[dict[
     ]
 
 
+def in_input_order(pieces: Sequence[Tensor], places: Sequence[int]) -> Tensor:
+    """Rows of several batches, one after the other, brought back to the order of the texts.
+
+    pieces: ``[batch, ...]`` each; places: the texts' places, batch after batch.
+    """
+    return torch.cat(list(pieces))[torch.tensor(places).argsort()]
+
+
 def length_sorted_batches(
     encoded: Sequence[dict[str, list[int]]], batch_size: int, pad_token_id: int
 ) -> Iterator[TextBatch]:

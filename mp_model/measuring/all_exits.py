@@ -18,7 +18,7 @@ import mp_kernels
 
 from .. import engine
 from ..configuration import PyramidBertConfig
-from ..data.batches import TextBatch
+from ..data.batches import TextBatch, in_input_order
 from ..exits import EXIT_HEADS, LayerStates
 from ..flops import dense_flops, entering_tokens, executed_flops, paper_flops, reported_tokens
 from ..modelling import PyramidBertForSequenceClassification
@@ -182,15 +182,15 @@ def read_all_exits(
             states = LayerStates(engine.first_tokens(output), entering, output)
             predictions.append(model.exits[str(layer)](read(states)).cpu())
         predictions.append(model.final_head(engine.first_tokens(outputs[-1])).cpu())
-        survivors = torch.stack([output.lengths for output in outputs], dim=1).cpu()
-        rows.append((survivors[:, 0], survivors[:, 1:], predictions))
+        counts = torch.stack([output.lengths for output in outputs], dim=1).cpu()
+        rows.append((counts[:, 0], counts[:, 1:], predictions))
         places += text_batch.places
-    order = torch.tensor(places).argsort()
-    lengths, survivors_of, predictions_of = zip(*rows, strict=True)
+    lengths_of, survivors_of, predictions_of = zip(*rows, strict=True)
     logits = {
-        layer: torch.cat(parts)[order]
+        layer: in_input_order(parts, places)
         for layer, parts in zip(
             [*exit_layers, config.num_hidden_layers], zip(*predictions_of, strict=True), strict=True
         )
     }
-    return AllExits(config, torch.tensor(labels), torch.cat(lengths)[order], torch.cat(survivors_of)[order], logits)
+    lengths, survivors = in_input_order(lengths_of, places), in_input_order(survivors_of, places)
+    return AllExits(config, torch.tensor(labels), lengths, survivors, logits)

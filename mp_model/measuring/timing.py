@@ -13,12 +13,21 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from ..configuration import NEVER
 from ..data.batches import TextBatch
+from ..engine import StepResult
 from ..flops import dense_flops
 from ..modelling import PyramidBertForSequenceClassification
+from ..schedule import run_batches
 from .record import Threshold
 
-# A way to classify a padded batch, called with its inputs.
-Way = Callable[[dict[str, Tensor]], Any]
+GROUP = 16  # batches that a way takes in one turn
+
+# A way to classify padded batches, called with the inputs of some of them.
+Way = Callable[[Sequence[dict[str, Tensor]]], Any]
+
+
+def one_by_one(classify: Callable[[dict[str, Tensor]], Any]) -> Way:
+    """A way that takes one batch after the other; classify: called with a batch's inputs."""
+    return lambda group: [classify(inputs) for inputs in group]
 
 
 def way_at(
@@ -26,15 +35,19 @@ def way_at(
     exit_threshold: Threshold,
     prune_thresholds: Sequence[float] | None = None,
 ) -> Way:
-    """A pyramid at one setting, whatever its configuration says of exits.
+    """A pyramid at one setting, whatever its configuration says of exits; batches share a schedule.
 
     Args:
         model: the pyramid.
         exit_threshold: one threshold, one for each exit layer, or None: nobody leaves early.
         prune_thresholds: L floats; None: the model's own pruning.
     """
-    setting = NEVER if exit_threshold is None else exit_threshold
-    return lambda inputs: model(**inputs, exit_threshold=setting, prune_thresholds=prune_thresholds)
+    pyramid = model.pyramid(prune_thresholds, NEVER if exit_threshold is None else exit_threshold)
+
+    def classify(group: Sequence[dict[str, Tensor]]) -> list[StepResult]:
+        return list(run_batches(pyramid, (model.bert.embed(**inputs) for inputs in group)))
+
+    return classify
 
 
 def padded_twin(model: PyramidBertForSequenceClassification) -> BertForSequenceClassification:
@@ -56,25 +69,26 @@ def padded_gflops(model: PyramidBertForSequenceClassification, batches: Sequence
 def time_ways(ways: dict[str, Way], batches: Sequence[TextBatch], rounds: int = 3) -> dict[str, float]:
     """Seconds that each way to classify the batches takes for a text, tokenisation apart.
 
-    The ways take turns batch by batch, so that whatever else the machine does hits them alike; the result is the median of
-    the rounds over all batches.
+    The ways take turns, some batches at a time, so that whatever else the machine does hits them alike; the result is the
+    median of the rounds over all batches.
 
     Args:
-        ways: functions of a batch's inputs, by name.
+        ways: functions of the inputs of some batches, by name.
         batches: padded batches, on the device that the ways run on.
         rounds: number of passes over the batches.
     """
     texts = sum(len(batch.places) for batch in batches)
-    on_cuda = next(iter(batches)).inputs["input_ids"].is_cuda
+    groups = [[batch.inputs for batch in batches[begin : begin + GROUP]] for begin in range(0, len(batches), GROUP)]
+    on_cuda = batches[0].inputs["input_ids"].is_cuda
     for way in ways.values():
-        way(batches[len(batches) // 2].inputs)  # the first call sets up threads and memory
+        way([batches[len(batches) // 2].inputs])  # the first call sets up threads and memory
     totals: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
         seconds = dict.fromkeys(ways, 0.0)
-        for batch in batches:
+        for group in groups:
             for name, way in ways.items():
                 begin = time.perf_counter()
-                way(batch.inputs)
+                way(group)
                 if on_cuda:
                     torch.cuda.synchronize()
                 seconds[name] += time.perf_counter() - begin

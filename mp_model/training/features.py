@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import engine
-from ..data.batches import TextBatch
+from ..data.batches import TextBatch, in_input_order
 from ..exits import EXIT_HEADS
 from ..modelling import PyramidBertForSequenceClassification
 from ..pruning import Pruning
@@ -48,8 +48,8 @@ def collect_features(
         packed = model.bert.embed(**text_batch.to(model.device).inputs)
         rows.append(engine.run_features(model.bert.layers, packed, pruning, model.config.exit_head))
         places += text_batch.places
-    order = torch.tensor(places).argsort()
-    return Features([torch.cat(layer)[order] for layer in zip(*rows, strict=True)], torch.tensor(labels))
+    layers = [in_input_order(layer, places) for layer in zip(*rows, strict=True)]
+    return Features(layers, torch.tensor(labels))
 
 
 def standardise(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:

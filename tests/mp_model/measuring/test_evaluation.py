@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from mp_model.data.batches import length_sorted_batches
+from mp_model.engine import Decided, StepResult
+from mp_model.measuring import timing
 from mp_model.measuring.all_exits import AllExits, read_all_exits
 from mp_model.measuring.evaluation import evaluate, f1_score
 from mp_model.measuring.timing import padded_gflops, padded_twin, time_ways, way_at
@@ -97,16 +99,29 @@ def test_the_padded_twin_answers_like_the_unpruned_model() -> None:
     torch.testing.assert_close(padded_twin(model)(**inputs).logits, model(**inputs).logits, atol=1e-5, rtol=0)
 
 
+def decided(results: list[StepResult]) -> list[Decided]:
+    return [result.decided for result in results if result.decided is not None]
+
+
+def leaving_at(found: list[Decided], samples: int) -> torch.Tensor:
+    """The layer at which each sample leaves."""
+    layers = torch.zeros(samples, dtype=torch.int64)
+    for x in found:
+        layers[x.samples] = x.layer  # that of a sample that stays is overwritten later
+    return layers
+
+
 @torch.no_grad()
 def test_a_way_sets_exits_and_pruning_for_its_calls_alone(pruned: tuple) -> None:
     model, _, threshold = pruned
     model.config.exit_threshold, inputs = 1.0, BATCH.padded()
     try:
-        assert (way_at(model, None)(inputs).exit_layer == 4).all()
-        torch.testing.assert_close(
-            way_at(model, threshold)(inputs).logits, model(**inputs, exit_threshold=threshold).logits
-        )
-        dense = way_at(model, None, [0.0] * 4)(inputs)
+        (never,) = decided(way_at(model, None)([inputs]))
+        assert (never.layer, never.stays) == (4, None)
+        expected = model(**inputs, exit_threshold=threshold).exit_layer
+        found = decided(way_at(model, threshold)([inputs, inputs]))
+        assert torch.equal(leaving_at(found, 2 * len(BATCH)), expected.repeat(2)), "two batches in one schedule"
+        (dense,) = decided(way_at(model, None, [0.0] * 4)([inputs]))
         torch.testing.assert_close(dense.logits, padded_twin(model)(**inputs).logits, atol=1e-5, rtol=0)
         assert (model(**inputs).exit_layer == 0).all()
     finally:
@@ -120,12 +135,14 @@ def test_the_work_of_padding(pruned: tuple) -> None:
     assert padded_gflops(model, batches) == pytest.approx(exits.dense_flops.max().item() / 1e9)
 
 
-def test_ways_take_turns() -> None:
+def test_ways_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     batches = list(length_sorted_batches(ROWS, 5, pad_token_id=0))
     calls: list[str] = []
+    monkeypatch.setattr(timing, "GROUP", 2)
     ways = {name: (lambda inputs, name=name: calls.append(name)) for name in ("a", "b")}
     seconds = time_ways(ways, batches, rounds=2)
-    assert calls == ["a", "b"] + ["a", "b"] * len(batches) * 2
+    assert len(batches) == 3
+    assert calls == ["a", "b"] + ["a", "b"] * 2 * 2, "once to begin with; two groups of batches, two rounds"
     assert set(seconds) == {"a", "b"}
     assert all(x > 0 for x in seconds.values())
 
