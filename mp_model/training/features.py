@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import engine
@@ -63,47 +62,3 @@ def unstandardise(dense: nn.Linear, mean: Tensor, scale: Tensor) -> None:
     """Makes a layer that was trained on standardised features read plain ones."""
     dense.weight.div_(scale)
     dense.bias.sub_(dense.weight @ mean)
-
-
-def train_head(
-    dense: nn.Linear,
-    classifier: nn.Linear,
-    features: Tensor,
-    labels: Tensor,
-    *,
-    steps: int = 300,
-    batch_size: int = 128,
-    learning_rate: float = 1e-3,
-    seed: int = 0,
-) -> None:
-    """Trains ``classifier(tanh(dense(features)))`` from scratch by cross entropy, in place.
-
-    The features are standardised for training, and the standardisation is then folded into ``dense``.
-
-    features: ``[texts, features]``; labels: int64 ``[texts]``.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for layer in (dense, classifier):
-            bound = layer.in_features**-0.5
-            layer.weight.uniform_(-bound, bound, generator=generator)
-            layer.bias.zero_()
-    standardised, mean, scale = standardise(features)
-    parameters = [dense.weight, dense.bias, classifier.weight, classifier.bias]
-    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.01)
-    with torch.enable_grad():
-        for _ in range(steps):
-            rows = torch.randint(features.shape[0], (batch_size,), generator=generator)
-            loss = F.cross_entropy(classifier(torch.tanh(dense(standardised[rows]))), labels[rows])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-    unstandardise(dense, mean, scale)
-
-
-def train_all_heads(model: PyramidBertForSequenceClassification, features: Features) -> None:
-    """Trains every exit head and the model's own head (pooler and classifier) on features of the frozen backbone."""
-    for layer in model.config.resolved_exit_layers():
-        head = model.exits[str(layer)]
-        train_head(head.dense, head.classifier, features.layers[layer], features.labels)
-    train_head(model.bert.pooler.dense, model.classifier, features.layers[-1], features.labels)

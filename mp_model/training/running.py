@@ -113,8 +113,8 @@ def complete_checkpoint(folder: Path) -> Path | None:
 def run_stage(
     stage: str,
     module: nn.Module,
-    data: Dataset,
-    collator: Callable,
+    data: Dataset[Any],
+    collator: Callable[..., Any],
     folder: Path,
     *,
     epochs: float,

@@ -15,8 +15,9 @@ from typer.testing import CliRunner
 from mp_model import PyramidBertForSequenceClassification
 from mp_model.command_line import app
 from mp_model.data.batches import encode, length_sorted_batches
-from mp_model.training.features import collect_features, train_all_heads
+from mp_model.training.features import collect_features
 from support import tiny, wordpiece
+from support.heads import train_all_heads
 
 NAMES = ("no", "yes")
 
