@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from . import classify, demo, evaluate, fit, tune
+from . import classify, demo, evaluate, fit, info, tune
 
 app = typer.Typer(
     name="magic-pyramid",
@@ -23,6 +23,7 @@ app.command("classify")(classify.classify)
 app.command("demo")(demo.demo)
 app.command("evaluate")(evaluate.evaluate)
 app.command("fit")(fit.fit)
+app.command("info")(info.info)
 app.command("tune")(tune.tune)
 
 

@@ -1,0 +1,80 @@
+"""``magic-pyramid info``: the settings of a saved model, and how it will run here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .loading import check_model_folder
+
+if TYPE_CHECKING:
+    from ..modelling import PyramidBertForSequenceClassification
+
+
+def info(
+    model: Annotated[Path, typer.Argument(help="Folder of a saved model and its tokenizer.")],
+    device: Annotated[str, typer.Option(help="Device of the model.")] = "cpu",
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+) -> None:
+    """Describe a saved model: its labels, pruning and exits, and the form in which each layer runs here.
+
+    A layer runs in prepared form, with packed weights and fused steps, where its weights say everything; otherwise in module
+    form, which calls the model's own modules, and the reason is given.
+
+    Examples:
+
+        magic-pyramid info demo-output/model
+
+        magic-pyramid info demo-output/model --json
+    """
+    check_model_folder(model)
+
+    from mp_kernels.info import describe
+
+    from ..serving.classifier import Classifier
+
+    entries = {**describe(), **describe_model(Classifier.load(model, device=device).model)}
+    if as_json:
+        print(json.dumps(entries))
+        return
+    width = max(map(len, entries))
+    for name, value in entries.items():
+        print(f"{name:<{width}}  {value}")
+
+
+def describe_model(model: PyramidBertForSequenceClassification) -> dict[str, Any]:
+    """Settings of a model, and the form in which its layers run for inference, by name."""
+    import torch
+
+    from ..backbones import why_embedding_modules, why_layer_modules
+
+    config = model.config
+    with torch.inference_mode():
+        reasons = {"embeddings": why_embedding_modules(model.bert.embeddings, model.device)}
+        for number, layer in enumerate(model.bert.layers, 1):
+            reasons[f"layer {number}"] = why_layer_modules(layer, model.device)
+    modules = {name: why for name, why in reasons.items() if why is not None}
+    return {
+        "model": f"{config.num_hidden_layers} layers of width {config.hidden_size}",
+        "labels": ", ".join(config.id2label[number] for number in range(model.num_labels)),
+        "weights": str(model.dtype).removeprefix("torch."),
+        "positions": config.max_position_embeddings,
+        "pruning": _pruning(config),
+        "exit heads": f"{config.exit_head}, at layers {', '.join(map(str, config.resolved_exit_layers())) or 'none'}",
+        "exit threshold": "none: exits are closed" if config.exit_threshold is None else config.exit_threshold,
+        "prepared form": f"{len(reasons) - len(modules)} of {len(reasons)} parts",
+        "module form": "; ".join(f"{name}, since {why}" for name, why in modules.items()) or "none",
+    }
+
+
+def _pruning(config: Any) -> str:
+    if config.top_k is not None:
+        return f"the most important tokens, by layer: {config.top_k}"
+    thresholds = config.resolved_thresholds()
+    if thresholds is None or not any(thresholds):
+        return "none"
+    by_layer = ", ".join(f"{x:.3g}" for x in thresholds)
+    return f"thresholds by layer: {by_layer}; importance over {config.importance_normalizer}"
