@@ -1,4 +1,4 @@
-"""Which tokens survive a layer: by thresholds on importance, or the most important ones."""
+"""The choice of a layer's survivors: by thresholds on importance, or the most important tokens."""
 
 from __future__ import annotations
 

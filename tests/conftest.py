@@ -1,4 +1,4 @@
-"""What holds for every test: poisoned memory, one seed, one thread unless a test asks for more."""
+"""Conditions of every test: poisoned memory, one seed, one thread unless a test asks for more."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ class AllExits:
     """The predictions of all exits, one row a text, in the order of the texts.
 
     Attributes:
-        config: of the model as it was run.
+        config: configuration of the model as it was run.
         labels: int64 ``[texts]``.
         lengths: int64 ``[texts]``, tokens.
         survivors: int64 ``[texts, L]``, of each layer.
@@ -89,7 +89,7 @@ class AllExits:
 
     @cached_property
     def uncertainty(self) -> Tensor:
-        """float32 ``[exits - 1, texts]``: of every exit layer's prediction."""
+        """Uncertainty of every exit layer's prediction, float32 ``[exits - 1, texts]``."""
         rows = [mp_kernels.normalized_entropy(self.logits[layer]) for layer in self.layers[:-1]]
         return torch.stack(rows) if rows else torch.zeros(0, len(self))
 

@@ -1,4 +1,4 @@
-"""Training heads on a frozen backbone: what they read is computed once, so an epoch costs next to nothing."""
+"""Features of a frozen backbone: computed once, so that an epoch over exit heads costs next to nothing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..pruning import Pruning
 
 @dataclass
 class Features:
-    """What the heads read, one row a text.
+    """Inputs of the heads, one row for each text.
 
     Attributes:
         layers: L + 1 tensors ``[texts, features]``; see :func:`mp_model.engine.run_features`.

@@ -61,7 +61,7 @@ class Stopwatch(TrainerCallback, ExportableState):
     Each checkpoint keeps what was read when it was written.
 
     Args:
-        seconds: of the earlier runs.
+        seconds: time of the earlier runs.
     """
 
     def __init__(self, seconds: float = 0.0) -> None:

@@ -33,7 +33,7 @@ from .tasks import EncodedTexts, Task
 
 @dataclass
 class Trained:
-    """What the stages left.
+    """The outcome of the stages.
 
     Attributes:
         model, tokenizer: the classifier, in eval mode, its exits not tuned.
@@ -66,7 +66,7 @@ def train_stages(
         task: the texts.
         output: the folder to keep everything in; called again with the same arguments, what was cut off goes on.
         recipe_name: one of ``RECIPES``.
-        settings: of the stages.
+        settings: settings of the stages.
         stages: which ones, in this order; None: the recipe's.
         freeze_backbone: whether the stage ``"soft"`` learns the thresholds alone; a checkpoint without a classifier for the
             labels then gets one first, in the stage ``"head"``.

@@ -331,7 +331,7 @@ def test_a_large_batch_is_computed_as_a_small_one() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("head", ["cls", "pooled"])
 def test_features_of_the_heads(head: str) -> None:
-    """What heads are trained on: [CLS] of every layer, and the mean of the tokens that enter it."""
+    """Heads are trained on [CLS] of every layer, and the mean of the tokens that enter it."""
     model, _, _ = calibrated("alive", head)
     batch = model.bert.embed(**BATCH.padded())
     features = engine.run_features(model.bert.encoder.layer, batch, Pruning.of(model.config), head)

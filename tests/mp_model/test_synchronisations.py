@@ -1,4 +1,4 @@
-"""How often the host waits for the device, and how much it launches there, layer by layer.
+"""The host's waits for the device, and its launches there, layer by layer.
 
 Counted without a device: what the engine does in Python is the same everywhere. An operator of mp_kernels counts as the
 launches that its Triton implementation makes for these shapes, any other operator of torch that computes something as one.

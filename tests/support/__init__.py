@@ -1,1 +1,1 @@
-"""What several tests share: definitions to compare with, tiny models, ragged batches, recorded numbers."""
+"""Things that several tests share: definitions to compare with, tiny models, ragged batches, recorded numbers."""

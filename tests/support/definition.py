@@ -22,7 +22,7 @@ FASTBERT_HEADS = 2
 
 @dataclass
 class Answer:
-    """What becomes of one sample of n tokens.
+    """The fate of one sample of n tokens.
 
     Attributes:
         logits: ``[labels]``; None for an encoder.
@@ -91,7 +91,7 @@ def whole_layer(weights: Mapping[str, Tensor], config: Any, layer: int, x: Tenso
 
 
 def survivors(config: Any, layer: int, received: Tensor, input_length: int) -> tuple[Tensor, Tensor]:
-    """Who survives layer ``layer``, as positions among those who entered it, and everybody's importance."""
+    """Survivors of layer ``layer``, as positions among the tokens that entered it, and the importance of all of these."""
     n = len(received)
     if config.importance_normalizer == "alive":
         importance = received / n

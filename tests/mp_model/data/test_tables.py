@@ -151,7 +151,7 @@ WIDE = "word " * 20
     ],
 )
 def test_large_files_are_streamed(write: Write, name: str, head: str, row: str, broken: str, message: str) -> None:
-    """What is wrong at the end of a file is noticed only there."""
+    """An error at the end of a file is noticed only there."""
     texts = read_texts(write(name, head + f"{row}\n" * LARGE + broken + "\n"))
     assert list(islice(texts, 1000)) == [WIDE] * 1000
     with pytest.raises(TableError, match=message):

@@ -114,7 +114,7 @@ def finished(checkpoint: Path, files: tuple, tmp_path_factory: pytest.TempPathFa
 
 
 def test_stages_one_at_a_time(finished: Path, files: tuple, tmp_path: Path) -> None:
-    """What one stage leaves is what the next one starts from."""
+    """Each stage starts from the model that the one before it left."""
     task, previous = load_task(*files), finished
     for number, stage in enumerate(("soft", "hard", "exits")):
         output = tmp_path / stage
