@@ -64,6 +64,12 @@ class PyramidBertConfig(BertConfig):
         if normalizer not in ("alive", "input") and not (_is_number(normalizer) and 0 < normalizer < math.inf):
             raise ValueError(f"importance_normalizer must be 'alive', 'input' or a positive number; got {normalizer!r}")
 
+    @property
+    def label_names(self) -> list[str]:
+        """Names of the labels, by their numbers."""
+        names: Any = self.id2label
+        return [names[number] for number in sorted(names)]
+
     def resolved_thresholds(self, override: Any = None) -> list[float] | None:
         """The thresholds of pruning as L floats: ``override`` if given, else ``prune_thresholds``."""
         wanted = self.prune_thresholds if override is None else override

@@ -59,7 +59,7 @@ def describe_model(model: PyramidBertForSequenceClassification) -> dict[str, Any
     modules = {name: why for name, why in reasons.items() if why is not None}
     return {
         "model": f"{config.num_hidden_layers} layers of width {config.hidden_size}",
-        "labels": ", ".join(config.id2label[number] for number in range(model.num_labels)),
+        "labels": ", ".join(config.label_names),
         "weights": str(model.dtype).removeprefix("torch."),
         "positions": config.max_position_embeddings,
         "pruning": _pruning(config),

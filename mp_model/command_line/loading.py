@@ -32,7 +32,7 @@ def load_labelled(
     from ..data.labels import load_split
 
     config = classifier.model.config
-    data = load_split(source, [config.id2label[number] for number in range(config.num_labels)], splits)
+    data = load_split(source, config.label_names, splits)
     rows = encode(classifier.tokenizer, data.texts, config.max_position_embeddings)
     batches = length_sorted_batches(rows, batch_size, config.pad_token_id or 0)
     return data, [batch.to(classifier.model.device) for batch in batches]

@@ -207,8 +207,7 @@ class _Run:
         for_all = 1.0 if isinstance(exit_threshold, Tensor) else exit_threshold
         self.pyramid = self.model.pyramid(exit_threshold=for_all)
         self.schedule = Schedule(self.pyramid, BUDGET)
-        config = self.model.config
-        self.names = [config.id2label[number] for number in range(config.num_labels)]
+        self.names = self.model.config.label_names
         # Texts are numbered as they come; these have a place for each that is held, by number modulo capacity.
         self.work = torch.zeros(capacity, dtype=torch.int64, device=self.model.device)
         self.lengths = [0] * capacity
