@@ -196,6 +196,8 @@ class PyramidBertForSequenceClassification(PyramidBertPreTrainedModel):
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(config.hidden_size, self.num_labels)
         self.exits = make_exit_heads(config)
+        # In training nobody exits, so that several devices would wait for gradients of the heads in vain.
+        self._ddp_params_and_buffers_to_ignore = [f"exits.{name}" for name, _ in self.exits.named_parameters()]
         self.post_init()
 
     def final_head(self, first: Tensor) -> Tensor:

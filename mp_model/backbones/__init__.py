@@ -1,6 +1,15 @@
 """Backbones: how the engine embeds texts and runs one layer, in module form or in prepared form."""
 
-from .bert import RaggedBertEncoder, block_of, embed, why_layer_modules
+from .bert import RaggedBertEncoder, block_of, embed, why_embedding_modules, why_layer_modules
 from .forms import Block, PackedInputs, Survive
 
-__all__ = ["Block", "PackedInputs", "RaggedBertEncoder", "Survive", "block_of", "embed", "why_layer_modules"]
+__all__ = [
+    "Block",
+    "PackedInputs",
+    "RaggedBertEncoder",
+    "Survive",
+    "block_of",
+    "embed",
+    "why_embedding_modules",
+    "why_layer_modules",
+]

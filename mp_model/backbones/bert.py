@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from mp_kernels import Kept, Ragged
 from mp_kernels.memory import cache_blocks
 
 from .forms import Block, PackedInputs, Survive, why_modules, why_modules_now
+from .projections import Projections, why_apart
 
 
 class RaggedBertSelfAttention(BertSelfAttention):
@@ -38,7 +39,7 @@ class RaggedBertSelfAttention(BertSelfAttention):
 
 
 class RaggedBertAttention(BertAttention):
-    """BERT's attention with its residual, for the tokens that survive."""
+    """BERT's attention with its residual, for the tokens that survive; its second result is the importance."""
 
     def __init__(self, config: Any, layer_idx: int | None = None) -> None:
         super().__init__(config, layer_idx=layer_idx)
@@ -46,13 +47,13 @@ class RaggedBertAttention(BertAttention):
 
     def forward(  # type: ignore[override]
         self, values: Tensor, batch: Ragged, survive: Survive | None, first_only: bool
-    ) -> tuple[Tensor, Kept | None]:
+    ) -> tuple[Tensor, Tensor | None]:
         context, importance = self.self(values, batch, first_only, survive is not None)
         kept = None if survive is None else survive(importance)
         residual = first_rows(values, batch) if first_only else values
         if kept is not None:
             context, residual = mp_kernels.ragged_gather([context, residual], kept.index)
-        return self.output(context, residual), kept
+        return self.output(context, residual), importance
 
 
 class RaggedBertLayer(BertLayer):
@@ -70,22 +71,24 @@ class RaggedBertLayer(BertLayer):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "projections": None}
 
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        # Weights that are moved or cast leave the piece, which nobody would need any more.
+        self.projections = None
+        return super()._apply(*args, **kwargs)
+
     def forward(  # type: ignore[override]
         self, values: Tensor, batch: Ragged, survive: Survive | None = None, first_only: bool = False
-    ) -> tuple[Tensor, Kept | None]:
-        """The module form of a whole layer.
+    ) -> Tensor:
+        """The module form of a whole layer: its output for the survivors, one tensor as in transformers' BERT.
 
         Args:
             values: ``[total, hidden]``, the rows that enter.
             batch: their samples; its own values are not read.
             survive: the choice of survivors; None: all.
             first_only: whether to compute the output for [CLS] alone, ``[batch, hidden]``.
-
-        Returns:
-            The output of the survivors, and which these are (None: all).
         """
-        attended, kept = self.attention(values, batch, survive, first_only)
-        return self.feed_forward_chunk(attended), kept
+        attended, _ = self.attention(values, batch, survive, first_only)
+        return self.feed_forward_chunk(attended)
 
 
 class RaggedBertEncoder(nn.Module):
@@ -136,12 +139,20 @@ class BertBlock:
         raise NotImplementedError("a module computes its layer whole")
 
     def first(self, batch: Ragged, keys_values: Tensor | None = None) -> Tensor:
-        return self.layer(batch.values, batch, None, True)[0]
+        return self.layer(batch.values, batch, None, True)
 
     def whole(
         self, batch: Ragged, survive: Survive | None = None, keys_values: Tensor | None = None
     ) -> tuple[Ragged, Kept | None]:
-        values, kept = self.layer(batch.values, batch, survive)
+        kept: Kept | None = None
+
+        def choose(importance: Tensor) -> Kept | None:
+            nonlocal kept
+            assert survive is not None
+            kept = survive(importance)
+            return kept
+
+        values = self.layer(batch.values, batch, None if survive is None else choose)
         return output_of(values, kept, batch), kept
 
 
@@ -151,37 +162,10 @@ def output_of(values: Tensor, kept: Kept | None, entering: Ragged) -> Ragged:
     return Ragged(values, samples.cu_seqlens, samples.max_seqlen)
 
 
-class Projections:
-    """Weights and biases of queries, keys and values in one piece, for one product.
-
-    The modules' parameters become views of that piece, so there is no second copy, and weights that are changed in place
-    (by an optimiser, by loading) are changed here too. Parameters that were replaced, moved or cast no longer lie here:
-    :meth:`hold` says so, and the piece is made anew.
-    """
-
-    def __init__(self, linears: Sequence[nn.Linear]) -> None:
-        # Made outside inference mode, since what is made inside could not be trained afterwards.
-        with torch.inference_mode(False), torch.no_grad():
-            self.weight = torch.cat([linear.weight for linear in linears])
-            self.bias = torch.cat([linear.bias for linear in linears])
-            for name, piece in (("weight", self.weight), ("bias", self.bias)):
-                for linear, part in zip(linears, piece.chunk(len(linears)), strict=True):
-                    getattr(linear, name).data = part
-        self.places = self._places(linears)
-
-    @staticmethod
-    def _places(linears: Sequence[nn.Linear]) -> list[int]:
-        return [x.data_ptr() for linear in linears for x in (linear.weight, linear.bias)]
-
-    def hold(self, linears: Sequence[nn.Linear]) -> bool:
-        """Whether the modules' parameters still lie in this piece."""
-        return self.places == self._places(linears) and self.weight.dtype == linears[0].weight.dtype
-
-
 LAYER_TYPES = frozenset(
     {
         *(RaggedBertLayer, RaggedBertAttention, RaggedBertSelfAttention),
-        *(BertSelfOutput, BertIntermediate, BertOutput, nn.Linear, nn.LayerNorm, nn.Dropout),
+        *(BertSelfOutput, BertIntermediate, BertOutput, nn.Linear, nn.LayerNorm, nn.Dropout, GELUActivation),
     }
 )
 EMBEDDING_TYPES = frozenset({BertEmbeddings, nn.Embedding, nn.LayerNorm, nn.Dropout})
@@ -195,14 +179,14 @@ class PreparedBertBlock:
     def __init__(self, layer: RaggedBertLayer, projections: Projections) -> None:
         self.layer, self.projections = layer, projections
         self.heads: int = layer.attention.self.num_attention_heads
-        self.hidden = projections.weight.shape[1]
+        self.width = projections.weight.shape[0] // 3
 
     def keys_values(self, values: Tensor) -> Tensor:
-        weight, bias = self.projections.weight[self.hidden :], self.projections.bias[self.hidden :]
+        weight, bias = self.projections.weight[self.width :], self.projections.bias[self.width :]
         return torch.nn.functional.linear(values, weight, bias)
 
     def _queries(self, values: Tensor) -> Tensor:
-        weight, bias = self.projections.weight[: self.hidden], self.projections.bias[: self.hidden]
+        weight, bias = self.projections.weight[: self.width], self.projections.bias[: self.width]
         return torch.nn.functional.linear(values, weight, bias)
 
     def first(self, batch: Ragged, keys_values: Tensor | None = None) -> Tensor:
@@ -246,27 +230,41 @@ class PreparedBertBlock:
         return _add_and_norm(self.layer.output, grown, attended)
 
 
-def _add_and_norm(output: BertSelfOutput | BertOutput, x: Tensor, residual: Tensor, index: Tensor | None = None) -> Tensor:
+def _add_and_norm(
+    output: BertSelfOutput | BertOutput, x: Tensor, residual: Tensor, index: Tensor | None = None
+) -> Tensor:
     norm = output.LayerNorm
     return mp_kernels.add_layer_norm(output.dense(x), residual, norm.weight, norm.bias, norm.eps, index)
 
 
-def _parts(layer: RaggedBertLayer) -> tuple[nn.Module, ...]:
-    """Every module of a layer but its activation."""
-    attention, intermediate, output = layer.attention, layer.intermediate, layer.output
-    own, projected = attention.self, attention.output
-    return (
-        *(layer, attention, own, own.query, own.key, own.value),
-        *(projected, projected.dense, projected.LayerNorm, projected.dropout),
-        *(intermediate, intermediate.dense, output, output.dense, output.LayerNorm, output.dropout),
-    )
+def _parts(layer: RaggedBertLayer) -> Iterator[nn.Module]:
+    """Every module of a layer but an activation that the prepared form calls; what a module holds comes after it."""
+    modules: list[nn.Module] = [layer]
+    for module in modules:
+        yield module
+        # From the dictionary, since attributes of modules are found slowly, and every layer asks every time.
+        parts: dict[str, Any] = module._modules
+        if type(module) is BertIntermediate and type(parts["intermediate_act_fn"]) is not GELUActivation:
+            modules.append(module.dense)
+        else:
+            modules += parts.values()
 
 
 def why_layer_modules(layer: nn.Module, device: torch.device) -> str | None:
     """The reason why a layer runs in module form just now on rows of a device; None: it runs in prepared form."""
     if type(layer) is not RaggedBertLayer:
         return f"the layer is a {type(layer).__name__}"
-    return why_modules_now(device) or why_modules(_parts(layer), LAYER_TYPES)
+    return (
+        why_modules_now(device)
+        or why_modules(_parts(layer), LAYER_TYPES)
+        or why_apart(projections_of(layer), layer.projections)
+    )
+
+
+def projections_of(layer: RaggedBertLayer) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
+    """The linear layers of queries, keys and values."""
+    parts: dict[str, Any] = layer.attention.self._modules
+    return parts["query"], parts["key"], parts["value"]
 
 
 def block_of(layer: nn.Module, device: torch.device) -> Block:
@@ -274,28 +272,24 @@ def block_of(layer: nn.Module, device: torch.device) -> Block:
     if why_layer_modules(layer, device) is not None:
         return BertBlock(layer)
     assert isinstance(layer, RaggedBertLayer)
-    own = layer.attention.self
-    linears = (own.query, own.key, own.value)
-    if layer.projections is None or not layer.projections.hold(linears):
-        layer.projections = Projections(linears)
-    return PreparedBertBlock(layer, layer.projections)
+    linears = projections_of(layer)
+    projections = layer.projections
+    if projections is None or not projections.hold(linears):
+        layer.projections = projections = Projections(linears)
+    return PreparedBertBlock(layer, projections)
+
+
+def why_embedding_modules(embeddings: nn.Module, device: torch.device) -> str | None:
+    """The reason why the embeddings run in module form just now on tokens of a device; None: in prepared form."""
+    return why_modules_now(device) or why_modules((embeddings, *embeddings.children()), EMBEDDING_TYPES)
 
 
 def embed(embeddings: nn.Module, inputs: PackedInputs) -> Ragged:
     """BERT's embeddings of packed inputs: ``values [total, hidden]``."""
-    words = inputs.words.values
-    device = words.device
-    parts = tuple(embeddings.children())
-    if why_modules_now(device) is not None or why_modules((embeddings, *parts), EMBEDDING_TYPES) is not None:
-        named = {"inputs_embeds" if words.is_floating_point() else "input_ids": words.unsqueeze(0)}
-        values = embeddings(
-            **named,
-            token_type_ids=inputs.token_types.unsqueeze(0),
-            position_ids=inputs.positions.unsqueeze(0),
-        ).squeeze(0)
-        return inputs.with_values(values)
+    if why_embedding_modules(embeddings, inputs.words.values.device) is not None:
+        return inputs.with_values(_embed_padded(embeddings, inputs))
     assert isinstance(embeddings, BertEmbeddings)
-    ids = None
+    words, ids = inputs.words.values, None
     if not words.is_floating_point():
         words, ids = embeddings.word_embeddings.weight, words.long()
     # Every sum of a type and a position once, so that each token adds a single row on its way into LayerNorm.
@@ -305,3 +299,36 @@ def embed(embeddings: nn.Module, inputs: PackedInputs) -> Ragged:
     rows = inputs.token_types * end + inputs.positions
     values = mp_kernels.add_layer_norm(words, table.flatten(0, 1), norm.weight, norm.bias, norm.eps, rows, x_index=ids)
     return inputs.with_values(values)
+
+
+def _embed_padded(embeddings: nn.Module, inputs: PackedInputs) -> Tensor:
+    """``[total, hidden]``, from modules that see a padded batch as in transformers' BERT.
+
+    A hook that puts other vectors in the place of the embeddings (integrated gradients do) counts on its samples lying in
+    the first dimension. Padding is word, type and position 0, and nobody reads what becomes of it.
+    """
+    places, width = padded_places(inputs.words)
+
+    def padded(values: Tensor) -> Tensor:
+        return mp_kernels.unpack(Ragged(values, inputs.words.cu_seqlens, inputs.words.max_seqlen, places, width))
+
+    words = "inputs_embeds" if inputs.words.values.is_floating_point() else "input_ids"
+    values = embeddings(
+        **{words: padded(inputs.words.values)},
+        token_type_ids=padded(inputs.token_types),
+        position_ids=padded(inputs.positions),
+    )
+    return mp_kernels.ragged_gather(values.flatten(0, 1), places)
+
+
+def padded_places(batch: Ragged) -> tuple[Tensor, int]:
+    """Places int64 ``[total]`` of a batch's rows in ``[batch * width, ...]``, and the width.
+
+    They are those that it came from, or else as if it was padded on the right.
+    """
+    if batch.index is not None and batch.width is not None:
+        return batch.index, batch.width
+    total, width = batch.values.shape[0], batch.max_seqlen
+    rows = torch.arange(total, device=batch.values.device)
+    shifts = torch.arange(batch.batch_size, device=rows.device) * width - batch.cu_seqlens[:-1]
+    return rows + torch.repeat_interleave(shifts, batch.lengths, output_size=total), width

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from types import MethodType
 from typing import Protocol
 
 import torch
@@ -83,28 +84,36 @@ def why_modules_now(device: torch.device) -> str | None:
 def why_modules(modules: Iterable[nn.Module], plain: frozenset[type]) -> str | None:
     """The reason why one of these modules must be called as it is; None where their weights say everything.
 
+    Hooks for all modules at once (``register_module_forward_hook``) are no reason: profilers and counters of work set
+    them, which are to see what runs without them.
+
     Args:
         modules: all modules of a part of the model.
         plain: the types whose weights say everything.
     """
+    dtypes = set()
     for module in modules:
         kind = type(module)
         if kind not in plain:
-            return f"a layer is a {kind.__name__}"
+            return f"a layer is a {kind.__module__}.{kind.__qualname__}"
         if module.training:
             return "the model is in training mode"
-        # Offloading replaces `forward` on the instance; pruned and weight-normed layers compute a weight in a hook.
-        if (
-            module._forward_hooks
-            or module._forward_pre_hooks
-            or module._backward_hooks
-            or module._backward_pre_hooks
-            or "forward" in module.__dict__
-        ):
+        # Pruned and weight-normed layers compute a weight in a hook, and full sharding gathers it there.
+        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
             return f"a {kind.__name__} has hooks"
-        for parameter in module._parameters.values():
-            if parameter is not None and type(parameter) is not nn.Parameter:
-                return f"a {kind.__name__} holds a {type(parameter).__name__}"
+        # Offloading replaces `forward` on the instance, and leaves the class's own there when it ends.
+        if "forward" in module.__dict__ and module.forward != MethodType(kind.forward, module):
+            return f"the forward of a {kind.__name__} is replaced"
+        if "_is_fsdp_managed_module" in module.__dict__:
+            return f"a {kind.__name__} is sharded"
         if kind is nn.Linear and "weight" not in module._parameters:
             return "a Linear computes its weight"
-    return None
+        if kind is nn.Embedding and module.max_norm is not None:
+            return "an Embedding scales its rows"
+        for name, parameter in module._parameters.items():
+            if parameter is None:
+                return f"a {kind.__name__} has no {name}"
+            if type(parameter) is not nn.Parameter:
+                return f"a {kind.__name__} holds a {type(parameter).__name__}"
+            dtypes.add(parameter.dtype)
+    return "the weights have several dtypes" if len(dtypes) > 1 else None

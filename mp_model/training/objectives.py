@@ -1,7 +1,8 @@
-"""What each stage minimises: modules whose forward pass takes a batch and returns its loss.
+"""The objective of each stage: a module whose forward pass takes a batch and returns its loss.
 
 A stage is a module around the model, not a function beside it, so that whatever wraps modules (mixed precision, several
-devices) sees one forward pass a step.
+devices) sees one forward pass a step. Each lets that learn which has a part in its loss, and freezes the rest: several
+devices wait for the gradients of all that learns, and weight decay shrinks it.
 """
 
 from __future__ import annotations
@@ -42,12 +43,19 @@ def mixed_target_loss(
     return loss
 
 
+def all_but_exits(model: PyramidBertForSequenceClassification) -> PyramidBertForSequenceClassification:
+    """The model, of which everything learns but the exit heads."""
+    model.requires_grad_(True)
+    model.exits.requires_grad_(False)
+    return model
+
+
 class FineTuning(nn.Module):
     """Cross entropy of the model's own head; with pruning as the model's configuration says (plain, or hard pruning)."""
 
     def __init__(self, model: PyramidBertForSequenceClassification) -> None:
         super().__init__()
-        self.model = model
+        self.model = all_but_exits(model)
 
     def forward(self, labels: Tensor, **inputs: Tensor) -> Loss:
         output = self.model(**inputs, labels=labels)
@@ -73,8 +81,7 @@ class SoftPruningObjective(nn.Module):
         freeze_backbone: bool = False,
     ) -> None:
         super().__init__()
-        self.model = model
-        self.model.requires_grad_(not freeze_backbone)
+        self.model = model.requires_grad_(False) if freeze_backbone else all_but_exits(model)
         self.frozen = freeze_backbone
         self.temperature, self.penalty = temperature, penalty
         self.thresholds = nn.Parameter(rising_thresholds(final_threshold, model.config.num_hidden_layers))
@@ -99,14 +106,14 @@ class JointExits(nn.Module):
     Args:
         model: the classifier, with ``"cls"`` or ``"pooled"`` heads.
         exit_weight: weight of each exit's loss, where the main head's is 1.
-        share_of_teacher: how much of an exit's target is the main head's prediction; the rest is the label.
+        share_of_teacher: share of the main head's prediction in an exit's target; the rest is the label.
     """
 
     def __init__(
         self, model: PyramidBertForSequenceClassification, exit_weight: float, share_of_teacher: float
     ) -> None:
         super().__init__()
-        self.model = model
+        self.model = model.requires_grad_(True)
         self.exit_weight, self.share_of_teacher = exit_weight, share_of_teacher
 
     def forward(self, labels: Tensor, **inputs: Tensor) -> Loss:
@@ -127,7 +134,7 @@ class FrozenExits(nn.Module):
 
     def __init__(self, model: PyramidBertForSequenceClassification, reverse: bool = False) -> None:
         super().__init__()
-        self.heads = model.exits
+        self.heads = model.exits.requires_grad_(True)
         self.frozen = [model]  # in a list, so that its weights are neither trained nor saved with each checkpoint
         self.reverse = reverse
 
@@ -149,13 +156,13 @@ class HeadsOnFeatures(nn.Module):
 
     Args:
         heads: the exit heads by their layer's number.
-        share_of_teacher: how much of a head's target is the main head's prediction; the rest is the label.
+        share_of_teacher: share of the main head's prediction in a head's target; the rest is the label.
         reverse: the direction of the KL divergence.
     """
 
     def __init__(self, heads: nn.ModuleDict, share_of_teacher: float, reverse: bool = False) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads = heads.requires_grad_(True)
         self.share_of_teacher, self.reverse = share_of_teacher, reverse
 
     def forward(self, labels: Tensor, teacher: Tensor, **features: Tensor) -> Loss:
@@ -173,7 +180,7 @@ class Distillation(nn.Module):
         self, student: PyramidBertForSequenceClassification, teacher: PyramidBertForSequenceClassification
     ) -> None:
         super().__init__()
-        self.model = student
+        self.model = all_but_exits(student)
         self.frozen = [teacher.eval()]
 
     def forward(self, labels: Tensor, **inputs: Tensor) -> Loss:

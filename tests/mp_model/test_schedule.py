@@ -88,7 +88,7 @@ class Scripted:
     def pyramid(self) -> Pyramid:
         class Layer(torch.nn.Module):
             def forward(self, values, batch, survive=None, first_only=False):
-                return (values[batch.cu_seqlens[:-1].long()] if first_only else values), None
+                return values[batch.cu_seqlens[:-1].long()] if first_only else values
 
         heads = dict.fromkeys(range(LAYERS), None)
         exits = Exits(heads, dict.fromkeys(heads, 0.0))
