@@ -63,7 +63,7 @@ def are_pairs(texts: Sequence[Text]) -> bool:
 class Tokeniser:
     """A tokenizer of transformers for texts that are cut to a number of tokens.
 
-    It works on a copy of the tokenizer's own Rust object, which lets other threads run meanwhile.
+    Tokenising works on a copy of the tokenizer's own Rust object, which lets other threads run meanwhile.
 
     Args:
         tokenizer: any tokenizer of transformers; a slow one is called as it is.

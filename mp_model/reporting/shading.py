@@ -45,8 +45,8 @@ def shade_answer(model: PyramidBertForSequenceClassification, tokenizer: Any, te
     out = model(torch.tensor([ids], device=model.device), follow_tokens=True)
     layer = int(out.exit_layer)
     where = "at the embeddings, before any layer" if layer == 0 else f"by layer {layer} of {layers}"
-    names: Any = model.config.id2label
-    caption = f"{names[int(out.logits.argmax())]}: answered {where}, uncertainty {float(out.uncertainty):.3f}"
+    label = model.config.label_names[int(out.logits.argmax())]
+    caption = f"{label}: answered {where}, uncertainty {float(out.uncertainty):.3f}"
     return shade(tokenizer, text, out.pruned_by[0].tolist(), layer, layers, caption, longest)
 
 

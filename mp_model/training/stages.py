@@ -67,7 +67,7 @@ def train_stages(
         output: the folder to keep everything in; called again with the same arguments, what was cut off goes on.
         recipe_name: one of ``RECIPES``.
         settings: settings of the stages.
-        stages: which ones, in this order; None: the recipe's.
+        stages: names of the stages, in their order; None: the recipe's.
         freeze_backbone: whether the stage ``"soft"`` learns the thresholds alone; a checkpoint without a classifier for the
             labels then gets one first, in the stage ``"head"``.
         quiet: whether to show no progress bars.
