@@ -32,7 +32,7 @@ test: $(READY) ## set up, then run the tests
 lint: $(READY) ## check style, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy mp_kernels
+	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $(NATIVE)
 
 format: $(READY) ## format everything

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -137,18 +137,33 @@ class Step:
         return work
 
 
+class Shape(NamedTuple):
+    """The settings of a model that work is counted from, under the names of its configuration."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_labels: int
+    exit_head: str
+
+    @classmethod
+    def of(cls, config: Any) -> Shape:
+        return cls(*(getattr(config, name) for name in cls._fields))
+
+
 class Work:
     """The work of one batch, counted when somebody asks.
 
     Args:
-        config: the model's configuration.
+        config: the model's configuration; later changes of it change nothing.
         input_lengths: int64 ``[batch]``, the tokens that each sample came with.
         exit_layer: int64 ``[batch]``.
         steps: everything that was run for the batch; samples are numbered by their places in it.
     """
 
     def __init__(self, config: Any, input_lengths: Tensor, exit_layer: Tensor, steps: Sequence[Step]) -> None:
-        self.config, self.input_lengths, self.exit_layer, self.steps = config, input_lengths, exit_layer, steps
+        self.config = Shape.of(config)
+        self.input_lengths, self.exit_layer, self.steps = input_lengths, exit_layer, steps
 
     def tokens_per_layer(self) -> Tensor:
         """int64 ``[batch, L]``, see :func:`reported_tokens`."""

@@ -181,7 +181,7 @@ def pack_tokens(
         device: the model's device.
 
     Raises:
-        ValueError: a sample without a token or with more than the model's positions, an id outside the vocabulary.
+        ValueError: a sample without a token or with more than the model's positions, an id or a type outside its range.
     """
     longest = int(lengths.max(initial=0))
     if longest > config.max_position_embeddings:
@@ -192,6 +192,10 @@ def pack_tokens(
         wrong = int(ids.max() if ids.min() >= 0 else ids.min())
         raise ValueError(
             f"input_ids must lie in 0..{config.vocab_size - 1}; got {wrong}; was it made by this model's tokenizer?"
+        )
+    if types is not None and types.size and types.max() >= config.type_vocab_size:
+        raise ValueError(
+            f"token_type_ids must lie in 0..{config.type_vocab_size - 1}; got {types.max()}; is the model for single texts?"
         )
     starts = np.zeros(lengths.shape[0] + 1, dtype=np.int32)
     np.cumsum(lengths, out=starts[1:])

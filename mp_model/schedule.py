@@ -41,9 +41,14 @@ class Queue:
         self.parts.append(alive)
         self.tokens += alive.tokens
 
-    def take(self) -> Alive:
-        """All of them, as one batch."""
-        parts, self.parts, self.tokens = self.parts, [], 0
+    def take(self, budget: int) -> Alive:
+        """The first of them, up to ``budget`` tokens and the batch that exceeds it, as one batch."""
+        count = taken = 0
+        while count < len(self.parts) and taken < budget:
+            taken += self.parts[count].tokens
+            count += 1
+        parts, self.parts = self.parts[:count], self.parts[count:]
+        self.tokens -= taken
         return concatenate(parts)
 
 
@@ -89,8 +94,8 @@ class Schedule:
         return waiting[0] if waiting and not more_is_coming else None
 
     def run(self, number: int) -> StepResult:
-        """Runs a layer for all samples that wait for it."""
-        return self._went(number, run_layer(self.pyramid, number, self.queues[number].take()))
+        """Runs a layer for a budget of the samples that wait for it, those that came first."""
+        return self._went(number, run_layer(self.pyramid, number, self.queues[number].take(self.budget)))
 
     def due(self, more_is_coming: bool) -> Iterator[StepResult]:
         """Runs layers as long as one is due."""

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from .loading import check_model_folder
+from .loading import check_model_folder, numbers_of
 
 
 def classify(
@@ -25,7 +25,11 @@ def classify(
         typer.Option("--format", help="Format: txt or jsonl for standard input (default txt); else by the ending."),
     ] = None,
     exit_threshold: Annotated[
-        float | None, typer.Option(help="Exit threshold instead of the model's own: 0 (slow, sure) to 1 (fast).")
+        str | None,
+        typer.Option(
+            help="Exit threshold instead of the model's own: 0 (slow, sure) to 1 (fast), one for each exit layer by commas, "
+            "or never."
+        ),
     ] = None,
     window: Annotated[int, typer.Option(min=1, help="Texts held at a time; more make fuller batches.")] = 1024,
     scores: Annotated[bool, typer.Option("--scores", help="Also write the probabilities of all labels.")] = False,
@@ -43,6 +47,7 @@ def classify(
         echo "Chelsea won again on Saturday." | magic-pyramid classify --model demo-output/model
     """
     check_model_folder(model)
+    threshold = None if exit_threshold is None else threshold_of(exit_threshold)
 
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -58,7 +63,7 @@ def classify(
         texts = read_lines(sys.stdin, input_format or "txt", "standard input")
     else:
         texts = read_texts(input, input_format)
-    answers = classifier.stream(texts, window, exit_threshold)
+    answers = classifier.stream(texts, window, threshold)
     columns = (SpinnerColumn(), TextColumn("{task.completed} texts"), TimeElapsedColumn())
     console = Console(stderr=True)
     # Neither between answers on the same terminal, nor in a log, where it would leave an empty line.
@@ -72,3 +77,11 @@ def classify(
                 if output is None:
                     stream.flush()
                 progress.advance(task)
+
+
+def threshold_of(value: str) -> float | str | list[float]:
+    """An exit threshold as it was given: a number, numbers with commas between them, or ``never``."""
+    if value == "never":
+        return value
+    numbers = numbers_of("--exit-threshold", value, float)
+    return numbers if "," in value else numbers[0]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from ..engine import Alive, StepResult
 from ..inputs import pack_tokens
 from ..modelling import PyramidBertForSequenceClassification, thresholds_of_samples
 from ..schedule import BUDGET, Schedule
-from .read_ahead import END, ReadAhead
+from .read_ahead import ReadAhead
 
 CHUNK = 256  # texts that are read and tokenised at once
 LULL = 0.02  # seconds without a new text after which those at hand are answered
@@ -123,8 +122,8 @@ class Classifier:
             raise ValueError(f"a tensor exit_threshold has one entry per text, [{len(texts)}]; got {list(own.shape)}")
         if len(texts) > CHUNK:
             chunks = [slice(begin, begin + CHUNK) for begin in range(0, len(texts), CHUNK)]
-            source = ((texts[chunk], None if own is None else own[chunk]) for chunk in chunks)
-            return list(self._stream(source, len(texts), exit_threshold, CHUNK))
+            pieces = ((texts[chunk], None if own is None else own[chunk]) for chunk in chunks)
+            return list(self._stream(pieces, room=len(texts), size=CHUNK, exit_threshold=exit_threshold))
         run = _Run(self, exit_threshold, capacity=max(1, len(texts)))
         if texts:
             run.admit(self.tokenise(texts), own)
@@ -149,37 +148,54 @@ class Classifier:
         if isinstance(exit_threshold, Tensor):
             raise TypeError("exit_threshold of a stream is a number, a list with one for each exit layer, or 'never'")
         self.model.pyramid(exit_threshold=exit_threshold)  # refuses what cannot be followed before anything is read
-        source, size = iter(texts), max(1, min(CHUNK, window // 8))
-        chunks = iter(lambda: (list(islice(source, size)), None), ([], None))
-        return self._stream(chunks, window, exit_threshold, size)
+        # One piece is read and a text more, one is tokenised, one waits and one comes in: their texts are held too.
+        size = max(1, min(CHUNK, window // 8))
+        return self._from_source(texts, max(1, window - 4 * size - 1), size, exit_threshold)
+
+    def _from_source(
+        self, texts: Iterable[Text], room: int, size: int, exit_threshold: float | str | Sequence[float] | None
+    ) -> Iterator[Answer]:
+        source = ReadAhead(texts, ahead=size)
+        try:
+            pieces = ((piece, None) for piece in source.pieces(size))
+            yield from self._stream(pieces, room, size, exit_threshold)
+        finally:
+            source.close()
 
     def _stream(
         self,
-        chunks: Iterable[tuple[Sequence[Text], Tensor | None]],
-        window: int,
-        exit_threshold: ExitThreshold,
+        pieces: Iterable[tuple[Sequence[Text], Tensor | None]],
+        room: int,
         size: int,
+        exit_threshold: ExitThreshold,
     ) -> Iterator[Answer]:
-        """chunks: texts, at most ``size`` at once, and exit thresholds of their own."""
-        run = _Run(self, exit_threshold, capacity=window + size)
-        tokenised = ((self.tokenise(texts), own) for texts, own in chunks)
-        # One chunk waits, one is being made and one comes in, and their texts are held too.
-        room = max(1, window - 3 * size)
-        ahead = ReadAhead(tokenised)
+        """Answers in order.
+
+        Args:
+            pieces: texts, with exit thresholds of their own.
+            room: texts that may be held when the next piece comes in.
+            size: most texts of a piece.
+            exit_threshold: as for a call.
+        """
+        run = _Run(self, exit_threshold, capacity=room + size)
+        ahead = ReadAhead((self.tokenise(texts), own) for texts, own in pieces)
+        patience = LULL
         broken: Exception | None = None
         try:
             while True:
                 try:
-                    found = ahead.take(LULL if run.held else None)
+                    found = ahead.take(timeout=patience if run.held else None)
                 except Exception as error:
                     broken = error  # raised once the texts before it are answered
                     break
-                if found is END:
-                    break
-                if isinstance(found, tuple):
-                    run.admit(*found)
-                else:  # nothing is coming just now
+                if found is None:  # nothing is coming just now: go on without waiting for it again
+                    patience = 0.0
                     run.step()
+                elif found:
+                    patience = LULL
+                    run.admit(*found[0])
+                else:
+                    break
                 while run.held > room:
                     yield from run.ready()
                     if run.held > room:

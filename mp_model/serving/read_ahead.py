@@ -2,67 +2,71 @@
 
 from __future__ import annotations
 
-import queue
 import threading
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Iterator
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
 
 
-class End:
-    """The end of a stream, in place of an item."""
-
-
-END = End()
-
-
 class ReadAhead(Generic[Item]):
-    """Iterates in a thread of its own, and holds what it made until it is taken.
+    """Iterates in a thread of its own, and holds the items until they are taken.
 
     Args:
         source: the items; iterated in the thread.
-        ahead: items that may wait to be taken; one more may be in the making.
+        ahead: most items that wait to be taken; one more may be in the making.
     """
 
     def __init__(self, source: Iterable[Item], ahead: int = 1) -> None:
-        self._made: queue.Queue[Item | End | BaseException] = queue.Queue(maxsize=ahead)
-        self._stopped = threading.Event()
+        self._ahead = ahead
+        self._made: deque[Item] = deque()
+        self._changed = threading.Condition()
+        self._ended = self._closed = False
+        self._error: BaseException | None = None
         # A daemon, since a source may wait for a person who never types another line.
         threading.Thread(target=self._run, args=(source,), name="read-ahead", daemon=True).start()
 
     def _run(self, source: Iterable[Item]) -> None:
         try:
             for item in source:
-                if not self._hand_over(item):
-                    return
-            self._hand_over(END)
+                with self._changed:
+                    self._changed.wait_for(lambda: self._closed or len(self._made) < self._ahead)
+                    if self._closed:
+                        return
+                    self._made.append(item)
+                    self._changed.notify_all()
         except BaseException as error:  # handed to the thread that takes the items
-            self._hand_over(error)
+            self._error = error
+        finally:
+            with self._changed:
+                self._ended = True
+                self._changed.notify_all()
 
-    def _hand_over(self, item: Item | End | BaseException) -> bool:
-        while not self._stopped.is_set():
-            try:
-                self._made.put(item, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
+    def take(self, most: int = 1, timeout: float | None = None) -> list[Item] | None:
+        """The next items, as many as are there but not more than ``most``.
 
-    def take(self, timeout: float | None = None) -> Item | End | None:
-        """The next item; :data:`END` after the last; None if none was made within ``timeout`` seconds.
+        It waits until there is one; an empty list comes after the last, and None if ``timeout`` seconds pass without one.
 
         Raises:
-            BaseException: whatever the source raised, in its turn.
+            BaseException: the error that the source raised, after the items before it.
         """
-        try:
-            item = self._made.get(timeout=timeout)
-        except queue.Empty:
-            return None
-        if isinstance(item, BaseException):
-            raise item
-        return item
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._made or self._ended or self._closed, timeout):
+                return None
+            items = [self._made.popleft() for _ in range(min(most, len(self._made)))]
+            self._changed.notify_all()
+        if not items and self._error is not None:
+            raise self._error
+        return items
+
+    def pieces(self, most: int) -> Iterator[list[Item]]:
+        """Lists of the items: of as many as are there when the next list is asked for, but not more than ``most``."""
+        while items := self.take(most):
+            yield items
 
     def close(self) -> None:
-        """Lets the thread end with the item that it is making."""
-        self._stopped.set()
+        """Lets the thread end with the item that it is making, and everybody who waits for one find none."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()

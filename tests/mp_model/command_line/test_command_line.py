@@ -171,10 +171,15 @@ def test_an_output_file(magic_pyramid: Command, folder: Path, tmp_path: Path) ->
     assert os.listdir(path.parent) == [path.name]
 
 
-def test_the_exit_threshold_can_be_set(magic_pyramid: Command, folder: Path) -> None:
-    ended = magic_pyramid("classify", "--model", folder, "--exit-threshold", 1, stdin="\n".join(TEXTS))
-    assert {answer["exit_layer"] for answer in ended.answers()} == {1}
-    assert ended.answers() == expected(folder, TEXTS, exit_threshold=1.0)
+@pytest.mark.parametrize(
+    ("given", "threshold", "layers"), [("1", 1.0, {1}), ("0,1,0", [0.0, 1.0, 0.0], {2}), ("never", "never", {4})]
+)
+def test_the_exit_threshold_can_be_set(
+    magic_pyramid: Command, folder: Path, given: str, threshold: object, layers: set[int]
+) -> None:
+    ended = magic_pyramid("classify", "--model", folder, "--exit-threshold", given, stdin="\n".join(TEXTS))
+    assert {answer["exit_layer"] for answer in ended.answers()} == layers
+    assert ended.answers() == expected(folder, TEXTS, exit_threshold=threshold)
 
 
 def test_names_are_written_as_they_are(magic_pyramid: Command, folder: Path) -> None:
@@ -238,6 +243,7 @@ def test_standard_input_that_is_not_utf8(magic_pyramid: Command, folder: Path) -
     ("options", "message"),
     [
         (["--exit-threshold", 2], "exit_threshold must lie in [0, 1]"),
+        (["--exit-threshold", "low"], "--exit-threshold must be numbers with commas between them; got 'low'"),
         (["--device", "abacus"], "device 'abacus' cannot be used here: "),
         (["--format", "csv"], "standard input: a stream is read as txt or jsonl; got 'csv'"),
     ],
