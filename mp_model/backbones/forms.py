@@ -98,8 +98,9 @@ def why_modules(modules: Iterable[nn.Module], plain: frozenset[type]) -> str | N
             return f"a layer is a {kind.__module__}.{kind.__qualname__}"
         if module.training:
             return "the model is in training mode"
-        # Pruned and weight-normed layers compute a weight in a hook, and full sharding gathers it there.
-        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+        # Pruned and weight-normed layers compute a weight in a hook, and full sharding gathers it there. Hooks of the
+        # backward pass have nothing to wait for here, without gradients.
+        if module._forward_hooks or module._forward_pre_hooks:
             return f"a {kind.__name__} has hooks"
         # Offloading replaces `forward` on the instance, and leaves the class's own there when it ends.
         if "forward" in module.__dict__ and module.forward != MethodType(kind.forward, module):

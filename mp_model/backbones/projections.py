@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.dlpack import from_dlpack
+from torch.utils.dlpack import from_dlpack, to_dlpack  # type: ignore[attr-defined]
 
 
 class Projections:
@@ -41,7 +41,7 @@ def _weights_and_biases(linears: Sequence[nn.Linear]) -> tuple[list[Tensor], lis
 
 def _of_its_own(view: Tensor) -> Tensor:
     """The same memory as a storage of its own: those who save weights drop all but one tensor of a storage."""
-    return from_dlpack(view)
+    return from_dlpack(to_dlpack(view))  # by way of a capsule: a tensor itself must be on the current device
 
 
 def _is_same_memory(x: Tensor, y: Tensor) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import accelerate
+import numpy as np
 import pytest
 import torch
 from accelerate.hooks import remove_hook_from_submodules
@@ -16,6 +17,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 
 from mp_model import PyramidBertForSequenceClassification
 from mp_model.backbones import why_embedding_modules, why_layer_modules
+from mp_model.inputs import pack_tokens
 from support import tiny
 
 BATCH = tiny.samples()
@@ -144,6 +146,12 @@ def test_embeddings_see_a_padded_batch() -> None:
         torch.testing.assert_close(model(**BATCH.padded(side, width=45)).logits, expected, atol=1e-5, rtol=1e-5)
     assert shapes == [(len(BATCH), 45, 32)] * 3
 
+    expected = model.bert.embed(**BATCH.padded()).values
+    ids, types = (torch.cat(rows).numpy() for rows in (BATCH.ids, BATCH.types))
+    got = model.bert.embed_packed(pack_tokens(model.config, ids, types, np.array(tiny.LENGTHS)))
+    torch.testing.assert_close(got.values, expected)
+    assert shapes[3:] == [(len(BATCH), 40, 32)] * 2
+
 
 @torch.no_grad()
 def test_hooks_where_tokens_are_pruned_and_samples_leave() -> None:
@@ -247,6 +255,14 @@ def twice(layer: nn.Module, name: str) -> None:
     layer.get_submodule(name).load_state_dict(old.state_dict())
 
 
+def make_attribute(layer: nn.Module, name: str) -> None:
+    """A weight that is no parameter, as it is left by those who compute it."""
+    linear = layer.get_submodule(name)
+    weight = linear.weight.detach() * 1.5
+    del linear.weight
+    linear.weight = weight
+
+
 def make_sparse(layer: nn.Module, name: str) -> None:
     linear = layer.get_submodule(name)
     linear.weight = nn.Parameter(linear.weight.detach().relu().to_sparse_csr())
@@ -278,6 +294,8 @@ def narrow(layer: nn.Module, name: str) -> None:
         (replace_forward, "intermediate", "the forward of a BertIntermediate is replaced"),
         (replace_forward, "output.dense", "the forward of a Linear is replaced"),
         (twice, "output.LayerNorm", "a layer is a .*.TwiceLayerNorm"),
+        (make_attribute, "attention.self.query", "a Linear computes its weight"),
+        (make_attribute, "output.dense", "a Linear computes its weight"),
         (make_sparse, "attention.self.key", "queries, keys or values are sparse"),
         (narrow, "attention.self", None),
     ],

@@ -132,6 +132,7 @@ def test_copies_are_independent(copied: Callable[[nn.Module], nn.Module]) -> Non
     model = used()
     expected = answer(model)
     twin = copied(model)
+    assert all(layer.projections is None for layer in twin.bert.encoder.layer), "memory that nobody needs is held"
     assert torch.equal(answer(twin), expected)
     assert reasons(twin) == [None] * 4
     with torch.no_grad():
