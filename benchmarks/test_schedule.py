@@ -15,7 +15,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 import workload
 from mp_model import PyramidBertConfig, PyramidBertForSequenceClassification
-from mp_model.engine import Alive, Pyramid
+from mp_model.engine import Arrived, Pyramid
 from mp_model.exits import Exits, LayerStates
 from mp_model.flops import Step
 from mp_model.inputs import pack_tokens
@@ -79,10 +79,9 @@ def run_all(shape: str, pyramid: Pyramid, own: Tensor | None, one_at_a_time: boo
     model, steps, begin = model_of(shape), [], 0
     schedule = Schedule(pyramid)
     for ids, lengths in arrivals(shape):
-        batch = model.bert.embed_packed(pack_tokens(model.config, ids, None, lengths, workload.DEVICE))
-        thresholds = None if own is None else own[begin : begin + batch.batch_size]
-        steps.append(schedule.admit(Alive.of(batch, begin, thresholds)).step)
-        begin += batch.batch_size
+        inputs = pack_tokens(model.config, ids, None, lengths, workload.DEVICE)
+        schedule.admit(Arrived.of(inputs, begin, None if own is None else own[begin : begin + len(lengths)]))
+        begin += len(lengths)
         steps += [result.step for result in schedule.due(more_is_coming=not one_at_a_time)]
     return steps + [result.step for result in schedule.due(more_is_coming=False)]
 

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 import mp_kernels
 from mp_kernels import Kept, Ragged
 
-from .backbones import Block, block_of
+from .backbones import Block, KeysValues, PackedInputs, block_of
 from .exits import EXIT_HEADS, Exits, LayerStates
 from .flops import Step
+from .inputs import concatenate_inputs, concatenate_starts
 from .pruning import Pruning
 
 # An exit is decided first, before the rest of its layer, where the layer has at least so many rows and samples. With
@@ -39,16 +40,57 @@ class Pyramid:
     """A classifier's layers with all settings of a call, resolved.
 
     Attributes:
+        embed: the embeddings of packed inputs, ``values [total, hidden]``.
         layers: L layers of a backbone.
         pruning: the rule by which each layer prunes.
         exits: the open exits; None: everybody goes to layer L.
         final_head: logits ``[batch, labels]`` from layer L's [CLS] ``[batch, hidden]``.
     """
 
+    embed: Callable[[PackedInputs], Ragged]
     layers: Sequence[nn.Module]
     pruning: Pruning
     exits: Exits | None
     final_head: Callable[[Tensor], Tensor]
+
+
+@dataclass
+class Arrived:
+    """Samples before the embeddings.
+
+    Attributes:
+        inputs: their tokens.
+        samples: int64 ``[batch]``, their numbers, by which answers are returned.
+        thresholds: ``[batch, exit layers]``, exit thresholds that the samples brought with them; None: the pyramid's.
+        follow: whether to follow their tokens; such a batch goes alone.
+    """
+
+    inputs: PackedInputs
+    samples: Tensor
+    thresholds: Tensor | None = None
+    follow: bool = False
+
+    @classmethod
+    def of(
+        cls, inputs: PackedInputs, first_number: int = 0, thresholds: Tensor | None = None, follow: bool = False
+    ) -> Arrived:
+        """A batch as it comes, its samples numbered from ``first_number`` on."""
+        words = inputs.words
+        samples = torch.arange(first_number, first_number + words.batch_size, device=words.values.device)
+        return cls(inputs, samples, thresholds, follow)
+
+    @property
+    def tokens(self) -> int:
+        return self.inputs.tokens
+
+    @staticmethod
+    def joined(parts: Sequence[Arrived]) -> Arrived:
+        """Samples of several batches in one."""
+        if len(parts) == 1:
+            return parts[0]
+        inputs = concatenate_inputs([part.inputs for part in parts])
+        samples = torch.cat([part.samples for part in parts])
+        return Arrived(inputs, samples, _cat_all([part.thresholds for part in parts]))
 
 
 @dataclass
@@ -70,12 +112,9 @@ class Alive:
     rows: Tensor | None = None
 
     @classmethod
-    def of(cls, batch: Ragged, first_number: int = 0, thresholds: Tensor | None = None, follow: bool = False) -> Alive:
-        """A batch as it comes, its samples numbered from ``first_number`` on."""
-        device = batch.values.device
-        samples = torch.arange(first_number, first_number + batch.batch_size, device=device)
-        rows = torch.arange(batch.values.shape[0], device=device) if follow else None
-        return cls(batch, samples, batch.lengths, thresholds, rows)
+    def of(cls, batch: Ragged, thresholds: Tensor | None = None) -> Alive:
+        """All samples of a batch as it enters layer 1, numbered by their places."""
+        return cls(batch, torch.arange(batch.batch_size, device=batch.values.device), batch.lengths, thresholds)
 
     def __len__(self) -> int:
         return self.samples.shape[0]
@@ -84,62 +123,49 @@ class Alive:
     def tokens(self) -> int:
         return self.batch.values.shape[0]
 
+    @staticmethod
+    def joined(parts: Sequence[Alive]) -> Alive:
+        """Samples of several batches in one; all of them follow their tokens, or none, and so for thresholds."""
+        if len(parts) == 1:
+            return parts[0]
+        batch = Ragged(
+            torch.cat([part.batch.values for part in parts]),
+            concatenate_starts([part.batch.cu_seqlens for part in parts], [part.tokens for part in parts]),
+            max(part.batch.max_seqlen for part in parts),
+        )
+        return Alive(
+            batch,
+            torch.cat([part.samples for part in parts]),
+            torch.cat([part.input_lengths for part in parts]),
+            _cat_all([part.thresholds for part in parts]),
+            _cat_all([part.rows for part in parts]),
+        )
+
     def after(self, output: Ragged, kept: Kept | None) -> Alive:
         """The same samples after a layer; kept: the tokens that survived it, None: all."""
         rows = self.rows if kept is None or self.rows is None else self.rows[kept.index]
         return replace(self, batch=output, rows=rows)
 
-    def stay(self, stays: Tensor, *beside: Tensor) -> tuple[Alive, Tensor | None, tuple[Tensor, ...]]:
-        """Takes the samples that do not stay out of the batch.
-
-        Args:
-            stays: bool ``[batch]``.
-            beside: packed tensors ``[total, ...]`` that lose the same rows.
-
-        Returns:
-            The samples that stay; their places among these, None: all stay; ``beside`` without the others' rows.
-        """
+    def stay(self, stays: Tensor) -> tuple[Alive, Kept | None]:
+        """The samples that stay, bool ``[batch]``, and their rows and places among these; None: all of them."""
         kept = mp_kernels.select_samples(self.batch.cu_seqlens, stays, self.tokens)
         assert kept.samples is not None
         if kept.samples.shape[0] == len(self):
-            return self, None, beside
-        values, *beside_kept = mp_kernels.ragged_gather([self.batch.values, *beside], kept.index)
+            return self, None
         alive = Alive(
-            Ragged(values, kept.cu_seqlens, kept.max_seqlen),
+            Ragged(mp_kernels.ragged_gather(self.batch.values, kept.index), kept.cu_seqlens, kept.max_seqlen),
             self.samples[kept.samples],
             self.input_lengths[kept.samples],
             None if self.thresholds is None else self.thresholds[kept.samples],
             None if self.rows is None else self.rows[kept.index],
         )
-        return alive, kept.samples, tuple(beside_kept)
+        return alive, kept
 
 
-def concatenate(parts: Sequence[Alive]) -> Alive:
-    """Samples of several batches in one; all of them follow their tokens, or none, and so for thresholds."""
-    if len(parts) == 1:
-        return parts[0]
-    ends, starts = 0, []
-    for part in parts:
-        starts.append(part.batch.cu_seqlens[:-1] + ends)
-        ends += part.tokens
-    starts.append(torch.full_like(parts[0].batch.cu_seqlens[:1], ends))
-    batch = Ragged(
-        torch.cat([part.batch.values for part in parts]),
-        torch.cat(starts),
-        max(part.batch.max_seqlen for part in parts),
-    )
-
-    def joined(tensors: list[Tensor | None]) -> Tensor | None:
-        there = [x for x in tensors if x is not None]
-        return torch.cat(there) if there else None
-
-    return Alive(
-        batch,
-        torch.cat([part.samples for part in parts]),
-        torch.cat([part.input_lengths for part in parts]),
-        joined([part.thresholds for part in parts]),
-        joined([part.rows for part in parts]),
-    )
+def _cat_all(tensors: Sequence[Tensor | None]) -> Tensor | None:
+    """The tensors one after the other; None where they are."""
+    there = [x for x in tensors if x is not None]
+    return torch.cat(there) if there else None
 
 
 @dataclass
@@ -149,7 +175,7 @@ class Decided:
     Attributes:
         layer: the layer's number, 0 to L.
         samples: int64 ``[batch]``, the numbers of the samples that were looked at.
-        logits: ``[batch, labels]``.
+        logits: ``[batch, labels]``, of the states' dtype.
         uncertainty: float32 ``[batch]``; NaN for a single label.
         stays: bool ``[batch]``, the samples that go on; None: all of them leave with this answer.
     """
@@ -179,15 +205,17 @@ class StepResult:
     pruned: tuple[Tensor, Tensor] | None = None
 
 
-def run_embedded(pyramid: Pyramid, alive: Alive) -> StepResult:
-    """Layer 0: samples on their way from the embeddings, some of which may leave at once."""
-    step = Step(0, "embedded", False, alive.samples, alive.batch.cu_seqlens)
+def run_embeddings(pyramid: Pyramid, arrived: Arrived) -> StepResult:
+    """Layer 0: the embeddings, and their exit, where it is open."""
+    batch = pyramid.embed(arrived.inputs)
+    rows = torch.arange(batch.values.shape[0], device=batch.values.device) if arrived.follow else None
+    alive = Alive(batch, arrived.samples, batch.lengths, arrived.thresholds, rows)
+    step = Step(0, "embedded", False, alive.samples, batch.cu_seqlens)
     if pyramid.exits is None or 0 not in pyramid.exits:
         return StepResult(None, alive, step)
-    states = LayerStates(first_tokens(alive.batch), alive.batch, alive.batch)
-    logits, uncertainty, stays = pyramid.exits.decide(0, states, alive.thresholds)
-    decided = Decided(0, alive.samples, logits, uncertainty, stays)
-    staying, _, _ = alive.stay(stays)
+    states = LayerStates(first_tokens(batch), batch, batch)
+    decided, stays = _decide(pyramid.exits, 0, states, alive)
+    staying, _ = alive.stay(stays)
     return StepResult(decided, staying if len(staying) else None, replace(step, decided=True))
 
 
@@ -203,28 +231,38 @@ def run_layer(pyramid: Pyramid, number: int, alive: Alive) -> StepResult:
     exits = pyramid.exits
     entered = alive.batch.cu_seqlens
     if number == len(pyramid.layers):
-        logits = pyramid.final_head(block.first(alive.batch))
+        first = block.first(alive.batch)
+        logits = pyramid.final_head(first).to(first.dtype)
         decided = Decided(number, alive.samples, logits, uncertainty_of(logits), None)
         return StepResult(decided, None, Step(number, "last", False, alive.samples, entered))
     if exits is None or number not in exits:
         output, kept = whole_layer(block, number, alive, pyramid.pruning)
         step = Step(number, "whole", False, alive.samples, entered, None if kept is None else kept.cu_seqlens)
         return StepResult(None, alive.after(output, kept), step, _pruned_rows(alive, kept, None))
-    first = block.decides_first and not exits.heads[number].reads_survivors
-    if first and decides_first(alive.tokens, len(alive)):
+    can_decide_first = block.decides_first and not exits.heads[number].reads_survivors
+    if can_decide_first and decides_first(alive.tokens, len(alive)):
         return _decided_first(pyramid, exits, block, number, alive)
     return _decided_late(pyramid, exits, block, number, alive)
 
 
-def _decided_first(pyramid: Pyramid, exits: Exits, block: Block, number: int, alive: Alive) -> StepResult:
-    keys_values = block.keys_values(alive.batch.values)
-    states = LayerStates(block.first(alive.batch, keys_values), alive.batch)
+def _decide(exits: Exits, number: int, states: LayerStates, alive: Alive) -> tuple[Decided, Tensor]:
+    """The predictions at an open exit, and who stays, bool ``[batch]``."""
     logits, uncertainty, stays = exits.decide(number, states, alive.thresholds)
-    decided = Decided(number, alive.samples, logits, uncertainty, stays)
-    staying, places, (keys_values,) = alive.stay(stays, keys_values)
+    # Under autocast heads answer in half precision, while states stay as they are.
+    return Decided(number, alive.samples, logits.to(states.first.dtype), uncertainty, stays), stays
+
+
+def _decided_first(pyramid: Pyramid, exits: Exits, block: Block, number: int, alive: Alive) -> StepResult:
+    keys_values = block.keys_values(alive.batch)
+    states = LayerStates(block.first(alive.batch, keys_values), alive.batch)
+    decided, stays = _decide(exits, number, states, alive)
+    staying, left = alive.stay(stays)
+    places = None if left is None else left.samples
     step = Step(number, "decided first", True, alive.samples, alive.batch.cu_seqlens, staying.batch.cu_seqlens, places)
     if len(staying) == 0:
         return StepResult(decided, None, step)
+    if left is not None:
+        keys_values = keys_values.asked_by(stays, left.index)
     output, kept = whole_layer(block, number, staying, pyramid.pruning, keys_values)
     if kept is not None:
         step = replace(step, survived=kept.cu_seqlens)
@@ -234,11 +272,10 @@ def _decided_first(pyramid: Pyramid, exits: Exits, block: Block, number: int, al
 def _decided_late(pyramid: Pyramid, exits: Exits, block: Block, number: int, alive: Alive) -> StepResult:
     output, kept = whole_layer(block, number, alive, pyramid.pruning)
     states = LayerStates(first_tokens(output), alive.batch, output)
-    logits, uncertainty, stays = exits.decide(number, states, alive.thresholds)
+    decided, stays = _decide(exits, number, states, alive)
     survived = None if kept is None else kept.cu_seqlens
     step = Step(number, "whole", True, alive.samples, alive.batch.cu_seqlens, survived)
-    decided = Decided(number, alive.samples, logits, uncertainty, stays)
-    staying, _, _ = alive.after(output, kept).stay(stays)
+    staying, _ = alive.after(output, kept).stay(stays)
     return StepResult(decided, staying if len(staying) else None, step, _pruned_rows(alive, kept, stays))
 
 
@@ -253,11 +290,11 @@ def _pruned_rows(alive: Alive, kept: Kept | None, stays: Tensor | None) -> tuple
 
 
 def whole_layer(
-    block: Block, number: int, alive: Alive, pruning: Pruning, keys_values: Tensor | None = None
+    block: Block, number: int, alive: Alive, pruning: Pruning, keys_values: KeysValues | None = None
 ) -> tuple[Ragged, Kept | None]:
     """A layer's output for the tokens that survive it, and which these are (None: all).
 
-    keys_values: those of the entering tokens, where they are there already.
+    keys_values: those of all samples that entered the layer, where they are there already.
     """
     if not pruning.happens(number):
         return block.whole(alive.batch, None, keys_values)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +15,30 @@ from mp_kernels import Ragged
 from mp_kernels.memory import read_by_host
 
 from .backbones.forms import PackedInputs
+
+
+def concatenate_inputs(parts: Sequence[PackedInputs]) -> PackedInputs:
+    """Several packed batches as one, sample after sample; all of them hold ids, or all vectors."""
+    if len(parts) == 1:
+        return parts[0]
+    words = Ragged(
+        torch.cat([part.words.values for part in parts]),
+        concatenate_starts([part.words.cu_seqlens for part in parts], [part.tokens for part in parts]),
+        max(part.words.max_seqlen for part in parts),
+    )
+    return PackedInputs(
+        words,
+        torch.cat([part.token_types for part in parts]),
+        torch.cat([part.positions for part in parts]),
+        max(part.positions_end for part in parts),
+    )
+
+
+def concatenate_starts(starts: Sequence[Tensor], totals: Sequence[int]) -> Tensor:
+    """``cu_seqlens`` of several packed batches as one; totals: rows of each."""
+    ends = list(itertools.accumulate(totals, initial=0))
+    shifted = [part[:-1] + before for part, before in zip(starts, ends, strict=False)]
+    return torch.cat([*shifted, torch.full_like(starts[0][:1], ends[-1])])
 
 
 class Bounded(NamedTuple):

@@ -136,9 +136,19 @@ class PyramidBert(PyramidBertPreTrainedModel):
 
         Positions count from each sample's first real token, so the side of the padding changes nothing.
         """
+        return self.embed_packed(self.pack(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds))
+
+    def pack(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+    ) -> PackedInputs:
+        """Checks the padded inputs and takes their padding out (:func:`mp_model.inputs.pack_inputs`)."""
         dtype = self.embeddings.LayerNorm.weight.dtype
-        inputs = pack_inputs(self.config, dtype, input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
-        return self.embed_packed(inputs)
+        return pack_inputs(self.config, dtype, input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
 
     def embed_packed(self, inputs: PackedInputs) -> Ragged:
         """Embeds inputs that are checked and packed: ``values [total, hidden]``."""
@@ -222,7 +232,7 @@ class PyramidBertForSequenceClassification(PyramidBertPreTrainedModel):
             layers = self.config.resolved_exit_layers()
             heads: dict[int, Any] = {layer: self.exits[str(layer)] for layer in layers}
             exits = Exits(heads, dict(zip(layers, thresholds, strict=True)))
-        return Pyramid(self.bert.layers, pruning, exits, self.final_head)
+        return Pyramid(self.bert.embed_packed, self.bert.layers, pruning, exits, self.final_head)
 
     @can_return_tuple
     def forward(
@@ -254,14 +264,15 @@ class PyramidBertForSequenceClassification(PyramidBertPreTrainedModel):
         _refuse_unsupported(self.config, kwargs)
         own = isinstance(exit_threshold, Tensor) and not self.training
         pyramid = self.pyramid(prune_thresholds, 1.0 if isinstance(exit_threshold, Tensor) else exit_threshold)
-        batch = self.bert.embed(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        inputs = self.bert.pack(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        batch = inputs.words
         thresholds = None
         if own:
             assert isinstance(exit_threshold, Tensor)
             count = 0 if pyramid.exits is None else len(pyramid.exits.heads)
             thresholds = thresholds_of_samples(exit_threshold, batch.batch_size, count)
             thresholds = thresholds.to(batch.values.device, non_blocking=True)  # offloaded weights are on no device
-        run = run_batch(pyramid, batch, self.num_labels, thresholds, follow_tokens)
+        run = run_batch(pyramid, inputs, self.num_labels, thresholds, follow_tokens)
         output = PyramidOutput(
             loss=None if labels is None else self.loss_function(labels, run.logits, self.config),
             logits=run.logits,

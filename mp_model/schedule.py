@@ -6,50 +6,71 @@ tokens and samples that have left then leave no half-empty batches behind. A sin
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from mp_kernels import Ragged
-
-from .engine import Alive, Pyramid, StepResult, concatenate, run_embedded, run_layer
+from .backbones import PackedInputs
+from .engine import Alive, Arrived, Pyramid, StepResult, run_embeddings, run_layer
 from .flops import Step
 
 BUDGET = 2048  # tokens at which a layer's products run at their full rate
+EMBEDDED_BUDGETS = 4  # budgets of tokens that the embeddings take at once
 PATIENCE = 64  # arrivals that a queue below the budget may wait for company
 
 
-@dataclass
-class Queue:
+class Part(Protocol):
+    """Samples of one or more batches."""
+
+    @property
+    def tokens(self) -> int:
+        """Number of their tokens."""
+        ...
+
+
+AnyPart = TypeVar("AnyPart", bound=Part)
+
+
+class Queue(Generic[AnyPart]):
     """Samples that wait for a layer.
 
+    Args:
+        join: makes one batch of several.
+        budget: tokens at which the layer runs.
+
     Attributes:
-        parts: the samples, as they came.
-        tokens: number of their alive tokens.
-        since: number of arrivals when the first of them came.
+        tokens: number of tokens that wait.
+        since: number of arrivals when the first of the samples came.
     """
 
-    parts: list[Alive] = field(default_factory=list)
-    tokens: int = 0
-    since: int = 0
+    def __init__(self, join: Callable[[Sequence[AnyPart]], AnyPart], budget: int) -> None:
+        self.join, self.budget = join, budget
+        self.parts: list[AnyPart] = []
+        self.tokens = self.since = 0
 
-    def add(self, alive: Alive, arrivals: int) -> None:
+    def add(self, part: AnyPart, arrivals: int) -> None:
         if not self.parts:
             self.since = arrivals
-        self.parts.append(alive)
-        self.tokens += alive.tokens
+        self.parts.append(part)
+        self.tokens += part.tokens
 
-    def take(self, budget: int) -> Alive:
-        """The first of them, up to ``budget`` tokens and the batch that exceeds it, as one batch."""
+    def take(self) -> AnyPart:
+        """The first samples, up to the budget and the batch that exceeds it, as one batch."""
         count = taken = 0
-        while count < len(self.parts) and taken < budget:
+        while count < len(self.parts) and taken < self.budget:
             taken += self.parts[count].tokens
             count += 1
         parts, self.parts = self.parts[:count], self.parts[count:]
         self.tokens -= taken
-        return concatenate(parts)
+        return self.join(parts)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the layer runs at its full rate for the samples that wait."""
+        return bool(self.parts) and self.tokens >= self.budget
 
 
 class Schedule:
@@ -58,7 +79,8 @@ class Schedule:
     Where batches keep coming: the deepest layer whose queue holds the budget; or else the deepest whose queue has waited
     for ``patience`` arrivals; or else none, and the next batch is due. So no more than a budget of tokens waits for any
     layer when a batch is let in, and nobody waits for ever. Where nothing more is coming: the shallowest layer with
-    samples, so that these catch up with those above.
+    samples, so that these catch up with those above. The embeddings and their exit are layer 0; they take a few times the
+    budget at once, for they are cheap and have small products.
 
     Args:
         pyramid: the classifier.
@@ -71,56 +93,64 @@ class Schedule:
             raise ValueError(f"budget and patience must be at least 1; got {budget} and {patience}")
         self.pyramid, self.budget, self.patience = pyramid, budget, patience
         self.arrivals = 0
-        self.queues = {number: Queue() for number in range(1, len(pyramid.layers) + 1)}
+        self.front: Queue[Arrived] = Queue(Arrived.joined, EMBEDDED_BUDGETS * budget)
+        self.layers: list[Queue[Alive]] = [Queue(Alive.joined, budget) for _ in pyramid.layers]
+
+    @property
+    def queues(self) -> list[Queue[Any]]:
+        """The queues of layers 0 to L."""
+        return [self.front, *self.layers]
 
     @property
     def tokens(self) -> int:
-        """Alive tokens in all queues; below ``layers * budget`` whenever :meth:`next_layer` asks for more."""
-        return sum(queue.tokens for queue in self.queues.values())
+        """Tokens in all queues; fewer than all budgets together whenever :meth:`next_layer` asks for more."""
+        return sum(queue.tokens for queue in self.queues)
 
-    def admit(self, alive: Alive) -> StepResult:
-        """Lets a batch in, from the embeddings: an exit at layer 0 looks at it, and the rest waits for layer 1."""
+    def admit(self, arrived: Arrived) -> None:
+        """Lets a batch in, to wait for the embeddings."""
         self.arrivals += 1
-        return self._went(0, run_embedded(self.pyramid, alive))
+        self.front.add(arrived, self.arrivals)
 
     def next_layer(self, more_is_coming: bool) -> int | None:
-        """The layer that is due; None: the next batch is, or all samples have left."""
-        waiting = [number for number, queue in self.queues.items() if queue.parts]
-        due = [number for number in waiting if self.queues[number].tokens >= self.budget]
+        """The layer that is due, 0 to L; None: the next batch is, or all samples have left."""
+        queues = self.queues
+        waiting = [number for number, queue in enumerate(queues) if queue.parts]
+        due = [number for number in waiting if queues[number].is_full]
         if not due and more_is_coming:
-            due = [number for number in waiting if self.arrivals - self.queues[number].since >= self.patience]
+            due = [number for number in waiting if self.arrivals - queues[number].since >= self.patience]
         if due:
             return due[-1]
         return waiting[0] if waiting and not more_is_coming else None
 
     def run(self, number: int) -> StepResult:
         """Runs a layer for a budget of the samples that wait for it, those that came first."""
-        return self._went(number, run_layer(self.pyramid, number, self.queues[number].take(self.budget)))
+        if number == 0:
+            result = run_embeddings(self.pyramid, self.front.take())
+        else:
+            result = run_layer(self.pyramid, number, self.layers[number - 1].take())
+        if result.alive is not None:
+            self.layers[number].add(result.alive, self.arrivals)
+        return result
 
     def due(self, more_is_coming: bool) -> Iterator[StepResult]:
         """Runs layers as long as one is due."""
         while (number := self.next_layer(more_is_coming)) is not None:
             yield self.run(number)
 
-    def _went(self, number: int, result: StepResult) -> StepResult:
-        if result.alive is not None:
-            self.queues[number + 1].add(result.alive, self.arrivals)
-        return result
 
-
-def run_batches(pyramid: Pyramid, batches: Iterable[Ragged], budget: int = BUDGET) -> Iterator[StepResult]:
+def run_batches(pyramid: Pyramid, batches: Iterable[PackedInputs], budget: int = BUDGET) -> Iterator[StepResult]:
     """Every step of one schedule for several batches, whose samples are numbered as they come.
 
     Args:
         pyramid: the classifier.
-        batches: the embeddings' output, packed.
+        batches: their tokens.
         budget: tokens at which a layer runs.
     """
     schedule, samples = Schedule(pyramid, budget), 0
-    for batch in batches:
-        yield schedule.admit(Alive.of(batch, samples))
+    for inputs in batches:
+        schedule.admit(Arrived.of(inputs, samples))
         yield from schedule.due(more_is_coming=True)
-        samples += batch.batch_size
+        samples += inputs.words.batch_size
     yield from schedule.due(more_is_coming=False)
 
 
@@ -143,42 +173,36 @@ class BatchRun:
     steps: list[Step]
     pruned_by: Tensor | None = None
 
-    def take(self, result: StepResult) -> None:
-        """Writes a step down; an answer of a sample that stays is overwritten later."""
-        self.steps.append(result.step)
-        if result.pruned is not None and self.pruned_by is not None:
-            pruned, rows = result.pruned
-            self.pruned_by.index_copy_(0, rows, pruned * result.step.layer)
-        if result.decided is not None:
-            samples, logits = result.decided.samples, result.decided.logits
-            self.logits = self.logits.index_copy(0, samples, logits.to(self.logits.dtype))
-            self.uncertainty = self.uncertainty.index_copy(0, samples, result.decided.uncertainty)
-            self.exit_layer.index_fill_(0, samples, result.decided.layer)
-
 
 def run_batch(
-    pyramid: Pyramid, batch: Ragged, labels: int, thresholds: Tensor | None = None, follow: bool = False
+    pyramid: Pyramid, inputs: PackedInputs, labels: int, thresholds: Tensor | None = None, follow: bool = False
 ) -> BatchRun:
     """Classifies one batch.
 
     Args:
         pyramid: the classifier.
-        batch: the embeddings' output, packed.
+        inputs: the batch's tokens.
         labels: number of labels.
         thresholds: ``[batch, exit layers]``, exit thresholds of the samples' own; None: the pyramid's.
         follow: whether to write down which layer pruned each token.
     """
-    values, size = batch.values, batch.batch_size
-    run = BatchRun(
-        logits=values.new_zeros(size, labels),
-        uncertainty=values.new_zeros(size, dtype=torch.promote_types(values.dtype, torch.float32)),
-        exit_layer=torch.zeros(size, dtype=torch.int64, device=values.device),
-        steps=[],
-        pruned_by=torch.zeros(values.shape[0], dtype=torch.int64, device=values.device) if follow else None,
-    )
-    if size:
-        schedule = Schedule(pyramid)
-        run.take(schedule.admit(Alive.of(batch, thresholds=thresholds, follow=follow)))
-        for result in schedule.due(more_is_coming=False):
-            run.take(result)
-    return run
+    size, device = inputs.words.batch_size, inputs.words.values.device
+    exit_layer = torch.zeros(size, dtype=torch.int64, device=device)
+    pruned_by = torch.zeros(inputs.tokens, dtype=torch.int64, device=device) if follow else None
+    if size == 0:
+        none = pyramid.embed(inputs).values
+        return BatchRun(none.new_zeros(0, labels), none.new_zeros(0).float(), exit_layer, [], pruned_by)
+    schedule = Schedule(pyramid)
+    schedule.admit(Arrived.of(inputs, thresholds=thresholds, follow=follow))
+    results = list(schedule.due(more_is_coming=False))
+    decided = [result.decided for result in results if result.decided is not None]
+    for x in decided:
+        exit_layer.index_fill_(0, x.samples, x.layer)
+    if pruned_by is not None:
+        for layer, (pruned, rows) in [(x.step.layer, x.pruned) for x in results if x.pruned is not None]:
+            pruned_by.index_copy_(0, rows, pruned * layer)
+    logits, uncertainty = decided[0].logits, decided[0].uncertainty
+    for x in decided[1:]:  # everybody is looked at by the first; whoever stayed is answered anew
+        logits = logits.index_copy(0, x.samples, x.logits)
+        uncertainty = uncertainty.index_copy(0, x.samples, x.uncertainty)
+    return BatchRun(logits, uncertainty, exit_layer, [result.step for result in results], pruned_by)

@@ -23,7 +23,7 @@ import mp_kernels
 from mp_kernels import Kept, Ragged
 from mp_kernels.memory import cache_blocks
 
-from .forms import Block, PackedInputs, Survive, why_modules, why_modules_now
+from .forms import Block, KeysValues, PackedInputs, Survive, why_modules, why_modules_now
 from .projections import Projections, why_apart
 
 
@@ -105,14 +105,25 @@ def first_rows(values: Tensor, batch: Ragged) -> Tensor:
 
 
 def attend(
-    heads: int, query: Tensor, key: Tensor, value: Tensor, batch: Ragged, need_importance: bool
+    heads: int,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    batch: Ragged,
+    need_importance: bool,
+    cu_seqlens_q: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Context of the projected queries, and importance by head, float32 ``[heads, total]``.
 
-    query: ``[total, hidden]``, or one row a sample, ``[batch, hidden]``; key, value: ``[total, hidden]``.
+    Args:
+        heads: number of heads.
+        query: ``[total, hidden]``; or one row for each sample, ``[batch, hidden]``; or as ``cu_seqlens_q`` says.
+        key, value: ``[total, hidden]``.
+        batch: their samples.
+        need_importance: whether importance is wanted; else None comes in its place.
+        cu_seqlens_q: int32 ``[batch + 1]``, the first query of each sample.
     """
-    cu_seqlens_q = None
-    if query.shape[0] != key.shape[0]:
+    if cu_seqlens_q is None and query.shape[0] != key.shape[0]:
         cu_seqlens_q = torch.arange(batch.batch_size + 1, dtype=torch.int32, device=query.device)
     q, k, v = (x.unflatten(-1, (heads, -1)) for x in (query, key, value))
     out, importance = mp_kernels.ragged_attention(
@@ -135,14 +146,14 @@ class BertBlock:
     layer: nn.Module
     decides_first = False
 
-    def keys_values(self, values: Tensor) -> Tensor:
+    def keys_values(self, batch: Ragged) -> KeysValues:
         raise NotImplementedError("a module computes its layer whole")
 
-    def first(self, batch: Ragged, keys_values: Tensor | None = None) -> Tensor:
+    def first(self, batch: Ragged, keys_values: KeysValues | None = None) -> Tensor:
         return self.layer(batch.values, batch, None, True)
 
     def whole(
-        self, batch: Ragged, survive: Survive | None = None, keys_values: Tensor | None = None
+        self, batch: Ragged, survive: Survive | None = None, keys_values: KeysValues | None = None
     ) -> tuple[Ragged, Kept | None]:
         kept: Kept | None = None
 
@@ -181,31 +192,35 @@ class PreparedBertBlock:
         self.heads: int = layer.attention.self.num_attention_heads
         self.width = projections.weight.shape[0] // 3
 
-    def keys_values(self, values: Tensor) -> Tensor:
+    def keys_values(self, batch: Ragged) -> KeysValues:
         weight, bias = self.projections.weight[self.width :], self.projections.bias[self.width :]
-        return torch.nn.functional.linear(values, weight, bias)
+        return KeysValues(torch.nn.functional.linear(batch.values, weight, bias), batch)
 
     def _queries(self, values: Tensor) -> Tensor:
         weight, bias = self.projections.weight[: self.width], self.projections.bias[: self.width]
         return torch.nn.functional.linear(values, weight, bias)
 
-    def first(self, batch: Ragged, keys_values: Tensor | None = None) -> Tensor:
+    def first(self, batch: Ragged, keys_values: KeysValues | None = None) -> Tensor:
         if keys_values is None:
-            keys_values = self.keys_values(batch.values)
+            keys_values = self.keys_values(batch)
         first = first_rows(batch.values, batch)
-        key, value = keys_values.chunk(2, dim=1)
+        key, value = keys_values.rows.chunk(2, dim=1)
         context, _ = attend(self.heads, self._queries(first), key, value, batch, need_importance=False)
         return self._finish(context, first)
 
     def whole(
-        self, batch: Ragged, survive: Survive | None = None, keys_values: Tensor | None = None
+        self, batch: Ragged, survive: Survive | None = None, keys_values: KeysValues | None = None
     ) -> tuple[Ragged, Kept | None]:
         if keys_values is None:
             projected = torch.nn.functional.linear(batch.values, self.projections.weight, self.projections.bias)
             query, key, value = projected.chunk(3, dim=1)
+            context, importance = attend(self.heads, query, key, value, batch, survive is not None)
         else:
-            query, (key, value) = self._queries(batch.values), keys_values.chunk(2, dim=1)
-        context, importance = attend(self.heads, query, key, value, batch, survive is not None)
+            query, (key, value) = self._queries(batch.values), keys_values.rows.chunk(2, dim=1)
+            entered, cu_seqlens_q = keys_values.batch, keys_values.cu_seqlens_q
+            context, importance = attend(self.heads, query, key, value, entered, survive is not None, cu_seqlens_q)
+            if importance is not None and keys_values.asking is not None:
+                importance = importance[:, keys_values.asking]
         kept = None if survive is None or importance is None else survive(importance)
         if kept is None:
             return output_of(self._finish(context, batch.values), None, batch), None

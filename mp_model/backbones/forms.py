@@ -42,6 +42,36 @@ class PackedInputs:
         words = self.words
         return Ragged(values, words.cu_seqlens, words.max_seqlen, words.index, words.width)
 
+    @property
+    def tokens(self) -> int:
+        """Number of real tokens."""
+        return self.words.values.shape[0]
+
+
+@dataclass
+class KeysValues:
+    """Keys and values of all samples that entered a layer, also where only some of them still ask.
+
+    Attributes:
+        rows: ``[total, 2 hidden]``.
+        batch: the samples that entered; its values are not read.
+        asking: int64 ``[total']``, the rows of the samples that still ask; None: all.
+        cu_seqlens_q: int32 ``[batch + 1]``, the first row of each sample among those; empty for a sample that does not.
+    """
+
+    rows: Tensor
+    batch: Ragged
+    asking: Tensor | None = None
+    cu_seqlens_q: Tensor | None = None
+
+    def asked_by(self, stays: Tensor, asking: Tensor) -> KeysValues:
+        """The same keys and values where only some samples go on; they stay where they lie.
+
+        stays: bool ``[batch]``; asking: int64 ``[total']``, the rows of the samples that stay.
+        """
+        ends = torch.where(stays, self.batch.lengths, 0).cumsum(0)
+        return KeysValues(self.rows, self.batch, asking, torch.nn.functional.pad(ends, (1, 0)).int())
+
 
 class Block(Protocol):
     """One layer of a backbone on packed rows."""
@@ -49,23 +79,23 @@ class Block(Protocol):
     decides_first: bool
     """Whether :meth:`keys_values` and :meth:`first` can be had before, and without, the rest of the layer."""
 
-    def keys_values(self, values: Tensor) -> Tensor:
-        """Keys and values ``[total, 2 hidden]`` of rows ``[total, hidden]``."""
+    def keys_values(self, batch: Ragged) -> KeysValues:
+        """Keys and values of the tokens that enter the layer."""
         ...
 
-    def first(self, batch: Ragged, keys_values: Tensor | None = None) -> Tensor:
+    def first(self, batch: Ragged, keys_values: KeysValues | None = None) -> Tensor:
         """The layer's output for [CLS] alone, ``[batch, hidden]``: all that a decision or the last head reads."""
         ...
 
     def whole(
-        self, batch: Ragged, survive: Survive | None = None, keys_values: Tensor | None = None
+        self, batch: Ragged, survive: Survive | None = None, keys_values: KeysValues | None = None
     ) -> tuple[Ragged, Kept | None]:
         """The layer's output for the tokens that survive it, and which these are (None: all).
 
         Args:
             batch: the tokens that enter the layer.
             survive: the choice of survivors; None: all, and no importance is computed.
-            keys_values: what :meth:`keys_values` gave for these rows, where it was called before.
+            keys_values: what :meth:`keys_values` gave, for these rows or for more samples, where it was called before.
         """
         ...
 

@@ -45,7 +45,7 @@ def way_at(
     pyramid = model.pyramid(prune_thresholds, NEVER if exit_threshold is None else exit_threshold)
 
     def classify(group: Sequence[dict[str, Tensor]]) -> list[StepResult]:
-        return list(run_batches(pyramid, (model.bert.embed(**inputs) for inputs in group)))
+        return list(run_batches(pyramid, (model.bert.pack(**inputs) for inputs in group)))
 
     return classify
 

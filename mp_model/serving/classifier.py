@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..data.batches import Text
 from ..data.tokens import Tokeniser, Tokens
-from ..engine import Alive, StepResult
+from ..engine import Arrived, StepResult
 from ..inputs import pack_tokens
 from ..modelling import PyramidBertForSequenceClassification, thresholds_of_samples
 from ..schedule import BUDGET, Schedule
@@ -250,12 +250,12 @@ class _Run:
         if thresholds is not None:
             layers = 0 if self.pyramid.exits is None else len(self.pyramid.exits.heads)
             own = thresholds_of_samples(thresholds, len(tokens), layers).to(device)
-        alive = Alive.of(self.model.bert.embed_packed(inputs), self.came, own)
+        arrived = Arrived.of(inputs, self.came, own)
         for number, length in enumerate(tokens.lengths.tolist(), self.came):
             self.lengths[number % capacity] = length
-        self.work.index_fill_(0, alive.samples % capacity, 0)
+        self.work.index_fill_(0, arrived.samples % capacity, 0)
         self.came += len(tokens)
-        self._take(self.schedule.admit(alive))
+        self.schedule.admit(arrived)
 
     @torch.inference_mode()
     def step(self) -> None:

@@ -88,9 +88,10 @@ class SoftPruningObjective(nn.Module):
 
     def forward(self, labels: Tensor, **inputs: Tensor) -> Loss:
         model = self.model.eval() if self.frozen else self.model
-        batch = model.bert.embed(**inputs)
+        packed = model.bert.pack(**inputs)
         soft = SoftPruning(self.thresholds, self.temperature, model.config.importance_normalizer)
-        run = run_batch(Pyramid(model.bert.layers, soft, None, model.final_head), batch, model.num_labels)
+        pyramid = Pyramid(model.bert.embed_packed, model.bert.layers, soft, None, model.final_head)
+        run = run_batch(pyramid, packed, model.num_labels)
         loss = F.cross_entropy(run.logits, labels) + self.penalty * soft.penalty()
         return {"loss": loss, "logits": run.logits}
 

@@ -10,24 +10,23 @@ from torch import Tensor
 
 from mp_kernels import Ragged
 from mp_model import PyramidBertForSequenceClassification
-from mp_model.engine import Alive, Pyramid, StepResult, concatenate
+from mp_model.backbones import PackedInputs
+from mp_model.engine import Alive, Arrived, Pyramid, StepResult
 from mp_model.exits import Exits
 from mp_model.flops import Work
 from mp_model.pruning import Pruning
-from mp_model.schedule import Schedule
+from mp_model.schedule import EMBEDDED_BUDGETS, Schedule
 from support import tiny
 from support.pyramids import BATCH, HEADS, LAYERS, calibrated
 
 SIZES = (1, 4, 2, 5)  # of the batches that BATCH's samples come in
 
 
-def arrivals(model: PyramidBertForSequenceClassification, thresholds: Tensor | None = None) -> list[Alive]:
+def arrivals(model: PyramidBertForSequenceClassification, thresholds: Tensor | None = None) -> list[Arrived]:
     found, begin = [], 0
     for size in SIZES:
-        places = range(begin, begin + size)
-        embedded = model.bert.embed(**BATCH.select(places).padded("mixed"))
-        own = None if thresholds is None else thresholds[begin : begin + size]
-        found.append(Alive.of(Ragged(embedded.values, embedded.cu_seqlens, embedded.max_seqlen), begin, own))
+        inputs = model.bert.pack(**BATCH.select(range(begin, begin + size)).padded("mixed"))
+        found.append(Arrived.of(inputs, begin, None if thresholds is None else thresholds[begin : begin + size]))
         begin += size
     return found
 
@@ -64,9 +63,10 @@ def test_answers_are_those_of_one_batch(pruning: str, head: str, kind: str, budg
     expected = model(**BATCH.padded(), exit_threshold=call)
     schedule = Schedule(model.pyramid(exit_threshold=1.0 if own is not None else call), budget)
     results = []
-    for alive in arrivals(model, own):
-        results += [schedule.admit(alive), *schedule.due(more_is_coming=True)]
-        assert schedule.tokens < LAYERS * budget
+    for arrived in arrivals(model, own):
+        schedule.admit(arrived)
+        results += schedule.due(more_is_coming=True)
+        assert schedule.tokens < (LAYERS + EMBEDDED_BUDGETS) * budget
     results += schedule.due(more_is_coming=False)
 
     assert schedule.tokens == 0
@@ -75,7 +75,7 @@ def test_answers_are_those_of_one_batch(pruning: str, head: str, kind: str, budg
         assert torch.equal(got[name], expected[name]), name
     torch.testing.assert_close(got["logits"], expected.logits, atol=1e-5, rtol=0)
     if budget == 10_000:
-        runs = [result.step.layer for result in results if result.step.layer]
+        runs = [result.step.layer for result in results]
         assert runs == sorted(set(runs)), "with nothing due before the end every layer runs once"
 
 
@@ -94,7 +94,10 @@ class Scripted:
         exits = Exits(heads, dict.fromkeys(heads, 0.0))
         exits.decide = self.decide
         layers = [Layer() for _ in range(LAYERS)]
-        return Pyramid(layers, Pruning(None, None, "alive"), exits, lambda first: first[:, :2])
+        return Pyramid(self.embed, layers, Pruning(None, None, "alive"), exits, lambda first: first[:, :2])
+
+    def embed(self, inputs: PackedInputs) -> Ragged:
+        return inputs.with_values(torch.stack([inputs.positions, inputs.words.values], dim=1).float())
 
     def decide(self, layer, states, own):
         numbers = states.first[:, 1].long()
@@ -115,7 +118,7 @@ def test_everybody_is_answered_once_in_finitely_many_steps(
     leaves, lengths = zip(*samples, strict=True)
     schedule = Schedule(Scripted(list(leaves)).pyramid(), budget, patience)
     answered: dict[int, int] = {}
-    steps = largest = 0
+    steps = 0
 
     def take(result: StepResult) -> None:
         decided = result.decided
@@ -129,24 +132,23 @@ def test_everybody_is_answered_once_in_finitely_many_steps(
     ends = [*sorted(cut for cut in cuts if cut < len(samples)), len(samples)]
     begin = 0
     for end in ends:
-        counts = lengths[begin:end]
-        values = torch.zeros(sum(counts), 4)
-        values[:, 1] = torch.repeat_interleave(torch.arange(begin, end), torch.tensor(counts)).float()
-        batch = Ragged(values, torch.tensor([0, *counts]).cumsum(0).int(), max(counts))
-        largest = max(largest, sum(counts))
-        take(schedule.admit(Alive.of(batch, begin)))
+        counts = torch.tensor(lengths[begin:end])
+        numbers = torch.repeat_interleave(torch.arange(begin, end), counts)
+        words = Ragged(numbers, torch.nn.functional.pad(counts.cumsum(0), (1, 0)).int(), int(counts.max()))
+        inputs = PackedInputs(words, torch.zeros_like(numbers), torch.zeros_like(numbers), 1)
+        schedule.admit(Arrived.of(inputs, begin))
         for result in schedule.due(more_is_coming=True):
             take(result)
             steps += 1
-        assert schedule.tokens < LAYERS * budget
-        waits = [schedule.arrivals - queue.since for queue in schedule.queues.values() if queue.parts]
+        assert schedule.tokens < (LAYERS + EMBEDDED_BUDGETS) * budget
+        waits = [schedule.arrivals - queue.since for queue in schedule.queues if queue.parts]
         assert all(wait < patience for wait in waits)
         begin = end
     for result in schedule.due(more_is_coming=False):
         take(result)
         steps += 1
     assert answered == dict(enumerate(leaves))
-    assert steps <= LAYERS * (len(ends) + 1)
+    assert steps <= (LAYERS + 1) * (len(ends) + len(samples))
 
 
 def test_sizes_below_one_are_refused() -> None:
@@ -156,14 +158,32 @@ def test_sizes_below_one_are_refused() -> None:
             Schedule(model.pyramid(), **sizes)
 
 
-def test_concatenated_batches_are_one_batch() -> None:
+def test_arrivals_in_one_are_one_batch() -> None:
     model, _, _ = calibrated("nothing", "cls")
-    with torch.no_grad():
-        parts = arrivals(model, torch.rand(len(BATCH), 3))
-        whole = concatenate(parts)
-        embedded = model.bert.embed(**BATCH.padded("mixed"))
-    assert torch.equal(whole.batch.values, embedded.values)
-    assert torch.equal(whole.batch.cu_seqlens, embedded.cu_seqlens)
-    assert whole.batch.max_seqlen == embedded.max_seqlen
-    assert whole.samples.tolist() == list(range(len(BATCH)))
-    assert torch.equal(whole.thresholds, torch.cat([part.thresholds for part in parts]))
+    parts = arrivals(model, torch.rand(len(BATCH), 3))
+    joined, whole = Arrived.joined(parts), model.bert.pack(**BATCH.padded("mixed"))
+    assert torch.equal(joined.inputs.words.values, whole.words.values)
+    assert torch.equal(joined.inputs.words.cu_seqlens, whole.words.cu_seqlens)
+    assert torch.equal(joined.inputs.token_types, whole.token_types)
+    assert torch.equal(joined.inputs.positions, whole.positions)
+    assert joined.inputs.words.max_seqlen == whole.words.max_seqlen
+    assert joined.inputs.positions_end == whole.positions_end
+    assert joined.samples.tolist() == list(range(len(BATCH)))
+    assert torch.equal(joined.thresholds, torch.cat([part.thresholds for part in parts]))
+
+
+def test_samples_of_several_batches_in_one() -> None:
+    def alive(lengths: list[int], first: int) -> Alive:
+        rows = torch.arange(sum(lengths)) + 10 * first
+        batch = Ragged(rows.unsqueeze(1).float(), torch.tensor([0, *lengths]).cumsum(0).int(), max(lengths))
+        return Alive(batch, torch.arange(first, first + len(lengths)), batch.lengths + 1, rows=rows)
+
+    joined = Alive.joined([alive([2, 1], 0), alive([3], 2), alive([1, 4], 3)])
+    assert joined.batch.cu_seqlens.tolist() == [0, 2, 3, 6, 7, 11]
+    assert joined.batch.cu_seqlens.dtype == torch.int32
+    assert joined.batch.max_seqlen == 4
+    assert joined.samples.tolist() == [0, 1, 2, 3, 4]
+    assert joined.input_lengths.tolist() == [3, 2, 4, 2, 5]
+    assert joined.rows.tolist() == [0, 1, 2, 20, 21, 22, 30, 31, 32, 33, 34]
+    assert joined.batch.values[:, 0].tolist() == joined.rows.tolist()
+    assert joined.thresholds is None
