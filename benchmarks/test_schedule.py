@@ -134,7 +134,7 @@ def test_saved_work_becomes_saved_time(compare: Any, shape: str, situation: str,
         ways,
         target=target,
         scale=saved / whole,
-        rounds=5,
+        rounds=3,
         executed_flops_ratio=whole / saved,
     )
 

@@ -17,7 +17,8 @@ from ..data.batches import Text
 from ..data.tokens import Tokeniser, Tokens
 from ..engine import Arrived, StepResult
 from ..inputs import pack_tokens
-from ..modelling import PyramidBertForSequenceClassification, thresholds_of_samples
+from ..modelling import thresholds_of_samples
+from ..registration import PyramidBertForSequenceClassification
 from ..schedule import BUDGET, Schedule
 from .read_ahead import ReadAhead
 
