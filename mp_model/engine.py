@@ -24,10 +24,10 @@ from .inputs import concatenate_inputs, concatenate_starts
 from .pruning import Pruning
 
 # An exit is decided first, before the rest of its layer, where the layer has at least so many rows and samples. With
-# fewer a layer's time is the reading of its weights, which deciding first reads twice (measured in
-# benchmarks/test_decision.py).
-DECIDE_FIRST_ROWS = 512
-DECIDE_FIRST_SAMPLES = 4
+# fewer a layer's time is the reading of its weights, which deciding first reads twice: at so many rows it pays where a
+# quarter of the samples leaves (benchmarks/test_decision.py measures both). A lone sample leaves only once.
+DECIDE_FIRST_ROWS = 256
+DECIDE_FIRST_SAMPLES = 2
 
 
 def decides_first(rows: int, samples: int) -> bool:
