@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from transformers import AutoTokenizer
 
 from mp_model import PyramidBertForSequenceClassification
 from mp_model.data.batches import encode, length_sorted_batches
+from mp_model.data.tokens import load_tokenizer
 from mp_model.measuring.timing import Way, one_by_one, padded_gflops, padded_twin, time_ways, way_at
 
 from .plan import CORPORA
@@ -47,7 +47,7 @@ def clock(result: dict[str, Any], runs: Path, corpora: Path | None, console: Con
     They are taken for texts sorted by length (batches need next to no padding), and as they come, in a random order.
     """
     name = result["name"]
-    tokenizer = AutoTokenizer.from_pretrained(job_of(name, "bert", runs).model)
+    tokenizer = load_tokenizer(job_of(name, "bert", runs).model)
     corpus = CORPORA[name]
     texts = test_texts(corpora, corpus, task_of(corpora, corpus, 0)).texts
     systems = {system: _load(name, system, runs) for system in SYSTEMS if system in result["systems"]}

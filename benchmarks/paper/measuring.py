@@ -12,11 +12,11 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer
 
 from mp_model import PyramidBertConfig, PyramidBertForSequenceClassification
 from mp_model.data.batches import encode, length_sorted_batches
 from mp_model.data.labels import LabelledTexts
+from mp_model.data.tokens import load_tokenizer
 from mp_model.measuring.all_exits import AllExits, read_all_exits
 
 from .plan import Job
@@ -47,7 +47,7 @@ def _load(path: Path, config: PyramidBertConfig) -> AllExits:
 def read_texts(model_folder: Path, data: LabelledTexts, what: str, console: Console) -> AllExits:
     """The exits of a trained model on labelled texts, in one run."""
     model = PyramidBertForSequenceClassification.from_pretrained(model_folder).eval()
-    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    tokenizer = load_tokenizer(model_folder)
     rows = encode(tokenizer, data.texts, model.config.max_position_embeddings)
     batches = list(length_sorted_batches(rows, BATCH_SIZE, tokenizer.pad_token_id))
     watched = track(batches, what, console=console, transient=True, disable=not console.is_terminal)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..data.batches import Text
-from ..data.tokens import Tokeniser, Tokens
+from ..data.tokens import Tokeniser, Tokens, load_tokenizer
 from ..engine import Arrived, StepResult
 from ..inputs import pack_tokens
 from ..modelling import thresholds_of_samples
@@ -84,7 +84,6 @@ class Classifier:
         Raises:
             ValueError: no model in the folder, a precision or a device that cannot be had here.
         """
-        from transformers import AutoTokenizer
         from transformers.utils import logging as transformers_logging
 
         folder = Path(folder)
@@ -102,7 +101,7 @@ class Classifier:
             AssertionError,
         ) as error:  # what PyTorch raises for a device that it does not know or have
             raise ValueError(f"device {device!r} cannot be used here: {error}") from error
-        return cls(model, AutoTokenizer.from_pretrained(folder))
+        return cls(model, load_tokenizer(folder))
 
     def __call__(self, texts: Sequence[Text], exit_threshold: ExitThreshold = None) -> list[Answer]:
         """The answers of texts, or pairs of texts, in their order.

@@ -19,10 +19,11 @@ import torch
 from accelerate import PartialState
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import AutoTokenizer, DataCollatorWithPadding, set_seed
+from transformers import DataCollatorWithPadding, set_seed
 
 from ..data.batches import length_sorted_batches
 from ..data.files import whole_file
+from ..data.tokens import load_tokenizer
 from ..registration import PyramidBertConfig, PyramidBertForSequenceClassification
 from . import objectives
 from .features import Features, collect_features, standardise, unstandardise
@@ -92,7 +93,7 @@ def train_stages(
     with processes().main_process_first():
         _claim(output, asked)
     set_seed(settings.seed)
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    tokenizer = load_tokenizer(checkpoint)
     model, head_is_new = _load(checkpoint, recipe, settings, task)
     if freeze_backbone and head_is_new and "head" not in stages:
         stages = ("head", *stages)

@@ -1,0 +1,70 @@
+"""A model's folder holds data: none of its code runs, and nobody is asked whether it may."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from mp_model import Classifier
+from mp_model.command_line import main
+from support import tiny, wordpiece
+
+SCRIPT = """
+from pathlib import Path
+from transformers import PreTrainedTokenizerFast
+Path({mark!r}).write_text("ran")
+class Hostile(PreTrainedTokenizerFast):
+    pass
+"""
+
+
+@pytest.fixture
+def mark(tmp_path: Path) -> Path:
+    """A file that the hostile folder's code would write."""
+    return tmp_path / "mark"
+
+
+@pytest.fixture
+def hostile(tmp_path: Path, mark: Path) -> Path:
+    """A folder of a model whose tokenizer asks for a class that lies beside it."""
+    folder = tmp_path / "model"
+    tiny.classifier(vocab_size=len(wordpiece.VOCABULARY)).save_pretrained(folder)
+    wordpiece.tokenizer().save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    settings |= {"tokenizer_class": "Hostile", "auto_map": {"AutoTokenizer": [None, "hostile.Hostile"]}}
+    path.write_text(json.dumps(settings))
+    (folder / "hostile.py").write_text(SCRIPT.format(mark=str(mark)))
+    return folder
+
+
+def test_a_tokenizer_with_code_is_refused(hostile: Path, mark: Path) -> None:
+    with pytest.raises(ValueError, match="wants to run code of its own"):
+        Classifier.load(hostile)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("command", ["classify", "evaluate", "tune", "fit"])
+def test_no_command_takes_the_answer_from_the_texts(
+    hostile: Path, mark: Path, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    """Asked on standard output whether the code may run, the first line of the texts would say yes."""
+    table = tmp_path / "table.tsv"
+    table.write_text("label\ttext\n" + "".join(f"LABEL_{n % 3}\tthe rate\n" for n in range(30)))
+    options = {
+        "classify": [],
+        "evaluate": [str(table)],
+        "tune": [str(table), "--max-drop", "1"],
+        "fit": [str(table), "--output", str(tmp_path / "fit")],
+    }[command]
+    monkeypatch.setattr(sys, "argv", ["magic-pyramid", command, "--model", str(hostile), *options])
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"y\ny\ny\n")))
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert "wants to run code of its own" in capsys.readouterr().err
+    assert not mark.exists()
