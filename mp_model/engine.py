@@ -163,7 +163,7 @@ class Alive:
 
 
 def _cat_all(tensors: Sequence[Tensor | None]) -> Tensor | None:
-    """The tensors one after the other; None where they are."""
+    """The tensors one after the other; None where all of them are None."""
     there = [x for x in tensors if x is not None]
     return torch.cat(there) if there else None
 

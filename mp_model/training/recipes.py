@@ -26,6 +26,13 @@ class Recipe:
     config: dict[str, Any] = field(default_factory=dict)
     share_of_teacher: float = 1.0
 
+    @property
+    def has_exits_on_features(self) -> bool:
+        """Whether there are exits that read features of a fixed size, which can be learned with the backbone."""
+        from ..exits import EXIT_HEADS  # brings PyTorch, which nobody needs before a fit is planned
+
+        return self.config["exit_layers"] != [] and not EXIT_HEADS[self.config["exit_head"]].reads_survivors
+
     def planned_stages(self, exit_training: str | None = None, freeze_backbone: bool = False) -> tuple[str, ...]:
         """The stages of a fit.
 
@@ -40,7 +47,7 @@ class Recipe:
         if exit_training is not None:
             if exit_training not in ("joint", "frozen"):
                 raise ValueError(f"exit training must be 'joint' or 'frozen'; got {exit_training!r}")
-            if self.config["exit_layers"] == [] or self.config["exit_head"] == "fastbert":
+            if not self.has_exits_on_features:
                 raise ValueError("exit training can be chosen where there are 'cls' or 'pooled' exits, as in 'mp'")
             before = tuple(stage for stage in stages if stage in ("fine-tune", "soft"))
             stages = (*before, "joint" if exit_training == "joint" else "hard", "exits")

@@ -24,6 +24,7 @@ from transformers import DataCollatorWithPadding, set_seed
 from ..data.batches import length_sorted_batches
 from ..data.files import whole_file
 from ..data.tokens import load_tokenizer
+from ..exits import EXIT_HEADS
 from ..registration import PyramidBertConfig, PyramidBertForSequenceClassification
 from . import objectives
 from .features import Features, collect_features, standardise, unstandardise
@@ -127,8 +128,8 @@ def _check_stages(stages: Sequence[str], recipe: Recipe, name: str) -> None:
         raise ValueError(f"stages must be out of {', '.join(STAGES)}; got {', '.join(unknown) or 'none'}")
     without_exits = recipe.config["exit_layers"] == []
     misplaced = [stage for stage in stages if stage in ("joint", "exits") and without_exits]
-    if "joint" in stages and recipe.config["exit_head"] == "fastbert":
-        misplaced.append("joint")  # such a head reads all tokens of a finished layer
+    if "joint" in stages and not recipe.has_exits_on_features:
+        misplaced.append("joint")
     if misplaced:
         raise ValueError(f"the recipe {name!r} has no exits that the stage {misplaced[0]!r} could train")
 
@@ -210,7 +211,7 @@ def _run(
     elif stage == "joint":
         module = objectives.JointExits(model, settings.exit_weight, recipe.share_of_teacher)
     elif stage == "exits":
-        if model.config.exit_head == "fastbert":
+        if EXIT_HEADS[model.config.exit_head].reads_survivors:
             module = objectives.FrozenExits(model, settings.reverse_kl)
         else:
             data, finish = _features_of(model, model.exits, train, tokenizer, settings.batch_size)
