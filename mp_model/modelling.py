@@ -124,19 +124,9 @@ class PyramidBert(PyramidBertPreTrainedModel):
         assert isinstance(value, nn.Embedding)
         self.embeddings.word_embeddings = value
 
-    def embed(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-    ) -> Ragged:
-        """Checks the padded inputs, packs them and embeds the real tokens: ``values [total, hidden]``.
-
-        Positions count from each sample's first real token, so the side of the padding changes nothing.
-        """
-        return self.embed_packed(self.pack(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds))
+    def embed(self, *arguments: Any, **named: Any) -> Ragged:
+        """The embeddings of the real tokens, ``values [total, hidden]``; takes the arguments of :meth:`pack`."""
+        return self.embed_packed(self.pack(*arguments, **named))
 
     def pack(
         self,
@@ -146,7 +136,10 @@ class PyramidBert(PyramidBertPreTrainedModel):
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
     ) -> PackedInputs:
-        """Checks the padded inputs and takes their padding out (:func:`mp_model.inputs.pack_inputs`)."""
+        """Checks the padded inputs and takes their padding out (:func:`mp_model.inputs.pack_inputs`).
+
+        Positions count from each sample's first real token, so the side of the padding changes nothing.
+        """
         dtype = self.embeddings.LayerNorm.weight.dtype
         return pack_inputs(self.config, dtype, input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
 
