@@ -238,6 +238,8 @@ def test_numbers_of_the_architecture() -> None:
     for statement in (
         f"at least {engine.DECIDE_FIRST_ROWS} rows and {engine.DECIDE_FIRST_SAMPLES} samples",
         f"{schedule.BUDGET:,} tokens (`BUDGET`)",
+        f"{schedule.EMBEDDED_BUDGETS} times as many for the embeddings",
+        f"(L + {schedule.EMBEDDED_BUDGETS}) x `BUDGET` tokens",
         f"{schedule.PATIENCE} arrivals (`PATIENCE`)",
         f"{1000 * classifier.LULL:.0f} ms",
     ):

@@ -212,9 +212,7 @@ class PreparedBertBlock:
         self, batch: Ragged, survive: Survive | None = None, keys_values: KeysValues | None = None
     ) -> tuple[Ragged, Kept | None]:
         if keys_values is None:
-            projected = torch.nn.functional.linear(batch.values, self.projections.weight, self.projections.bias)
-            query, key, value = projected.chunk(3, dim=1)
-            context, importance = attend(self.heads, query, key, value, batch, survive is not None)
+            context, importance = self._attend_to_all(batch, survive is not None)
         else:
             query, (key, value) = self._queries(batch.values), keys_values.rows.chunk(2, dim=1)
             entered, cu_seqlens_q = keys_values.batch, keys_values.cu_seqlens_q
@@ -226,6 +224,12 @@ class PreparedBertBlock:
             return output_of(self._finish(context, batch.values), None, batch), None
         context = mp_kernels.ragged_gather(context, kept.index)
         return output_of(self._finish(context, batch.values, kept.index), kept, batch), kept
+
+    def _attend_to_all(self, batch: Ragged, need_importance: bool) -> tuple[Tensor, Tensor | None]:
+        """Context and importance; the projections are not needed after it, and their memory is free again."""
+        projected = torch.nn.functional.linear(batch.values, self.projections.weight, self.projections.bias)
+        query, key, value = projected.chunk(3, dim=1)
+        return attend(self.heads, query, key, value, batch, need_importance)
 
     def _finish(self, context: Tensor, residual: Tensor, index: Tensor | None = None) -> Tensor:
         """The token-wise rest of the layer, of rows ``context``, whose entering states are ``residual[index]``."""
