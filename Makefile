@@ -48,7 +48,8 @@ sanitize: $(READY) ## run the operator tests with AddressSanitizer and Undefined
 	rm -rf build/sanitize && mkdir -p build/sanitize && cp -r mp_kernels build/sanitize/ && rm -f build/sanitize/mp_kernels/_C.so
 	$(CMAKE) -B build/sanitize/cmake -DMP_SANITIZE=address,undefined -DMP_OUTPUT_DIR=$(abspath build/sanitize/mp_kernels)
 	$(BIN)/cmake --build build/sanitize/cmake
-	$(INSTRUMENTED) PYTHONPATH=build/sanitize $(BIN)/python -P -m pytest tests/mp_kernels --ignore tests/mp_kernels/triton -p no:cacheprovider
+	$(INSTRUMENTED) PYTHONPATH=build/sanitize $(BIN)/python -P -m pytest -o "pythonpath=build/sanitize benchmarks tests" \
+		tests/mp_kernels --ignore tests/mp_kernels/triton -p no:cacheprovider
 
 simt-sanitize: $(READY) ## run the CUDA kernels in their emulator with the same sanitizers
 	$(INSTRUMENTED) MP_SIMT_SANITIZE=address,undefined $(BIN)/python -m pytest tests/simt -p no:cacheprovider
