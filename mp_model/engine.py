@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import mp_kernels
 from mp_kernels import Kept, Ragged
 
-from .backbones import Block, KeysValues, PackedInputs, block_of
+from .backbones import Block, KeysValues, PackedInputs, block_of, first_rows
 from .exits import EXIT_HEADS, Exits, LayerStates
 from .flops import Step
 from .inputs import concatenate_inputs, concatenate_starts
@@ -320,7 +320,7 @@ def uncertainty_of(logits: Tensor) -> Tensor:
 
 def first_tokens(batch: Ragged) -> Tensor:
     """``[batch, hidden]``, each sample's [CLS]."""
-    return mp_kernels.ragged_gather(batch.values, batch.cu_seqlens[:-1].long())
+    return first_rows(batch.values, batch)
 
 
 @dataclass

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import mp_kernels
 from mp_kernels import Ragged
 
-from .backbones.forms import why_modules, why_modules_now
+from .backbones.forms import first_rows, why_modules, why_modules_now
 
 
 @dataclass
@@ -141,7 +141,7 @@ class FastBertHead(ExitHead):
     def forward(self, batch: Ragged) -> Tensor:
         """batch: the layer's output, ``values [total, hidden]``; returns logits ``[batch, labels]``."""
         narrow = torch.tanh(self.input(batch.values))
-        first = mp_kernels.ragged_gather(narrow, batch.cu_seqlens[:-1].long())
+        first = first_rows(narrow, batch)
         query, key, value = (
             project(x).unflatten(-1, (self.heads, -1))
             for project, x in ((self.query, first), (self.key, narrow), (self.value, narrow))

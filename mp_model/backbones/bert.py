@@ -23,7 +23,7 @@ import mp_kernels
 from mp_kernels import Kept, Ragged
 from mp_kernels.memory import cache_blocks
 
-from .forms import Block, KeysValues, PackedInputs, Survive, why_modules, why_modules_now
+from .forms import Block, KeysValues, PackedInputs, Survive, first_rows, why_modules, why_modules_now
 from .projections import Projections, why_apart
 
 
@@ -97,11 +97,6 @@ class RaggedBertEncoder(nn.Module):
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.layer = nn.ModuleList(RaggedBertLayer(config, layer_idx=i) for i in range(config.num_hidden_layers))
-
-
-def first_rows(values: Tensor, batch: Ragged) -> Tensor:
-    """``[batch, ...]``, each sample's [CLS] among the rows ``[total, ...]``."""
-    return mp_kernels.ragged_gather(values, batch.cu_seqlens[:-1].long())
 
 
 def attend(

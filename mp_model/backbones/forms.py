@@ -15,6 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+import mp_kernels
 from mp_kernels import Kept, Ragged
 
 # Chooses a layer's survivors by the importance, float32 [heads, total], of the tokens that entered; None: all survive.
@@ -46,6 +47,11 @@ class PackedInputs:
     def tokens(self) -> int:
         """Number of real tokens."""
         return self.words.values.shape[0]
+
+
+def first_rows(values: Tensor, batch: Ragged) -> Tensor:
+    """``[batch, ...]``, each sample's [CLS] among the rows ``[total, ...]``."""
+    return mp_kernels.ragged_gather(values, batch.cu_seqlens[:-1].long())
 
 
 @dataclass

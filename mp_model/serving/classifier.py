@@ -96,10 +96,7 @@ class Classifier:
         model = PyramidBertForSequenceClassification.from_pretrained(folder, dtype=dtype)
         try:
             model.to(torch.device(device))  # type: ignore[arg-type]  # transformers' decorator hides self
-        except (
-            RuntimeError,
-            AssertionError,
-        ) as error:  # what PyTorch raises for a device that it does not know or have
+        except (RuntimeError, AssertionError) as error:  # from PyTorch, for a device that it does not know or have
             raise ValueError(f"device {device!r} cannot be used here: {error}") from error
         return cls(model, load_tokenizer(folder))
 
@@ -219,7 +216,7 @@ class _Run:
     """
 
     def __init__(self, classifier: Classifier, exit_threshold: ExitThreshold, capacity: int) -> None:
-        self.classifier, self.model = classifier, classifier.model
+        self.model = classifier.model
         for_all = 1.0 if isinstance(exit_threshold, Tensor) else exit_threshold
         self.pyramid = self.model.pyramid(exit_threshold=for_all)
         self.schedule = Schedule(self.pyramid, BUDGET)
