@@ -30,14 +30,23 @@ class TextBatch:
         return TextBatch(self.places, {name: x.to(device) for name, x in self.inputs.items()})
 
 
+def are_pairs(texts: Sequence[Text]) -> bool:
+    """Whether texts are pairs.
+
+    Raises:
+        ValueError: some are and some are not.
+    """
+    kinds = {isinstance(text, tuple) for text in texts}
+    if len(kinds) == 2:
+        raise ValueError("texts must be all single or all pairs; got both")
+    return kinds == {True}
+
+
 def encode(tokenizer: Any, texts: Sequence[Text], max_length: int) -> list[dict[str, list[int]]]:
     """Token ids and types of each text, or pair of texts, cut to ``max_length`` tokens."""
     if not texts:
         return []
-    paired = {isinstance(text, tuple) for text in texts}
-    if len(paired) == 2:
-        raise ValueError("texts must be all single or all pairs; got both")
-    firsts, seconds = zip(*texts, strict=True) if paired == {True} else (texts, None)
+    firsts, seconds = zip(*texts, strict=True) if are_pairs(texts) else (texts, None)
     encoded = tokenizer(
         list(firsts),
         None if seconds is None else list(seconds),

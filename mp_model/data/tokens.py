@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .batches import Text
+from .batches import Text, are_pairs
 
 
 @dataclass
@@ -47,18 +47,6 @@ class Tokens:
         begin = int(ends[texts.start - 1]) if texts.start else 0
         rows = slice(begin, int(ends[texts.stop - 1]))
         return Tokens(self.ids[rows], None if self.types is None else self.types[rows], self.lengths[texts])
-
-
-def are_pairs(texts: Sequence[Text]) -> bool:
-    """Whether texts are pairs.
-
-    Raises:
-        ValueError: some are and some are not.
-    """
-    kinds = {isinstance(text, tuple) for text in texts}
-    if len(kinds) == 2:
-        raise ValueError("texts must be all single or all pairs; got both")
-    return kinds == {True}
 
 
 def load_tokenizer(checkpoint: str | Path) -> Any:
