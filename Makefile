@@ -8,7 +8,7 @@ TORCH_DIR = $(shell $(BIN)/python -c "import pathlib, torch; print(pathlib.Path(
 CMAKE = $(BIN)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DMP_TORCH_DIR=$(TORCH_DIR)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format sanitize simt-sanitize native kernels kernels-all nvcc cuda arm benchmark paper clean
+.PHONY: help demo test lint format sanitize simt-sanitize native kernels kernels-all nvcc cuda arm reliability benchmark paper clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -84,6 +84,9 @@ cuda: ## build and load everything with a torch that was built for CUDA; needs n
 	rm -rf build/lib.*
 	$(CUDA)/bin/python -m pip install --quiet --no-build-isolation --no-deps --force-reinstall .
 	$(CUDA)/bin/python -P -W error csrc/cuda/check_registrations.py
+
+reliability: $(READY) ## write docs/reliability.md from the tests' situations
+	PYTHONPATH=tests $(BIN)/python -m support.situations > docs/reliability.md
 
 benchmark: $(READY) ## measure, and write the figures to docs/performance.md
 	$(BIN)/python -m pytest benchmarks --benchmark-only --figures benchmarks/figures.json

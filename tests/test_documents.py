@@ -250,12 +250,13 @@ def test_numbers_of_the_architecture() -> None:
 ROOMS: dict[str, list[str]] = {
     "backbones": [],
     "": ["backbones"],
-    "data": ["backbones", ""],
-    "measuring": ["backbones", "", "data"],
-    "serving": ["backbones", "", "data", "measuring"],
-    "training": ["backbones", "", "data", "measuring"],
-    "reporting": ["backbones", "", "data", "measuring"],
-    "command_line": ["backbones", "", "data", "measuring", "serving", "training", "reporting"],
+    "checkpoints": ["backbones", ""],
+    "data": ["backbones", "", "checkpoints"],
+    "measuring": ["backbones", "", "checkpoints", "data"],
+    "serving": ["backbones", "", "checkpoints", "data", "measuring"],
+    "training": ["backbones", "", "checkpoints", "data", "measuring"],
+    "reporting": ["backbones", "", "checkpoints", "data", "measuring"],
+    "command_line": ["backbones", "", "checkpoints", "data", "measuring", "serving", "training", "reporting"],
 }
 
 

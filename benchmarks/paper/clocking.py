@@ -10,8 +10,8 @@ import torch
 from rich.console import Console
 
 from mp_model import PyramidBertForSequenceClassification
+from mp_model.checkpoints.tokenizers import load_tokenizer
 from mp_model.data.batches import encode, length_sorted_batches
-from mp_model.data.tokens import load_tokenizer
 from mp_model.measuring.timing import Way, one_by_one, padded_gflops, padded_twin, time_ways, way_at
 
 from .plan import CORPORA

@@ -14,9 +14,9 @@ from rich.progress import track
 from safetensors.torch import load_file, save_file
 
 from mp_model import PyramidBertConfig, PyramidBertForSequenceClassification
+from mp_model.checkpoints.tokenizers import load_tokenizer
 from mp_model.data.batches import encode, length_sorted_batches
 from mp_model.data.labels import LabelledTexts
-from mp_model.data.tokens import load_tokenizer
 from mp_model.measuring.all_exits import AllExits, read_all_exits
 
 from .plan import Job

@@ -6,7 +6,6 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -47,25 +46,6 @@ class Tokens:
         begin = int(ends[texts.start - 1]) if texts.start else 0
         rows = slice(begin, int(ends[texts.stop - 1]))
         return Tokens(self.ids[rows], None if self.types is None else self.types[rows], self.lengths[texts])
-
-
-def load_tokenizer(checkpoint: str | Path) -> Any:
-    """The tokenizer of a checkpoint, a folder or a name on a hub; code that the checkpoint brings is never run.
-
-    Raises:
-        ValueError: the tokenizer cannot be had without such code.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
-    except ValueError as error:
-        if "trust_remote_code" not in str(error):
-            raise
-        raise ValueError(
-            f"the tokenizer of {checkpoint} wants to run code of its own (auto_map in tokenizer_config.json), which is "
-            "refused; give a checkpoint whose tokenizer is one of transformers' own"
-        ) from error
 
 
 class Tokeniser:

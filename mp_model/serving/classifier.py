@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checkpoints.tokenizers import load_tokenizer
 from ..data.batches import Text
-from ..data.tokens import Tokeniser, Tokens, load_tokenizer
+from ..data.tokens import Tokeniser, Tokens
 from ..engine import Arrived, StepResult
 from ..inputs import pack_tokens
 from ..modelling import thresholds_of_samples

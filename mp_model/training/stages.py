@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import DataCollatorWithPadding, set_seed
 
+from ..checkpoints.tokenizers import load_tokenizer
 from ..data.batches import length_sorted_batches
 from ..data.files import whole_file
-from ..data.tokens import load_tokenizer
 from ..exits import EXIT_HEADS
 from ..registration import PyramidBertConfig, PyramidBertForSequenceClassification
 from . import objectives

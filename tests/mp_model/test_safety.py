@@ -12,6 +12,7 @@ import pytest
 from mp_model import Classifier
 from mp_model.command_line import main
 from support import tiny, wordpiece
+from support.situations import situation
 
 SCRIPT = """
 from pathlib import Path
@@ -42,12 +43,18 @@ def hostile(tmp_path: Path, mark: Path) -> Path:
     return folder
 
 
+@situation("checkpoint", "a tokenizer that wants to run code of its own", "refused; the code does not run")
 def test_a_tokenizer_with_code_is_refused(hostile: Path, mark: Path) -> None:
     with pytest.raises(ValueError, match="wants to run code of its own"):
         Classifier.load(hostile)
     assert not mark.exists()
 
 
+@situation(
+    "checkpoint",
+    'the same in a command whose first text is "y"',
+    "one line, exit status 2; no text is taken for an answer",
+)
 @pytest.mark.parametrize("command", ["classify", "evaluate", "tune", "fit"])
 def test_no_command_takes_the_answer_from_the_texts(
     hostile: Path, mark: Path, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys

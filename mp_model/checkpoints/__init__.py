@@ -1,0 +1,1 @@
+"""A checkpoint's files: what they hold is kept, and what they lack is refused."""
