@@ -20,6 +20,7 @@ from .functional import (
     top_k_tokens,
     unpack,
 )
+from .int8 import dequantize, dequantize_add_layer_norm, dequantize_gelu, dequantize_rows, quantize_rows
 from .ragged import Kept, Ragged
 
 __all__ = [
@@ -27,10 +28,15 @@ __all__ = [
     "Ragged",
     "add_layer_norm",
     "bias_gelu",
+    "dequantize",
+    "dequantize_add_layer_norm",
+    "dequantize_gelu",
+    "dequantize_rows",
     "exit_head",
     "normalized_entropy",
     "pack",
     "prune_tokens",
+    "quantize_rows",
     "ragged_attention",
     "ragged_gather",
     "ragged_mean",

@@ -17,6 +17,9 @@ from . import extension
 from .schemas import SCHEMAS, library
 
 COMPILED_FOR_CUDA = ("ragged_gather", "ragged_gather_backward")
+# Steps around int8 products have no Triton kernels.
+FOR_CPUS = ("quantize_rows", "dequantize_rows", "dequantize", "dequantize_gelu", "dequantize_add_layer_norm")
+IN_TRITON = tuple(name for name in SCHEMAS if name not in FOR_CPUS)
 
 
 def _from_triton(name: str) -> Callable[..., Any]:
@@ -41,4 +44,4 @@ def has_triton() -> bool:
 
 if has_triton():
     _compiled = COMPILED_FOR_CUDA if extension.is_cuda_built() else ()
-    register_triton(library, "CUDA", [name for name in SCHEMAS if name not in _compiled])
+    register_triton(library, "CUDA", [name for name in IN_TRITON if name not in _compiled])

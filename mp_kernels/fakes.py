@@ -107,6 +107,47 @@ def bias_gelu(x: Tensor, bias: Tensor | None) -> Tensor:
     return x.new_empty(x.shape)
 
 
+def _int8_rows(like: Tensor, count: int, width: int) -> tuple[Tensor, Tensor]:
+    return like.new_empty(count, width, dtype=torch.int8), like.new_empty(count, dtype=torch.float32)
+
+
+@_fakes
+def quantize_rows(x: Tensor, index: Tensor | None) -> tuple[Tensor, Tensor]:
+    return _int8_rows(x, x.shape[0] if index is None else index.shape[0], x.shape[1])
+
+
+@_fakes
+def dequantize_rows(rows: Tensor, scales: Tensor, index: Tensor | None) -> Tensor:
+    return scales.new_empty(rows.shape[0] if index is None else index.shape[0], rows.shape[1])
+
+
+@_fakes
+def dequantize(product: Tensor, row_scales: Tensor, column_scales: Tensor, bias: Tensor | None) -> Tensor:
+    return row_scales.new_empty(product.shape)
+
+
+@_fakes
+def dequantize_gelu(
+    product: Tensor, row_scales: Tensor, column_scales: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    return _int8_rows(product, product.shape[0], product.shape[1])
+
+
+@_fakes
+def dequantize_add_layer_norm(
+    product: Tensor,
+    row_scales: Tensor,
+    column_scales: Tensor,
+    bias: Tensor | None,
+    residual: Tensor,
+    index: Tensor | None,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    eps: float,
+) -> Tensor:
+    return row_scales.new_empty(product.shape)
+
+
 @_fakes
 def normalized_entropy(logits: Tensor) -> Tensor:
     return _at_least_float32(logits, logits.shape[0])

@@ -284,3 +284,49 @@ def unpack(ragged: Ragged, fill: float = 0.0) -> torch.Tensor:
     ]
     empty = ragged.values.new_empty(0, ragged.max_seqlen, *ragged.values.shape[1:])
     return torch.stack(rows) if rows else empty
+
+
+def quantize_rows(x: torch.Tensor, index: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Definition of :func:`mp_kernels.quantize_rows`."""
+    rows = _rows(x, index, "index")
+    largest = rows.abs().amax(1) if rows.shape[1] else rows.new_zeros(rows.shape[0])
+    factors = (127 / largest).clamp(max=torch.finfo(rows.dtype).max).nan_to_num(0.0)
+    scales = torch.where(rows.isfinite().all(1), largest / 127, torch.nan)
+    rounded = torch.where(largest[:, None] > 0, rows * factors[:, None], 0.0).nan_to_num(0.0).round()
+    return rounded.clamp(-127, 127).to(torch.int8), scales.float()
+
+
+def dequantize_rows(rows: torch.Tensor, scales: torch.Tensor, index: torch.Tensor | None = None) -> torch.Tensor:
+    """Definition of :func:`mp_kernels.dequantize_rows`."""
+    return _rows(rows, index, "index").to(scales.dtype) * _rows(scales, index, "index")[:, None]
+
+
+def dequantize(
+    product: torch.Tensor, row_scales: torch.Tensor, column_scales: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Definition of :func:`mp_kernels.dequantize`."""
+    values = product.to(row_scales.dtype) * row_scales[:, None] * column_scales
+    return values if bias is None else values + bias
+
+
+def dequantize_gelu(
+    product: torch.Tensor, row_scales: torch.Tensor, column_scales: torch.Tensor, bias: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Definition of :func:`mp_kernels.dequantize_gelu`."""
+    return quantize_rows(F.gelu(dequantize(product, row_scales, column_scales, bias)))
+
+
+def dequantize_add_layer_norm(
+    product: torch.Tensor,
+    row_scales: torch.Tensor,
+    column_scales: torch.Tensor,
+    bias: torch.Tensor | None,
+    residual: torch.Tensor,
+    norm_weight: torch.Tensor,
+    norm_bias: torch.Tensor,
+    eps: float,
+    index: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Definition of :func:`mp_kernels.dequantize_add_layer_norm`."""
+    x = dequantize(product, row_scales, column_scales, bias)
+    return add_layer_norm(x, residual, norm_weight, norm_bias, eps, index)

@@ -42,6 +42,13 @@ SCHEMAS = {
     "add_layer_norm": "(Tensor x, Tensor? x_index, Tensor residual, Tensor? index, Tensor weight, Tensor bias, "
     "float eps) -> Tensor",
     "bias_gelu": "(Tensor x, Tensor? bias) -> Tensor",
+    "quantize_rows": "(Tensor x, Tensor? index) -> (Tensor rows, Tensor scales)",
+    "dequantize_rows": "(Tensor rows, Tensor scales, Tensor? index) -> Tensor",
+    "dequantize": "(Tensor product, Tensor row_scales, Tensor column_scales, Tensor? bias) -> Tensor",
+    "dequantize_gelu": "(Tensor product, Tensor row_scales, Tensor column_scales, Tensor? bias) "
+    "-> (Tensor rows, Tensor scales)",
+    "dequantize_add_layer_norm": "(Tensor product, Tensor row_scales, Tensor column_scales, Tensor? bias, "
+    "Tensor residual, Tensor? index, Tensor norm_weight, Tensor norm_bias, float eps) -> Tensor",
     "normalized_entropy": "(Tensor logits) -> Tensor",
     "exit_head": "(Tensor features, Tensor dense_weight, Tensor dense_bias, Tensor weight, Tensor bias, "
     "Tensor? thresholds, float threshold) -> (Tensor logits, Tensor uncertainty, Tensor stays)",
@@ -156,6 +163,45 @@ def add_layer_norm(
 @_implements
 def bias_gelu(x: Tensor, bias: Tensor | None) -> Tensor:
     return reference.bias_gelu(x, bias)
+
+
+@_implements
+def quantize_rows(x: Tensor, index: Tensor | None) -> tuple[Tensor, Tensor]:
+    return reference.quantize_rows(x, index)
+
+
+@_implements
+def dequantize_rows(rows: Tensor, scales: Tensor, index: Tensor | None) -> Tensor:
+    return reference.dequantize_rows(rows, scales, index)
+
+
+@_implements
+def dequantize(product: Tensor, row_scales: Tensor, column_scales: Tensor, bias: Tensor | None) -> Tensor:
+    return reference.dequantize(product, row_scales, column_scales, bias)
+
+
+@_implements
+def dequantize_gelu(
+    product: Tensor, row_scales: Tensor, column_scales: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    return reference.dequantize_gelu(product, row_scales, column_scales, bias)
+
+
+@_implements
+def dequantize_add_layer_norm(
+    product: Tensor,
+    row_scales: Tensor,
+    column_scales: Tensor,
+    bias: Tensor | None,
+    residual: Tensor,
+    index: Tensor | None,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    eps: float,
+) -> Tensor:
+    return reference.dequantize_add_layer_norm(
+        product, row_scales, column_scales, bias, residual, norm_weight, norm_bias, eps, index
+    )
 
 
 @_implements

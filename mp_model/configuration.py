@@ -30,6 +30,8 @@ class PyramidBertConfig(BertConfig):
             1 to L - 1.
         importance_normalizer: divisor of importance: ``"alive"`` (tokens entering the layer), ``"input"`` (tokens
             the sample came with), or a number (LTP's released code: its padded width).
+        precision: form of the weights of layers and word embeddings: ``"float"``, of the checkpoint's dtype, or ``"int8"``,
+            for inference alone (:func:`mp_model.backbones.int8.to_int8`).
     """
 
     model_type = "pyramid_bert"
@@ -40,6 +42,7 @@ class PyramidBertConfig(BertConfig):
     exit_head: str = "cls"
     exit_layers: Any = None
     importance_normalizer: Any = "alive"
+    precision: str = "float"
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
@@ -60,6 +63,8 @@ class PyramidBertConfig(BertConfig):
         self.resolved_exit_threshold()
         if self.prune_thresholds is not None and self.top_k is not None:
             raise ValueError("prune_thresholds and top_k are two ways to prune; set one of them to None")
+        if self.precision not in ("float", "int8"):
+            raise ValueError(f"precision must be 'float' or 'int8'; got {self.precision!r}")
         normalizer = self.importance_normalizer
         if normalizer not in ("alive", "input") and not (_is_number(normalizer) and 0 < normalizer < math.inf):
             raise ValueError(f"importance_normalizer must be 'alive', 'input' or a positive number; got {normalizer!r}")

@@ -21,6 +21,8 @@ from mp_kernels.memory import keep_freed_memory
 
 from . import backbones, engine
 from .backbones import PackedInputs
+from .backbones.forms import why_modules, why_modules_now
+from .backbones.int8 import to_int8
 from .configuration import PyramidBertConfig
 from .engine import Pyramid
 from .exits import Exits, make_exit_heads
@@ -110,6 +112,8 @@ class PyramidBert(PyramidBertPreTrainedModel):
         self.embeddings = BertEmbeddings(config)
         self.encoder = backbones.RaggedBertEncoder(config)
         self.pooler = BertPooler(config) if add_pooling_layer else None
+        if config.precision == "int8":
+            to_int8(self)
         self.post_init()
 
     @property
@@ -180,6 +184,9 @@ class PyramidBert(PyramidBertPreTrainedModel):
         return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=pooled)
 
 
+FINAL_HEAD_TYPES = frozenset({BertPooler, nn.Linear, nn.Tanh, nn.Dropout})
+
+
 class PyramidBertForSequenceClassification(PyramidBertPreTrainedModel):
     """A BERT classifier whose tokens are pruned and whose samples exit, for real.
 
@@ -205,8 +212,13 @@ class PyramidBertForSequenceClassification(PyramidBertPreTrainedModel):
 
     def final_head(self, first: Tensor) -> Tensor:
         """The model's own head: logits ``[batch, labels]`` from layer L's [CLS] ``[batch, hidden]``."""
-        assert self.bert.pooler is not None
-        return self.classifier(self.dropout(self.bert.pooler(first.unsqueeze(1))))
+        pooler = self.bert.pooler
+        assert pooler is not None
+        modules = (pooler, pooler.dense, pooler.activation, self.dropout, self.classifier)
+        if self.num_labels < 2 or why_modules_now(first.device) or why_modules(modules, FINAL_HEAD_TYPES):
+            return self.classifier(self.dropout(pooler(first.unsqueeze(1))))
+        dense, classifier = pooler.dense, self.classifier
+        return mp_kernels.exit_head(first, dense.weight, dense.bias, classifier.weight, classifier.bias, 0.0)[0]
 
     def pyramid(
         self,

@@ -14,7 +14,7 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when the kernels are first imported, so set before
 
-from mp_kernels import backends, schemas
+from mp_kernels import backends
 
 # The first call of an operator may take long; what is fast enough is the benchmarks' question. Examples are drawn anew by
 # everybody who runs the tests, but not where a change is judged, which must not depend on luck.
@@ -58,7 +58,7 @@ def on_triton() -> Iterator[None]:
     registrations = torch.library.Library("mp_kernels", "IMPL")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "(?s).*Overriding a previously registered kernel", UserWarning)
-        backends.register_triton(registrations, "CPU", schemas.SCHEMAS)
+        backends.register_triton(registrations, "CPU", backends.IN_TRITON)
     with np.errstate(all="ignore"):  # a lane that is masked out may compute nonsense, on a device too
         yield
     registrations._destroy()

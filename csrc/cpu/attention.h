@@ -47,21 +47,6 @@ inline void write_row(const float* row, int64_t width, float factor, T* out) {
   for (int64_t i = 0; i < width; ++i) out[i] = from_float<T>(factor * row[i]);
 }
 
-template <typename T>
-inline float dot(const float* a, const T* b, int64_t width) {
-  Vec sum[2] = {};
-  int64_t i = 0;
-  if constexpr (sizeof(T) == sizeof(float)) {
-    for (; i + kPanel <= width; i += kPanel) {
-      sum[0] += load(a + i) * load(b + i);
-      sum[1] += load(a + i + kWidth) * load(b + i + kWidth);
-    }
-  }
-  float tail = 0;
-  for (; i < width; ++i) tail += a[i] * to_float(b[i]);
-  return horizontal_sum(sum[0] + sum[1]) + tail;
-}
-
 // Packs x [tokens, head_dim] as the transposed right factor: [tokens / kPanel][head_dim][kPanel], zero for tokens that
 // the last panel lacks. stage: scratch of kPanel * round_up(head_dim, kWidth) floats.
 template <typename T>
@@ -132,13 +117,15 @@ struct ForwardScratch {
   }
 };
 
-// A single query: packing the keys would cost more than the products, so they are read in place.
+// A single query, with values read in place. Its sums are those that it would have among other queries, bit by bit: a
+// sample's decision must not depend on whether the whole layer was computed for its companions.
 template <typename T>
 inline void attend_one_query(const AttentionForward& f, int64_t query, int64_t key_begin, int64_t keys, int64_t head,
                              const ForwardScratch& s) {
   const int64_t dim = f.shape.head_dim, padded = round_up(keys, kPanel);
   read_row(at<T>(f.q, query, head), dim, dim, f.shape.scale, s.queries);
-  for (int64_t j = 0; j < keys; ++j) s.scores[j] = dot(s.queries, at<T>(f.k, key_begin + j, head), dim);
+  pack_tokens_transposed(at<T>(f.k, key_begin, head), f.k.token_stride, keys, dim, s.stage, s.keys);
+  multiply(1, padded, dim, {s.queries, dim, 1}, s.keys, dim, s.scores, padded, false);
   float max_score;
   const float sum = exponentiate(s.scores, keys, padded, max_score), inverse = 1.0f / sum;
   std::fill(s.out, s.out + dim, 0.0f);

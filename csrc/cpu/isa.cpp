@@ -1,6 +1,8 @@
 // The kernels for one instruction set. This file is compiled once for each, with MP_ISA its name and MP_VECTOR_BYTES
 // the width of its vectors.
 #include "attention.h"
+#include "heads.h"
+#include "int8.h"
 #include "rows.h"
 
 #define MP_STRINGIZE_(x) #x
@@ -51,6 +53,10 @@ void mean_rows(Dtype dtype, const void* x, void* out, int64_t width, int64_t beg
   });
 }
 
+void dense(const Dense& d, int64_t begin, int64_t end) {
+  with_type(d.dtype, [&](auto t) { dense_outputs<decltype(t)>(d, begin, end); });
+}
+
 }  // namespace
 
 extern const Kernels kKernels;
@@ -62,6 +68,12 @@ const Kernels kKernels = {MP_STRINGIZE(MP_ISA),
                           mean_over_heads,
                           add_layer_norm,
                           bias_gelu,
-                          mean_rows};
+                          mean_rows,
+                          dense,
+                          quantize_float_rows,
+                          dequantize_int8_rows,
+                          dequantize_product,
+                          gelu_of_product,
+                          layer_norm_of_product};
 
 }  // namespace mp::MP_ISA

@@ -71,6 +71,32 @@ struct LayerNorm {
   float eps;
 };
 
+// A dense layer: out[row, output] = x[row] . weight[output] + bias[output], or its tanh.
+struct Dense {
+  Dtype dtype;
+  const void* x;       // [rows, features]
+  const void* weight;  // [outputs, features]
+  const void* bias;    // [outputs]
+  void* out;           // [rows, outputs]
+  int64_t rows, features, outputs;
+  bool tanh;
+};
+
+// Rows of int8 [rows, width], each with a scale: a value is its integer times the scale of its row.
+struct Int8Rows {
+  int8_t* rows;
+  float* scales;  // [rows]
+};
+
+// The product of two int8 matrices: as a float, an element is its integer x its row's scale x its column's scale +
+// bias.
+struct Int8Product {
+  const int32_t* product;  // [rows, width]
+  const float* row_scales;
+  const float *column_scales, *bias;  // [width]; bias may be null
+  int64_t width;
+};
+
 // The kernels as built for one instruction set, which is their name.
 struct Kernels {
   const char* name;
@@ -86,6 +112,14 @@ struct Kernels {
   void (*bias_gelu)(Dtype, const void* x, const void* bias, void* out, int64_t width, int64_t begin, int64_t end);
   // out[sample] = mean of rows begin..end of x [total, width].
   void (*mean_rows)(Dtype, const void* x, void* out, int64_t width, int64_t begin, int64_t end);
+  void (*dense)(const Dense&, int64_t begin, int64_t end);  // outputs begin..end of all rows
+  // Row begin..end of the result each; index: row of the source for each, or null for the same row.
+  void (*quantize_rows)(const float* x, const int64_t* index, int64_t width, Int8Rows out, int64_t begin, int64_t end);
+  void (*dequantize_rows)(Int8Rows, const int64_t* index, int64_t width, float* out, int64_t begin, int64_t end);
+  void (*dequantize)(const Int8Product&, float* out, int64_t begin, int64_t end);
+  void (*dequantize_gelu)(const Int8Product&, Int8Rows out, int64_t begin, int64_t end);
+  // The product takes the place of the norm's x.
+  void (*dequantize_add_layer_norm)(const Int8Product&, const LayerNorm&, int64_t begin, int64_t end);
 };
 
 // The builds that this library contains and this processor can run, best first; null-terminated.

@@ -42,43 +42,49 @@ inline void store_some(T* p, Vec v, int64_t lanes) {
   for (int64_t i = 0; i < lanes; ++i) p[i] = from_float<T>(v[i]);
 }
 
-template <typename T>
-inline void add_layer_norm_rows(const LayerNorm& n, int64_t begin, int64_t end) {
+// Normalises one row whose vectors are added(0), added(kWidth), ..., and stores it as row `row` of n.out.
+template <typename T, typename Added>
+inline void layer_norm_row(const LayerNorm& n, int64_t row, const Added& added) {
   const T *weight = static_cast<const T*>(n.weight), *bias = static_cast<const T*>(n.bias);
   const int64_t width = n.width;
-  constexpr int64_t kBuffer =
-      4096;  // rows up to this width are added once and kept, wider ones are added again in each pass
+  constexpr int64_t kBuffer = 4096;  // rows up to this width are added once and kept, wider ones again in each pass
   alignas(64) float kept[kBuffer];
+  T* out = static_cast<T*>(n.out) + row * width;
+  const bool keep = width + kWidth <= kBuffer;
+  Vec sum = {};
+  for (int64_t i = 0; i < width; i += kWidth) {
+    const Vec v = added(i);
+    if (keep) store(kept + i, v);
+    sum += v;
+  }
+  const float mean = horizontal_sum(sum) / static_cast<float>(width);
+  Vec squares = {};
+  int64_t i = 0;
+  for (; i + kWidth <= width; i += kWidth) {
+    const Vec centred = (keep ? load(kept + i) : added(i)) - mean;
+    squares += centred * centred;
+  }
+  float square_sum = horizontal_sum(squares);
+  if (i < width) {
+    const Vec v = keep ? load(kept + i) : added(i);
+    for (int64_t lane = 0; lane < width - i; ++lane) square_sum += (v[lane] - mean) * (v[lane] - mean);
+  }
+  const float inverse = 1.0f / std::sqrt(square_sum / static_cast<float>(width) + n.eps);
+  for (i = 0; i < width; i += kWidth) {
+    const Vec normal = ((keep ? load(kept + i) : added(i)) - mean) * inverse;
+    const Vec y = normal * load_some(weight + i, width - i) + load_some(bias + i, width - i);
+    store_some(out + i, y, width - i);
+  }
+}
+
+template <typename T>
+inline void add_layer_norm_rows(const LayerNorm& n, int64_t begin, int64_t end) {
+  const int64_t width = n.width;
   for (int64_t row = begin; row < end; ++row) {
     const T* x = static_cast<const T*>(n.x) + (n.x_index ? n.x_index[row] : row) * width;
     const T* residual = static_cast<const T*>(n.residual) + (n.index ? n.index[row] : row) * width;
-    T* out = static_cast<T*>(n.out) + row * width;
-    const auto added = [&](int64_t i) { return load_some(x + i, width - i) + load_some(residual + i, width - i); };
-    const bool keep = width + kWidth <= kBuffer;
-    Vec sum = {};
-    for (int64_t i = 0; i < width; i += kWidth) {
-      const Vec v = added(i);
-      if (keep) store(kept + i, v);
-      sum += v;
-    }
-    const float mean = horizontal_sum(sum) / static_cast<float>(width);
-    Vec squares = {};
-    int64_t i = 0;
-    for (; i + kWidth <= width; i += kWidth) {
-      const Vec centred = (keep ? load(kept + i) : added(i)) - mean;
-      squares += centred * centred;
-    }
-    float square_sum = horizontal_sum(squares);
-    if (i < width) {
-      const Vec v = keep ? load(kept + i) : added(i);
-      for (int64_t lane = 0; lane < width - i; ++lane) square_sum += (v[lane] - mean) * (v[lane] - mean);
-    }
-    const float inverse = 1.0f / std::sqrt(square_sum / static_cast<float>(width) + n.eps);
-    for (i = 0; i < width; i += kWidth) {
-      const Vec normal = ((keep ? load(kept + i) : added(i)) - mean) * inverse;
-      const Vec y = normal * load_some(weight + i, width - i) + load_some(bias + i, width - i);
-      store_some(out + i, y, width - i);
-    }
+    layer_norm_row<T>(n, row,
+                      [&](int64_t i) { return load_some(x + i, width - i) + load_some(residual + i, width - i); });
   }
 }
 

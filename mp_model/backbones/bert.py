@@ -24,6 +24,7 @@ from mp_kernels import Kept, Ragged
 from mp_kernels.memory import cache_blocks
 
 from .forms import Block, KeysValues, PackedInputs, Survive, first_rows, why_modules, why_modules_now
+from .int8 import Int8Embedding, Int8Linear
 from .projections import Projections, why_apart
 
 
@@ -174,7 +175,8 @@ LAYER_TYPES = frozenset(
         *(BertSelfOutput, BertIntermediate, BertOutput, nn.Linear, nn.LayerNorm, nn.Dropout, GELUActivation),
     }
 )
-EMBEDDING_TYPES = frozenset({BertEmbeddings, nn.Embedding, nn.LayerNorm, nn.Dropout})
+INT8_LAYER_TYPES = LAYER_TYPES - {nn.Linear} | {Int8Linear}
+EMBEDDING_TYPES = frozenset({BertEmbeddings, nn.Embedding, Int8Embedding, nn.LayerNorm, nn.Dropout})
 
 
 class PreparedBertBlock:
@@ -185,15 +187,17 @@ class PreparedBertBlock:
     def __init__(self, layer: RaggedBertLayer, projections: Projections) -> None:
         self.layer, self.projections = layer, projections
         self.heads: int = layer.attention.self.num_attention_heads
-        self.width = projections.weight.shape[0] // 3
+        self.width: int = layer.attention.self.all_head_size
 
     def keys_values(self, batch: Ragged) -> KeysValues:
-        weight, bias = self.projections.weight[self.width :], self.projections.bias[self.width :]
-        return KeysValues(torch.nn.functional.linear(batch.values, weight, bias), batch)
+        return KeysValues(self._project(batch.values, slice(self.width, None)), batch)
 
     def _queries(self, values: Tensor) -> Tensor:
-        weight, bias = self.projections.weight[: self.width], self.projections.bias[: self.width]
-        return torch.nn.functional.linear(values, weight, bias)
+        return self._project(values, slice(self.width))
+
+    def _project(self, values: Tensor, outputs: slice) -> Tensor:
+        """A range of the outputs of queries, keys and values, in this order: ``[rows, outputs]``."""
+        return torch.nn.functional.linear(values, *self.projections.rows(outputs))
 
     def first(self, batch: Ragged, keys_values: KeysValues | None = None) -> Tensor:
         if keys_values is None:
@@ -222,13 +226,12 @@ class PreparedBertBlock:
 
     def _attend_to_all(self, batch: Ragged, need_importance: bool) -> tuple[Tensor, Tensor | None]:
         """Context and importance; the projections are not needed after it, and their memory is free again."""
-        projected = torch.nn.functional.linear(batch.values, self.projections.weight, self.projections.bias)
-        query, key, value = projected.chunk(3, dim=1)
+        query, key, value = self._project(batch.values, slice(None)).chunk(3, dim=1)
         return attend(self.heads, query, key, value, batch, need_importance)
 
     def _finish(self, context: Tensor, residual: Tensor, index: Tensor | None = None) -> Tensor:
         """The token-wise rest of the layer, of rows ``context``, whose entering states are ``residual[index]``."""
-        attended = _add_and_norm(self.layer.attention.output, context, residual, index)
+        attended = self._add_and_norm(self.layer.attention.output, context, residual, index)
         dense = self.layer.intermediate.dense
         blocks = cache_blocks(attended, dense.out_features * attended.element_size())
         done = [self._feed_forward(block) for block in blocks]
@@ -241,14 +244,53 @@ class PreparedBertBlock:
             grown = mp_kernels.bias_gelu(attended @ dense.weight.t(), dense.bias)
         else:
             grown = activation(dense(attended))
-        return _add_and_norm(self.layer.output, grown, attended)
+        return self._add_and_norm(self.layer.output, grown, attended)
+
+    def _add_and_norm(
+        self, output: BertSelfOutput | BertOutput, x: Tensor, residual: Tensor, index: Tensor | None = None
+    ) -> Tensor:
+        norm = output.LayerNorm
+        return mp_kernels.add_layer_norm(output.dense(x), residual, norm.weight, norm.bias, norm.eps, index)
 
 
-def _add_and_norm(
-    output: BertSelfOutput | BertOutput, x: Tensor, residual: Tensor, index: Tensor | None = None
-) -> Tensor:
-    norm = output.LayerNorm
-    return mp_kernels.add_layer_norm(output.dense(x), residual, norm.weight, norm.bias, norm.eps, index)
+class Int8BertBlock(PreparedBertBlock):
+    """The prepared form on int8 weights: rows are quantised on their way into each product, with a scale of their own."""
+
+    def _project(self, values: Tensor, outputs: slice) -> Tensor:
+        rows, scales = mp_kernels.quantize_rows(values)
+        weight, scale, bias = self.projections.rows(outputs)
+        return mp_kernels.dequantize(torch._int_mm(rows, weight.t()), scales, scale, bias)
+
+    def _feed_forward(self, attended: Tensor) -> Tensor:
+        dense: Any = self.layer.intermediate.dense
+        activation = self.layer.intermediate.intermediate_act_fn
+        if type(activation) is not GELUActivation:
+            return self._add_and_norm(self.layer.output, activation(dense(attended)), attended)
+        rows, scales = mp_kernels.quantize_rows(attended)
+        product = torch._int_mm(rows, dense.weight.t())
+        grown = mp_kernels.dequantize_gelu(product, scales, dense.scale, dense.bias)
+        return _normed_product(self.layer.output, *grown, attended)
+
+    def _add_and_norm(
+        self, output: BertSelfOutput | BertOutput, x: Tensor, residual: Tensor, index: Tensor | None = None
+    ) -> Tensor:
+        return _normed_product(output, *mp_kernels.quantize_rows(x), residual, index)
+
+
+def _normed_product(output: Any, rows: Tensor, scales: Tensor, residual: Tensor, index: Tensor | None = None) -> Tensor:
+    """LayerNorm of the output's int8 layer on quantised rows, with the residual ``residual[index]``."""
+    dense, norm = output.dense, output.LayerNorm
+    return mp_kernels.dequantize_add_layer_norm(
+        torch._int_mm(rows, dense.weight.t()),
+        scales,
+        dense.scale,
+        dense.bias,
+        residual,
+        norm.weight,
+        norm.bias,
+        norm.eps,
+        index,
+    )
 
 
 def _parts(layer: RaggedBertLayer) -> Iterator[nn.Module]:
@@ -270,12 +312,16 @@ def why_layer_modules(layer: nn.Module, device: torch.device) -> str | None:
         return f"the layer is a {type(layer).__name__}"
     return (
         why_modules_now(device)
-        or why_modules(_parts(layer), LAYER_TYPES)
+        or why_modules(_parts(layer), INT8_LAYER_TYPES if _is_int8(layer) else LAYER_TYPES)
         or why_apart(projections_of(layer), layer.projections)
     )
 
 
-def projections_of(layer: RaggedBertLayer) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
+def _is_int8(layer: RaggedBertLayer) -> bool:
+    return type(projections_of(layer)[0]) is Int8Linear
+
+
+def projections_of(layer: RaggedBertLayer) -> tuple[nn.Module, nn.Module, nn.Module]:
     """The linear layers of queries, keys and values."""
     parts: dict[str, Any] = layer.attention.self._modules
     return parts["query"], parts["key"], parts["value"]
@@ -290,7 +336,7 @@ def block_of(layer: nn.Module, device: torch.device) -> Block:
     projections = layer.projections
     if projections is None or not projections.hold(linears):
         layer.projections = projections = Projections(linears)
-    return PreparedBertBlock(layer, projections)
+    return (Int8BertBlock if _is_int8(layer) else PreparedBertBlock)(layer, projections)
 
 
 def why_embedding_modules(embeddings: nn.Module, device: torch.device) -> str | None:
@@ -305,7 +351,11 @@ def embed(embeddings: nn.Module, inputs: PackedInputs) -> Ragged:
     assert isinstance(embeddings, BertEmbeddings)
     words, ids = inputs.words.values, None
     if not words.is_floating_point():
-        words, ids = embeddings.word_embeddings.weight, words.long()
+        words = words.long()
+        if isinstance(embeddings.word_embeddings, Int8Embedding):
+            words = embeddings.word_embeddings(words)
+        else:
+            words, ids = embeddings.word_embeddings.weight, words
     # Every sum of a type and a position once, so that each token adds a single row on its way into LayerNorm.
     end = inputs.positions_end
     table = embeddings.token_type_embeddings.weight[:, None] + embeddings.position_embeddings.weight[:end]

@@ -152,5 +152,6 @@ def why_modules(modules: Iterable[nn.Module], plain: frozenset[type]) -> str | N
                 return f"a {kind.__name__} has no {name}"
             if type(parameter) is not nn.Parameter:
                 return f"a {kind.__name__} holds a {type(parameter).__name__}"
-            dtypes.add(parameter.dtype)
+            if parameter.is_floating_point():
+                dtypes.add(parameter.dtype)
     return "the weights have several dtypes" if len(dtypes) > 1 else None

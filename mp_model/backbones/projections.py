@@ -11,32 +11,43 @@ from torch.utils.dlpack import from_dlpack, to_dlpack  # type: ignore[attr-defin
 
 
 class Projections:
-    """Weights and biases of queries, keys and values in one piece, for one product.
+    """Parameters of the layers of queries, keys and values, each kind in one piece, for one product.
 
     The modules' parameters move into that piece, so there is no second copy, and weights that are changed in place (by an
     optimiser, by loading) are changed here too. Parameters that were replaced, moved or cast no longer lie here:
     :meth:`hold` says so, and the piece is made anew.
+
+    Args:
+        linears: the three layers; what they hold (a weight, a bias) has their outputs as its first dimension.
     """
 
-    def __init__(self, linears: Sequence[nn.Linear]) -> None:
+    def __init__(self, linears: Sequence[nn.Module]) -> None:
+        parameters = _parameters_of(linears)
         # Made outside inference mode, since what is made inside could not be trained afterwards.
         with torch.inference_mode(False), torch.no_grad():
-            self.weight, self.bias = (torch.cat(parameters) for parameters in _weights_and_biases(linears))
-            self.parts = [_of_its_own(x) for piece in (self.weight, self.bias) for x in piece.chunk(len(linears))]
-        weights, biases = _weights_and_biases(linears)
-        for parameter, part in zip((*weights, *biases), self.parts, strict=True):
-            parameter.data = part
+            self.pieces = {name: torch.cat(own) for name, own in parameters.items()}
+            self.parts = {
+                name: [_of_its_own(x) for x in piece.chunk(len(linears))] for name, piece in self.pieces.items()
+            }
+        for name, own in parameters.items():
+            for parameter, part in zip(own, self.parts[name], strict=True):
+                parameter.data = part
 
-    def hold(self, linears: Sequence[nn.Linear]) -> bool:
+    def rows(self, outputs: slice) -> list[Tensor]:
+        """The parameters of a range of outputs, in the order of the layers' own."""
+        return [piece[outputs] for piece in self.pieces.values()]
+
+    def hold(self, linears: Sequence[nn.Module]) -> bool:
         """Whether the modules' parameters still lie in this piece."""
-        weights, biases = _weights_and_biases(linears)
-        return all(map(_is_same_memory, self.parts, (*weights, *biases)))
+        parameters = _parameters_of(linears)
+        return parameters.keys() == self.parts.keys() and all(
+            all(map(_is_same_memory, self.parts[name], own)) for name, own in parameters.items()
+        )
 
 
-def _weights_and_biases(linears: Sequence[nn.Linear]) -> tuple[list[Tensor], list[Tensor]]:
+def _parameters_of(linears: Sequence[nn.Module]) -> dict[str, list[Any]]:
     # From the dictionary, since attributes of modules are found slowly.
-    parameters: list[dict[str, Any]] = [linear._parameters for linear in linears]
-    return [own["weight"] for own in parameters], [own["bias"] for own in parameters]
+    return {name: [linear._parameters[name] for linear in linears] for name in linears[0]._parameters}
 
 
 def _of_its_own(view: Tensor) -> Tensor:
@@ -48,7 +59,7 @@ def _is_same_memory(x: Tensor, y: Tensor) -> bool:
     return x.layout == y.layout and x.dtype == y.dtype and x.device == y.device and x.is_set_to(y)
 
 
-def why_apart(linears: Sequence[nn.Linear], projections: Projections | None) -> str | None:
+def why_apart(linears: Sequence[nn.Module], projections: Projections | None) -> str | None:
     """The reason why queries, keys and values cannot lie in one piece; None: they can.
 
     Memory that somebody else knows as well (a bucket of a sharded optimiser, memory shared between processes) must not be
@@ -60,7 +71,7 @@ def why_apart(linears: Sequence[nn.Linear], projections: Projections | None) -> 
     """
     if projections is not None and projections.hold(linears):
         return None
-    for parameters in _weights_and_biases(linears):
+    for parameters in _parameters_of(linears).values():
         if any(parameter.layout is not torch.strided for parameter in parameters):
             return "queries, keys or values are sparse"
         if len({(parameter.shape, parameter.device) for parameter in parameters}) > 1:

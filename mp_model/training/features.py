@@ -51,9 +51,17 @@ def collect_features(
     return Features(layers, torch.tensor(labels))
 
 
+# The rounding of half-precision and int8 states is about as large. A feature that varies less, as [CLS] does in low layers,
+# would get weights that turn rounding into answers.
+LOWEST_SPREAD = 0.05
+
+
 def standardise(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Features of mean 0 and spread 1, the mean that they had, and the spread; ``[texts, features]``."""
-    mean, scale = features.mean(0), features.std(0) + 1e-3
+    """Features of mean 0 and spread 1, the mean that they had, and the spread; ``[texts, features]``.
+
+    A spread below :data:`LOWEST_SPREAD` counts as that.
+    """
+    mean, scale = features.mean(0), features.std(0).clamp(min=LOWEST_SPREAD)
     return (features - mean) / scale, mean, scale
 
 

@@ -19,6 +19,17 @@ def grown(*shape: int) -> torch.Tensor:
     return torch.randn(*shape, requires_grad=True)
 
 
+def int8(*shape: int) -> torch.Tensor:
+    """Random integers from -127 to 127."""
+    return torch.randint(-127, 128, shape, dtype=torch.int8)
+
+
+def product(rows: int, columns: int, depth: int = 7) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A product of random int8 matrices, int32 ``[rows, columns]``, and scales of its rows and columns."""
+    exact = int8(rows, depth).int() @ int8(columns, depth).int().t()
+    return exact, torch.rand(rows) / 127, torch.rand(columns) / 127
+
+
 def attention_samples() -> list[tuple]:
     (q,), (k, v) = random_heads(4, 2, 20, 1), random_heads(TOTAL, 2, 20, 2)
     packed = [x.detach().requires_grad_() for x in torch.randn(TOTAL, 3, 2, 20).unbind(1)]
@@ -66,6 +77,17 @@ SAMPLES: dict[str, Callable[[], list[tuple]]] = {
         (grown(3, 5), torch.tensor([2, 2]), grown(9, 5), torch.tensor([0, 8]), grown(5), grown(5), 1e-5),
     ],
     "bias_gelu": lambda: [(grown(4, 5), grown(5)), (grown(4, 5), None)],
+    "quantize_rows": lambda: [(torch.randn(4, 5), None), (torch.randn(4, 5), torch.tensor([3, 1]))],
+    "dequantize_rows": lambda: [
+        (int8(4, 5), torch.rand(4), None),
+        (int8(4, 5), torch.rand(4), torch.tensor([3, 1])),
+    ],
+    "dequantize": lambda: [(*product(4, 5), torch.randn(5)), (*product(4, 5), None)],
+    "dequantize_gelu": lambda: [(*product(4, 5), torch.randn(5)), (*product(4, 5), None)],
+    "dequantize_add_layer_norm": lambda: [
+        (*product(4, 5), torch.randn(5), torch.randn(4, 5), None, torch.randn(5), torch.randn(5), 1e-5),
+        (*product(2, 5), None, torch.randn(4, 5), torch.tensor([3, 1]), torch.randn(5), torch.randn(5), 1e-5),
+    ],
     "normalized_entropy": lambda: [(grown(4, 5),)],
     "exit_head": lambda: [
         (*(torch.randn(*shape) for shape in ((4, 6), (5, 6), (5,), (3, 5), (3,))), None, 0.8),

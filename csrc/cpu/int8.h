@@ -1,0 +1,117 @@
+// Steps around products of int8 matrices, each in one pass over memory: rows of floats are quantised with a scale of
+// their own, and int32 products become floats again, on their way through the GELU or LayerNorm that comes next.
+#pragma once
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+
+#include "kernels.h"
+#include "rows.h"
+#include "vec.h"
+
+namespace mp::MP_ISA {
+
+typedef int8_t Int8Vec __attribute__((vector_size(kWidth)));
+
+// One vector of integers as floats, of which `lanes` elements are left; zeros beyond these.
+template <typename Ints, typename Int>
+inline Vec load_integers(const Int* p, int64_t lanes) {
+  Ints v = {};
+  if (lanes >= kWidth)
+    std::memcpy(&v, p, sizeof v);
+  else
+    std::memcpy(&v, p, static_cast<size_t>(lanes) * sizeof(Int));
+  return __builtin_convertvector(v, Vec);
+}
+
+// Stores floats of magnitude up to 127, rounded to nearest, ties to even.
+inline void store_rounded(int8_t* p, Vec v, int64_t lanes) {
+  constexpr float kRoundingShift = 12582912.0f;  // 1.5 * 2^23: adding it leaves the rounded integer in the low bits
+  const Vec shifted = v + kRoundingShift;
+  IntVec bits;
+  std::memcpy(&bits, &shifted, sizeof bits);
+  const Int8Vec rounded = __builtin_convertvector(bits - 0x4B400000, Int8Vec);
+  if (lanes >= kWidth)
+    std::memcpy(p, &rounded, sizeof rounded);
+  else
+    std::memcpy(p, &rounded, static_cast<size_t>(lanes));
+}
+
+// Quantises a row whose vectors are values(0), values(kWidth), ...; returns its scale, the largest magnitude over 127.
+// A value that is not finite makes the scale NaN.
+template <typename Values>
+inline float quantize_row(const Values& values, int64_t width, int8_t* out) {
+  constexpr int64_t kBuffer = 4096;  // rows up to this width are computed once and kept, wider ones again in each pass
+  alignas(64) float kept[kBuffer];
+  const bool keep = width + kWidth <= kBuffer;
+  Vec magnitudes = {}, poison = {};
+  for (int64_t i = 0; i < width; i += kWidth) {
+    const Vec v = values(i);
+    if (keep) store(kept + i, v);
+    magnitudes = max(magnitudes, max(v, -v));
+    poison += v * 0.0f;
+  }
+  const float largest = horizontal_max(magnitudes) + horizontal_sum(poison);
+  const float inverse = largest > 0 ? std::min(127.0f / largest, std::numeric_limits<float>::max()) : 0.0f;
+  for (int64_t i = 0; i < width; i += kWidth)
+    store_rounded(out + i, (keep ? load(kept + i) : values(i)) * inverse, width - i);
+  return largest / 127.0f;
+}
+
+inline void quantize_float_rows(const float* x, const int64_t* index, int64_t width, Int8Rows out, int64_t begin,
+                                int64_t end) {
+  for (int64_t row = begin; row < end; ++row) {
+    const float* from = x + (index ? index[row] : row) * width;
+    const auto values = [&](int64_t i) { return load_some(from + i, width - i); };
+    out.scales[row] = quantize_row(values, width, out.rows + row * width);
+  }
+}
+
+inline void dequantize_int8_rows(Int8Rows from, const int64_t* index, int64_t width, float* out, int64_t begin,
+                                 int64_t end) {
+  for (int64_t row = begin; row < end; ++row) {
+    const int64_t source = index ? index[row] : row;
+    const int8_t* values = from.rows + source * width;
+    for (int64_t i = 0; i < width; i += kWidth)
+      store_some(out + row * width + i, load_integers<Int8Vec>(values + i, width - i) * from.scales[source], width - i);
+  }
+}
+
+// The vectors of one row of a product, as floats.
+struct ProductRow {
+  const Int8Product& p;
+  const int32_t* product;
+  float scale;
+  ProductRow(const Int8Product& p, int64_t row) : p(p), product(p.product + row * p.width), scale(p.row_scales[row]) {}
+  Vec operator()(int64_t i) const {
+    const int64_t lanes = p.width - i;
+    const Vec v = load_integers<IntVec>(product + i, lanes) * (load_some(p.column_scales + i, lanes) * scale);
+    return p.bias ? v + load_some(p.bias + i, lanes) : v;
+  }
+};
+
+inline void dequantize_product(const Int8Product& p, float* out, int64_t begin, int64_t end) {
+  for (int64_t row = begin; row < end; ++row) {
+    const ProductRow values(p, row);
+    for (int64_t i = 0; i < p.width; i += kWidth) store_some(out + row * p.width + i, values(i), p.width - i);
+  }
+}
+
+inline void gelu_of_product(const Int8Product& p, Int8Rows out, int64_t begin, int64_t end) {
+  for (int64_t row = begin; row < end; ++row) {
+    const ProductRow values(p, row);
+    const auto grown = [&](int64_t i) { return gelu(values(i)); };
+    out.scales[row] = quantize_row(grown, p.width, out.rows + row * p.width);
+  }
+}
+
+inline void layer_norm_of_product(const Int8Product& p, const LayerNorm& n, int64_t begin, int64_t end) {
+  for (int64_t row = begin; row < end; ++row) {
+    const ProductRow values(p, row);
+    const float* residual = static_cast<const float*>(n.residual) + (n.index ? n.index[row] : row) * n.width;
+    layer_norm_row<float>(n, row, [&](int64_t i) { return values(i) + load_some(residual + i, n.width - i); });
+  }
+}
+
+}  // namespace mp::MP_ISA

@@ -1,0 +1,162 @@
+"""The public functions around products of int8 matrices.
+
+A float32 matrix becomes int8 rows with a scale a row, so that no row depends on its companions; the weights of a linear
+layer are rows too, one an output. ``torch._int_mm(rows, weight_rows.t())`` multiplies them exactly, and these functions
+make floats of the product, fused with the step that comes next. They are for inference: nothing here has a gradient.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from .checks import check_tensor, describe
+
+_ops = torch.ops.mp_kernels
+_FLOAT32, _INT8, _INT32, _INT64 = (torch.float32,), (torch.int8,), (torch.int32,), (torch.int64,)
+
+
+def quantize_rows(x: torch.Tensor, index: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rounds each row to integers of -127 to 127, the row's largest magnitude being 127.
+
+    Args:
+        x: float32 ``[rows, width]``, or with ``index`` ``[any, width]``.
+        index: int64 ``[rows]``, the row of ``x`` for each row of the result; None: the same row.
+
+    Returns:
+        ``rows``, int8 ``[rows, width]``, and ``scales``, float32 ``[rows]``: ``x`` is about ``rows * scales[:, None]``. The
+        scale of a row with a value that is not finite is NaN.
+
+    Raises:
+        TypeError, ValueError: a wrong dtype, device or shape.
+        RuntimeError: an index outside ``x``'s rows; a gradient is asked for.
+    """
+    check_tensor("x", x, 2, _FLOAT32, x)
+    _check_index(index, x)
+    _refuse_gradient(x)
+    return _ops.quantize_rows(x, index)
+
+
+def dequantize_rows(rows: torch.Tensor, scales: torch.Tensor, index: torch.Tensor | None = None) -> torch.Tensor:
+    """``rows * scales[:, None]``, float32 ``[rows, width]``: what :func:`quantize_rows` rounded.
+
+    Args:
+        rows: int8 ``[rows, width]``, or with ``index`` ``[any, width]``.
+        scales: float32, one for each of ``rows``.
+        index: int64, the row of ``rows`` for each row of the result; None: the same row.
+
+    Raises:
+        TypeError, ValueError: a wrong dtype, device or shape.
+        RuntimeError: an index outside ``rows``; a gradient is asked for.
+    """
+    check_tensor("rows", rows, 2, _INT8, rows)
+    _check_vector("scales", scales, rows.shape[0], rows)
+    _check_index(index, rows)
+    _refuse_gradient(scales)
+    return _ops.dequantize_rows(rows, scales, index)
+
+
+def dequantize(
+    product: torch.Tensor, row_scales: torch.Tensor, column_scales: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """``product * row_scales[:, None] * column_scales + bias``, float32 ``[rows, width]``.
+
+    Args:
+        product: int32 ``[rows, width]``, a product of int8 matrices.
+        row_scales: float32 ``[rows]``, the scales of the left one's rows.
+        column_scales: float32 ``[width]``, the scales of the right one's columns.
+        bias: float32 ``[width]``; None: no bias is added.
+
+    Raises:
+        TypeError, ValueError: a wrong dtype, device or shape.
+        RuntimeError: a gradient is asked for.
+    """
+    _check_product(product, row_scales, column_scales, bias)
+    return _ops.dequantize(product, row_scales, column_scales, bias)
+
+
+def dequantize_gelu(
+    product: torch.Tensor, row_scales: torch.Tensor, column_scales: torch.Tensor, bias: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The exact GELU of :func:`dequantize`, quantised again as by :func:`quantize_rows`, in one pass.
+
+    Args:
+        product, row_scales, column_scales, bias: as for :func:`dequantize`.
+
+    Returns:
+        int8 ``[rows, width]``, and float32 ``[rows]``.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as for :func:`dequantize`.
+    """
+    _check_product(product, row_scales, column_scales, bias)
+    return _ops.dequantize_gelu(product, row_scales, column_scales, bias)
+
+
+def dequantize_add_layer_norm(
+    product: torch.Tensor,
+    row_scales: torch.Tensor,
+    column_scales: torch.Tensor,
+    bias: torch.Tensor | None,
+    residual: torch.Tensor,
+    norm_weight: torch.Tensor,
+    norm_bias: torch.Tensor,
+    eps: float,
+    index: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """``LayerNorm(dequantize(...) + residual[index])``, float32 ``[rows, width]``, in one pass.
+
+    Args:
+        product, row_scales, column_scales, bias: as for :func:`dequantize`.
+        residual: float32 ``[rows, width]``, or with ``index`` ``[any, width]``.
+        norm_weight, norm_bias: float32 ``[width]``.
+        eps: number added to the variance.
+        index: int64 ``[rows]``, the row of ``residual`` for each row of the result; None: the same row.
+
+    Raises:
+        TypeError, ValueError: a wrong dtype, device or shape.
+        RuntimeError: an index outside ``residual``'s rows; a gradient is asked for.
+    """
+    _check_product(product, row_scales, column_scales, bias)
+    check_tensor("residual", residual, 2, _FLOAT32, product)
+    _check_vector("norm_weight", norm_weight, product.shape[1], product)
+    _check_vector("norm_bias", norm_bias, product.shape[1], product)
+    _check_index(index, product)
+    rows = (residual if index is None else index).shape[0]
+    if rows != product.shape[0] or residual.shape[1] != product.shape[1]:
+        raise ValueError(
+            "product and residual must have the same rows, after index, and one width; "
+            f"got {describe(product)}, and {rows} rows of {describe(residual)}"
+        )
+    _refuse_gradient(residual, norm_weight, norm_bias)
+    return _ops.dequantize_add_layer_norm(
+        product, row_scales, column_scales, bias, residual, index, norm_weight, norm_bias, eps
+    )
+
+
+def _check_product(
+    product: torch.Tensor, row_scales: torch.Tensor, column_scales: torch.Tensor, bias: torch.Tensor | None
+) -> None:
+    check_tensor("product", product, 2, _INT32, product)
+    _check_vector("row_scales", row_scales, product.shape[0], product)
+    _check_vector("column_scales", column_scales, product.shape[1], product)
+    if bias is not None:
+        _check_vector("bias", bias, product.shape[1], product)
+    _refuse_gradient(row_scales, column_scales, bias)
+
+
+def _check_vector(name: str, x: torch.Tensor, length: int, like: torch.Tensor) -> None:
+    check_tensor(name, x, 1, _FLOAT32, like)
+    if x.shape[0] != length:
+        raise ValueError(f"{name} must be [{length}]; got {describe(x)}")
+
+
+def _check_index(index: torch.Tensor | None, like: torch.Tensor) -> None:
+    if index is not None:
+        check_tensor("index", index, 1, _INT64, like)
+
+
+def _refuse_gradient(*floats: torch.Tensor | None) -> None:
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in floats):
+        raise RuntimeError(
+            "int8 steps have no gradient; call them under torch.inference_mode(), or train the float32 model"
+        )

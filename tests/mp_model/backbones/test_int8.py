@@ -1,0 +1,155 @@
+"""Int8 layers: their numbers, both forms, independence of companions, saving and loading."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mp_kernels import reference
+from mp_model import PyramidBert, PyramidBertForSequenceClassification
+from mp_model.backbones import why_embedding_modules, why_layer_modules
+from mp_model.backbones.bert import BertBlock, Int8BertBlock, block_of
+from mp_model.backbones.int8 import Int8Embedding, Int8Linear, to_int8
+from support import tiny
+from support.accuracy import assert_same_bits
+
+SETTINGS = {"exit_head": "pooled", "exit_layers": [0, 1, 2, 3], "prune_thresholds": [0.02, 0.03, 0.04, 0.05]}
+
+
+@pytest.fixture(scope="module")
+def model() -> PyramidBertForSequenceClassification:
+    made = tiny.classifier(exit_threshold=0.7, **SETTINGS)
+    to_int8(made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def batch() -> tiny.Batch:
+    return tiny.samples()
+
+
+def answers(model: PyramidBertForSequenceClassification, inputs: dict[str, torch.Tensor], **settings) -> list:
+    with torch.inference_mode():
+        out = model(**inputs, **settings)
+    return [out.logits, out.exit_layer, out.uncertainty, out.tokens_per_layer]
+
+
+def test_a_linear_layer_multiplies_what_was_rounded() -> None:
+    linear, x = torch.nn.Linear(40, 24), torch.randn(3, 5, 40)
+    with torch.no_grad():
+        got = Int8Linear.of(linear)(x)
+        rows, scales = reference.quantize_rows(x.flatten(0, 1).double())
+        weight, weight_scales = reference.quantize_rows(linear.weight.double())
+        exact = (rows.double() * scales[:, None]) @ (weight.double() * weight_scales[:, None]).t() + linear.bias
+    torch.testing.assert_close(got.flatten(0, 1).double(), exact, rtol=1e-5, atol=1e-5)
+
+
+def test_a_table_looks_up_what_was_rounded() -> None:
+    table = torch.nn.Embedding(9, 20)
+    got = Int8Embedding.of(table)(torch.tensor([[8, 0], [3, 3]]))
+    rows, scales = reference.quantize_rows(table.weight.detach())
+    torch.testing.assert_close(got, (rows * scales[:, None])[torch.tensor([[8, 0], [3, 3]])])
+
+
+def test_every_layer_is_int8_and_prepared(model: PyramidBertForSequenceClassification) -> None:
+    with torch.inference_mode():
+        assert why_embedding_modules(model.bert.embeddings, model.device) is None
+        for layer in model.bert.layers:
+            assert why_layer_modules(layer, model.device) is None
+            assert type(block_of(layer, model.device)) is Int8BertBlock
+    kinds = {type(part) for part in model.bert.encoder.modules()}
+    assert torch.nn.Linear not in kinds
+    assert {p.dtype for p in model.bert.encoder.parameters()} == {torch.int8, torch.float32}
+
+
+def test_both_forms_agree(model: PyramidBertForSequenceClassification, batch: tiny.Batch) -> None:
+    """The module form rounds at the same places: what differs is the order of float additions."""
+    prepared = answers(model, batch.padded(), exit_threshold="never", prune_thresholds=[0.0] * 4)
+    hook = model.bert.encoder.register_forward_pre_hook(lambda *_: None)
+    hooks = [layer.register_forward_pre_hook(lambda *_: None) for layer in model.bert.layers]
+    with torch.inference_mode():
+        assert {type(block_of(layer, model.device)) for layer in model.bert.layers} == {BertBlock}
+    modules = answers(model, batch.padded(), exit_threshold="never", prune_thresholds=[0.0] * 4)
+    for one in (hook, *hooks):
+        one.remove()
+    # A value near a half may be rounded otherwise after another order of additions: one step of one value.
+    torch.testing.assert_close(prepared[0], modules[0], rtol=0, atol=0.02)
+
+
+def test_answers_stay_close_to_float32(batch: tiny.Batch) -> None:
+    exact = tiny.classifier(exit_threshold=None, **SETTINGS)
+    rounded = copy.deepcopy(exact)
+    to_int8(rounded)
+    settings = {"prune_thresholds": [0.0] * 4}
+    wanted, got = (answers(model, batch.padded(), **settings)[0] for model in (exact, rounded))
+    assert 0 < (got - wanted).abs().max() < 0.1 * wanted.abs().max()
+
+
+@given(seed=st.integers(0, 10_000), side=st.sampled_from(["left", "right", "mixed"]))
+def test_answers_do_not_depend_on_companions(
+    model: PyramidBertForSequenceClassification, batch: tiny.Batch, seed: int, side: str
+) -> None:
+    """Bit by bit, with exits and pruning: each sample alone, and all in another order and padded otherwise."""
+    order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(seed)).tolist()
+    whole = answers(model, batch.padded())
+    assert whole[1].unique().numel() > 1, "samples leave at different layers"
+    for got, wanted in zip(answers(model, batch.select(order).padded(side)), whole, strict=True):
+        assert_same_bits(got, wanted[order])
+    one = order[0]
+    for got, wanted in zip(answers(model, batch.select([one]).padded()), whole, strict=True):
+        assert_same_bits(got, wanted[[one]])
+
+
+def test_deciding_late_changes_no_bit(
+    model: PyramidBertForSequenceClassification, batch: tiny.Batch, request: pytest.FixtureRequest
+) -> None:
+    first = answers(model, batch.padded())
+    request.getfixturevalue("decided_late")
+    for got, wanted in zip(answers(model, batch.padded()), first, strict=True):
+        assert_same_bits(got, wanted)
+
+
+def test_threads_change_no_bit(model: PyramidBertForSequenceClassification, batch: tiny.Batch) -> None:
+    alone = answers(model, batch.padded())
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        for got, wanted in zip(answers(model, batch.padded()), alone, strict=True):
+            assert_same_bits(got, wanted)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_saved_and_loaded(model: PyramidBertForSequenceClassification, batch: tiny.Batch, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path)
+    again = PyramidBertForSequenceClassification.from_pretrained(tmp_path).eval()
+    for got, wanted in zip(answers(again, batch.padded()), answers(model, batch.padded()), strict=True):
+        assert_same_bits(got, wanted)
+    encoder = PyramidBert.from_pretrained(tmp_path)
+    assert type(encoder.layers[0].intermediate.dense) is Int8Linear
+
+
+def test_weights_take_a_quarter(tmp_path: Path) -> None:
+    sizes = {}
+    for precision in ("float", "int8"):
+        made = tiny.classifier(hidden_size=128, intermediate_size=512, vocab_size=2000)
+        if precision == "int8":
+            to_int8(made)
+        made.save_pretrained(tmp_path / precision)
+        sizes[precision] = (tmp_path / precision / "model.safetensors").stat().st_size
+    assert sizes["int8"] < 0.35 * sizes["float"]
+
+
+def test_nothing_is_trained(model: PyramidBertForSequenceClassification, batch: tiny.Batch) -> None:
+    out = model(**batch.padded(), exit_threshold="never")
+    assert not out.logits.requires_grad
+
+
+def test_an_empty_batch(model: PyramidBertForSequenceClassification) -> None:
+    with torch.inference_mode():
+        assert model(torch.zeros(0, 5, dtype=torch.int64)).logits.shape == (0, 3)
