@@ -343,7 +343,7 @@ def test_diverged_training_stops_with_its_step_and_batch(checkpoint: Path, files
     [
         ("label\ttext\n", "no rows"),
         ("label\ttext\n1\ta\n1\tb\n", "expected two labels or more; all 2 rows have '1'"),
-        ("text\na\nb\n", "row 1 has no label; expected a column 'label'"),
+        ("text\na\nb\n", "has no label; expected a column 'label'"),
         ("label\ttext\n1\ta\n\tb\n", "row 2 has no label"),
         ("label\twords\n1\ta\n", "has no text"),
     ],
