@@ -98,7 +98,9 @@ def _delimited_rows(records: Iterator[list[str]], name: str, labelled: bool, adv
                 row = {column: fields[place] for column, place in places.items()}
                 yield _not_utf8("".join(row.values())) or row
             else:
-                yield RowError(f"has {len(fields)} fields; expected {len(header)}, as in the first line; {advice}")
+                yield RowError(
+                    f"does not have {len(header)} fields, as the first line has, but {len(fields)}; {advice}"
+                )
     except csv.Error as error:
         raise TableError(
             f"{name}: row {count + 1} has a quotation mark out of place (or more than {LONGEST_FIELD:,} characters in "

@@ -70,8 +70,8 @@ def test_names_of_labels_are_the_data_sets(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ({"train": [{"text": "a", "label": 0}]}, "has the splits train; expected test or validation"),
-        ({"test": [{"words": "a", "label": 0}]}, "has the columns words, label; expected a label and a text"),
+        ({"train": [{"text": "a", "label": 0}]}, "has the splits 'train'; expected test or validation"),
+        ({"test": [{"words": "a", "label": 0}]}, "has the columns 'words', 'label'; expected a label and a text"),
         ({"test": [{"text": "a", "label": -1}]}, "test: row 1 has no label; its labels may be hidden"),
     ],
 )

@@ -146,8 +146,20 @@ WIDE = "word " * 20
     ("name", "head", "row", "broken", "message"),
     [
         ("a.jsonl", "", json.dumps({"text": WIDE}), '{"text": ', f"a.jsonl: row {LARGE + 1} is not JSON"),
-        ("a.csv", "text,label\n", f"{WIDE},1", "one,two,three", f"a.csv: row {LARGE + 1} has 3 fields; expected 2"),
-        ("a.tsv", "text\tlabel\n", f"{WIDE}\t1", "alone", f"a.tsv: row {LARGE + 1} has 1 fields; expected 2"),
+        (
+            "a.csv",
+            "text,label\n",
+            f"{WIDE},1",
+            "one,two,three",
+            f"a.csv: row {LARGE + 1} does not have 2 fields, as the first line has, but 3",
+        ),
+        (
+            "a.tsv",
+            "text\tlabel\n",
+            f"{WIDE}\t1",
+            "alone",
+            f"a.tsv: row {LARGE + 1} does not have 2 fields, as the first line has, but 1",
+        ),
     ],
 )
 def test_large_files_are_streamed(write: Write, name: str, head: str, row: str, broken: str, message: str) -> None:
@@ -206,12 +218,12 @@ WRONG = {
     "columns too many": (
         "a.csv",
         "text,label\na,1\nb,c,2\n",
-        "a.csv: row 2 has 3 fields; expected 2, .* needs quotation marks",
+        "a.csv: row 2 does not have 2 fields, as the first line has, but 3; .* needs quotation marks",
     ),
     "columns too few": (
         "a.tsv",
         "text\tlabel\na\t1\nb\n",
-        "a.tsv: row 2 has 1 fields; expected 2, .* must be replaced",
+        "a.tsv: row 2 does not have 2 fields, as the first line has, but 1; .* must be replaced",
     ),
     "empty tsv": ("a.tsv", "", "a.tsv: the file is empty; expected a first line"),
     "empty csv": ("a.csv", "", "a.csv: the file is empty; expected a first line"),
