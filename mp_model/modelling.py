@@ -5,6 +5,7 @@ State-dict names are stock BERT's, since the modules are: any BERT checkpoint lo
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -189,6 +190,7 @@ class PyramidBertForSequenceClassification(PyramidBertPreTrainedModel):
 
     # The loss is a mean over the batch it sees; Trainer must divide by its accumulation steps.
     accepts_loss_kwargs = False
+    _has_warned = False
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config)
@@ -202,6 +204,16 @@ class PyramidBertForSequenceClassification(PyramidBertPreTrainedModel):
         # In training nobody exits, so that several devices would wait for gradients of the heads in vain.
         self._ddp_params_and_buffers_to_ignore = [f"exits.{name}" for name, _ in self.exits.named_parameters()]
         self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, *arguments: Any, output_loading_info: bool = False, **settings: Any) -> Any:
+        """Loads as transformers does, and notes in ``config.untrained_exits`` the exit heads that were drawn at random."""
+        found: Any = super().from_pretrained(*arguments, output_loading_info=True, **settings)
+        model, info = found
+        drawn = [*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])]
+        layers = {int(name.split(".")[1]) for name in drawn if name.startswith("exits.")}
+        model.config.untrained_exits = sorted(layers.union(model.config.untrained_exits or ())) or None
+        return found if output_loading_info else model
 
     def final_head(self, first: Tensor) -> Tensor:
         """The model's own head: logits ``[batch, labels]`` from layer L's [CLS] ``[batch, hidden]``."""
@@ -222,10 +234,18 @@ class PyramidBertForSequenceClassification(PyramidBertPreTrainedModel):
         thresholds = None if self.training else self.config.resolved_exit_threshold(exit_threshold)
         exits = None
         if thresholds is not None:
+            self._warn_of_untrained_exits()
             layers = self.config.resolved_exit_layers()
             heads: dict[int, Any] = {layer: self.exits[str(layer)] for layer in layers}
             exits = Exits(heads, dict(zip(layers, thresholds, strict=True)))
         return Pyramid(self.bert.embed_packed, self.bert.layers, pruning, exits, self.final_head)
+
+    def _warn_of_untrained_exits(self) -> None:
+        """Warns, once a model, where exits are used that nobody has trained."""
+        why = self.config.why_untrained()
+        if why is not None and not self._has_warned:
+            self._has_warned = True
+            warnings.warn(f"{why}; if you have trained them, set config.untrained_exits to None", stacklevel=3)
 
     @can_return_tuple
     def forward(

@@ -110,6 +110,7 @@ def tune(
 
     console = Console(stderr=True)
     classifier = Classifier.load(model, device=running.device, threads=running.threads)
+    classifier.model.config.check_exits(1.0)
     own = classifier.model.config.resolved_thresholds()
     if own is None and goal.strengths != [1.0]:
         raise ValueError(
