@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
 
-from .values import LABEL, PAIR, SINGLE, RowError, TableError, listed, text_columns
+from .values import LABEL, PAIR, SINGLE, RowError, TableError, described, listed, text_columns
 
 Row = dict[str, Any] | RowError
 
@@ -56,14 +56,16 @@ def rows_of_stream(stream: TextIO, file_format: str, name: str, labelled: bool) 
     if file_format == "txt":
         return _txt_rows(lines)
     if file_format == "tsv":
-        return _delimited_rows(map(_tsv_fields, lines), name, labelled, "a tab in a text must be replaced by a blank")
+        return _delimited_rows(
+            map(_tsv_fields, lines), name, labelled, "a tab or line break in a text must be replaced by a blank"
+        )
     if file_format == "csv":
         csv.field_size_limit(max(LONGEST_FIELD, csv.field_size_limit()))  # there is one for all readers alone
         records = csv.reader(lines, strict=True)
-        return _delimited_rows(records, name, labelled, "a text with a comma needs quotation marks around it")
-    if file_format == "json" and first.lstrip().startswith("["):
-        return _array_rows("".join(lines), name)
-    return _json_rows(lines)
+        return _delimited_rows(
+            records, name, labelled, "a text with a comma or line break needs quotation marks around it"
+        )
+    return _document_rows(lines, name) if file_format == "json" else _json_rows(lines)
 
 
 def _txt_rows(lines: Iterable[str]) -> Iterator[Row]:
@@ -112,8 +114,8 @@ def _delimited_rows(records: Iterator[list[str]], name: str, labelled: bool, adv
 def _json_rows(lines: Iterable[str]) -> Iterator[Row]:
     """Rows of lines, each a JSON object; a line of blanks is no row."""
     for line in lines:
-        if line.strip(" \t\r\n"):
-            yield _not_utf8(line) or _json_row(line)
+        if not _is_blank(line):
+            yield _not_utf8(line) or _json_row(line.rstrip("\r\n"))
 
 
 def _json_row(line: str) -> Row:
@@ -123,23 +125,35 @@ def _json_row(line: str) -> Row:
         return error
 
 
-def _array_rows(document: str, name: str) -> Iterator[Row]:
-    """Rows of a JSON array of objects."""
-    wrong = _not_utf8(document)
+def _document_rows(lines: Iterator[str], name: str) -> Iterator[Row]:
+    """Rows of one JSON array of objects, or of lines."""
+    first = next((line for line in lines if not _is_blank(line)), "")
+    lines = chain([first], lines)
+    if not first.lstrip().startswith("["):
+        yield from _json_rows(lines)
+        return
+    document = []
+    for number, line in enumerate(lines, 1):
+        if wrong := _not_utf8(line):
+            raise TableError(f"{name}: line {number} {wrong}")
+        document.append(line)
     try:
-        rows = _parsed(document)
+        rows = _parsed("".join(document))
     except RowError as error:
-        wrong = wrong or error
-    if wrong:
-        raise TableError(f"{name}: the file {wrong}")
+        raise TableError(f"{name}: the file {error}") from error
     yield from map(_row_of, rows)
+
+
+def _is_blank(line: str) -> bool:
+    return not line.strip(" \t\r\n")
 
 
 def _parsed(document: str) -> Any:
     try:
-        return json.loads(document, object_pairs_hook=_object)
+        return DECODER.decode(document)
     except json.JSONDecodeError as error:
-        raise RowError(f"is not JSON (it goes wrong in line {error.lineno}, column {error.colno})") from error
+        place = f"line {error.lineno}, column {error.colno}" if "\n" in document else f"column {error.colno}"
+        raise RowError(f"is not JSON (it goes wrong in {place})") from error
     except RecursionError as error:
         raise RowError("has too many brackets in each other") from error
     except ValueError as error:
@@ -154,10 +168,13 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return row
 
 
+DECODER = json.JSONDecoder(object_pairs_hook=_object)
+
+
 def _row_of(value: Any) -> Row:
     if isinstance(value, dict):
         return value
-    return RowError(f"must be a JSON object with 'text'; got {type(value).__name__}")
+    return RowError(f"is no JSON object with 'text', but {described(value)}")
 
 
 def _parquet_rows(path: Path, labelled: bool) -> Iterator[Row]:
@@ -207,5 +224,5 @@ def _not_utf8(text: str) -> RowError | None:
     except UnicodeEncodeError as error:
         byte = ord(text[error.start]) - 0xDC00
         if 0x80 <= byte <= 0xFF:
-            return RowError(f"is not UTF-8 (byte {byte:#04x}); convert the file: iconv -f CP1252 -t UTF-8")
+            return RowError(f"is not UTF-8 (byte {byte:#04x}); convert the file, as by: iconv -f CP1252 -t UTF-8")
     return None

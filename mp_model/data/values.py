@@ -9,7 +9,7 @@ from typing import Any
 from .batches import Text
 
 SINGLE, PAIR, LABEL = ("text",), ("text_a", "text_b"), "label"
-INTEGRAL = re.compile(r"(-?\d+)\.0+")
+INTEGRAL = re.compile(r"(-?(?:0|[1-9][0-9]{0,17}))\.0+")
 
 
 class TableError(ValueError):
@@ -82,7 +82,7 @@ def label_of(value: Any, column: str = LABEL) -> str:
     Raises:
         RowError: a value that names no class.
     """
-    if isinstance(value, int | float) and not isinstance(value, bool) and value == value // 1:
+    if type(value) is int or (type(value) is float and value.is_integer()):
         return str(int(value))
     if isinstance(value, list | tuple):
         raise RowError(f"has a list as its {column!r}: multi-label files are not supported yet")

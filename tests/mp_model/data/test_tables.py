@@ -213,8 +213,8 @@ WRONG = {
         "a.jsonl: row 1 has no text; expected a string in its column 'text'; got null",
     ),
     "not JSON": ("a.jsonl", '{"text": "a"}\n\n{"text": \n', r"a.jsonl: row 2 is not JSON \(.*column"),
-    "a list": ("a.jsonl", '["a"]\n', "a.jsonl: row 1 must be a JSON object with 'text'; got list"),
-    "a string": ("a.jsonl", '{"text": "a"}\n"b"\n', "a.jsonl: row 2 must be a JSON object with 'text'; got str"),
+    "a list": ("a.jsonl", '["a"]\n', "a.jsonl: row 1 is no JSON object with 'text', but a list"),
+    "a string": ("a.jsonl", '{"text": "a"}\n"b"\n', "a.jsonl: row 2 is no JSON object with 'text', but the string 'b'"),
     "columns too many": (
         "a.csv",
         "text,label\na,1\nb,c,2\n",
@@ -232,7 +232,7 @@ WRONG = {
     "txt in Latin-1": (
         "a.txt",
         "é".encode("latin-1"),
-        r"a.txt: row 1 is not UTF-8 \(byte 0xe9\); convert the file: iconv",
+        r"a.txt: row 1 is not UTF-8 \(byte 0xe9\); convert the file, as by: iconv",
     ),
     "jsonl in Latin-1": ("a.jsonl", '{"text": "é"}'.encode("latin-1"), r"a.jsonl: row 1 is not UTF-8 \(byte 0xe9\)"),
     "tsv in Latin-1": ("a.tsv", "text\né\n".encode("latin-1"), r"a.tsv: row 1 is not UTF-8 \(byte 0xe9\)"),
