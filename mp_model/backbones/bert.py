@@ -24,16 +24,20 @@ from mp_kernels import Kept, Ragged
 from mp_kernels.memory import cache_blocks
 
 from .forms import Block, KeysValues, PackedInputs, Survive, first_rows, why_modules, why_modules_now
+from .masked import MaskedBatch
 from .projections import Projections, why_apart
 
 
 class RaggedBertSelfAttention(BertSelfAttention):
-    """BERT's self-attention over the tokens of the same sample in a packed batch."""
+    """BERT's self-attention over the tokens of the same sample, in a packed batch or in a masked one."""
 
     def forward(  # type: ignore[override]
-        self, values: Tensor, batch: Ragged, first_only: bool, need_importance: bool
+        self, values: Tensor, batch: Ragged | MaskedBatch, first_only: bool, need_importance: bool
     ) -> tuple[Tensor, Tensor | None]:
         """Context ``[total, hidden]`` (``first_only``: of each sample's [CLS], ``[batch, hidden]``), and importance."""
+        if isinstance(batch, MaskedBatch):
+            query, key, value = self.query(values), self.key(values), self.value(values)
+            return batch.attend(self.num_attention_heads, query, key, value, need_importance)
         queries = self.query(first_rows(values, batch) if first_only else values)
         return attend(self.num_attention_heads, queries, self.key(values), self.value(values), batch, need_importance)
 
@@ -46,11 +50,14 @@ class RaggedBertAttention(BertAttention):
         self.self = RaggedBertSelfAttention(config, layer_idx=layer_idx)
 
     def forward(  # type: ignore[override]
-        self, values: Tensor, batch: Ragged, survive: Survive | None, first_only: bool
+        self, values: Tensor, batch: Ragged | MaskedBatch, survive: Survive | None, first_only: bool
     ) -> tuple[Tensor, Tensor | None]:
         context, importance = self.self(values, batch, first_only, survive is not None)
         kept = None if survive is None else survive(importance)
-        residual = first_rows(values, batch) if first_only else values
+        residual = values
+        if first_only:
+            assert isinstance(batch, Ragged)
+            residual = first_rows(values, batch)
         if kept is not None:
             context, residual = mp_kernels.ragged_gather([context, residual], kept.index)
         return self.output(context, residual), importance
@@ -77,14 +84,14 @@ class RaggedBertLayer(BertLayer):
         return super()._apply(*args, **kwargs)
 
     def forward(  # type: ignore[override]
-        self, values: Tensor, batch: Ragged, survive: Survive | None = None, first_only: bool = False
+        self, values: Tensor, batch: Ragged | MaskedBatch, survive: Survive | None = None, first_only: bool = False
     ) -> Tensor:
         """The module form of a whole layer: its output for the survivors, one tensor as in transformers' BERT.
 
         Args:
-            values: ``[total, hidden]``, the rows that enter.
+            values: ``[total, hidden]``, the rows that enter; ``[batch, width, hidden]`` for a masked batch.
             batch: their samples; its own values are not read.
-            survive: the choice of survivors; None: all.
+            survive: the choice of survivors; None: all, or the batch is masked and nothing is taken out.
             first_only: whether to compute the output for [CLS] alone, ``[batch, hidden]``.
         """
         attended, _ = self.attention(values, batch, survive, first_only)
@@ -301,7 +308,7 @@ def why_embedding_modules(embeddings: nn.Module, device: torch.device) -> str | 
 def embed(embeddings: nn.Module, inputs: PackedInputs) -> Ragged:
     """BERT's embeddings of packed inputs: ``values [total, hidden]``."""
     if why_embedding_modules(embeddings, inputs.words.values.device) is not None:
-        return inputs.with_values(_embed_padded(embeddings, inputs))
+        return inputs.with_values(_embed_through_padding(embeddings, inputs))
     assert isinstance(embeddings, BertEmbeddings)
     words, ids = inputs.words.values, None
     if not words.is_floating_point():
@@ -315,7 +322,7 @@ def embed(embeddings: nn.Module, inputs: PackedInputs) -> Ragged:
     return inputs.with_values(values)
 
 
-def _embed_padded(embeddings: nn.Module, inputs: PackedInputs) -> Tensor:
+def _embed_through_padding(embeddings: nn.Module, inputs: PackedInputs) -> Tensor:
     """``[total, hidden]``, from modules that see a padded batch as in transformers' BERT.
 
     A hook that puts other vectors in the place of the embeddings (integrated gradients do) counts on its samples lying in
@@ -326,13 +333,17 @@ def _embed_padded(embeddings: nn.Module, inputs: PackedInputs) -> Tensor:
     def padded(values: Tensor) -> Tensor:
         return mp_kernels.unpack(Ragged(values, inputs.words.cu_seqlens, inputs.words.max_seqlen, places, width))
 
-    words = "inputs_embeds" if inputs.words.values.is_floating_point() else "input_ids"
-    values = embeddings(
-        **{words: padded(inputs.words.values)},
-        token_type_ids=padded(inputs.token_types),
-        position_ids=padded(inputs.positions),
-    )
+    values = embed_padded(embeddings, *map(padded, (inputs.words.values, inputs.token_types, inputs.positions)))
     return mp_kernels.ragged_gather(values.flatten(0, 1), places)
+
+
+def embed_padded(embeddings: nn.Module, words: Tensor, token_types: Tensor, positions: Tensor) -> Tensor:
+    """Embeddings ``[batch, width, hidden]`` of a padded batch, from the modules.
+
+    words: int ids ``[batch, width]``, or vectors ``[batch, width, hidden]``.
+    """
+    name = "inputs_embeds" if words.is_floating_point() else "input_ids"
+    return embeddings(**{name: words}, token_type_ids=token_types, position_ids=positions)
 
 
 def padded_places(batch: Ragged) -> tuple[Tensor, int]:

@@ -94,9 +94,6 @@ INPUTS = {
         {"input_ids": IDS, "position_ids": torch.zeros(2, 8)},
         "position_ids must be int64 or int32; got float32",
     ),
-    "attention matrices": ({"input_ids": IDS, "output_attentions": True}, "output_attentions is not supported"),
-    "hidden states": ({"input_ids": IDS, "output_hidden_states": True}, "output_hidden_states is not supported"),
-    "cache": ({"input_ids": IDS, "use_cache": True}, "use_cache is not supported"),
 }
 
 
@@ -120,7 +117,15 @@ def test_arguments_of_bert_that_cannot_be_followed(model: PyramidBertForSequence
             with pytest.raises(ValueError, match=f"{name} is not supported"):
                 called(IDS, **{name: torch.ones(4)})
             called(IDS, **{name: None})
-        called(IDS, output_attentions=False, output_hidden_states=None, use_cache=False)
+
+
+def test_a_cache_is_not_kept_as_berts_encoder_keeps_none(model: PyramidBertForSequenceClassification) -> None:
+    for called in (model, model.bert):
+        expected = called(IDS)
+        for use_cache in (None, False, True):
+            got = called(IDS, use_cache=use_cache)
+            assert got.keys() == expected.keys()
+            assert torch.equal(got[0], expected[0])
 
 
 def test_padding_may_hold_anything(model: PyramidBertForSequenceClassification) -> None:
