@@ -65,10 +65,10 @@ def place_of(path: Path) -> Path:
     return path
 
 
-def keep_mode(part: Path, path: Path) -> None:
-    """Gives a file that is to replace another the other's permissions; a new one has those of the umask."""
+def keep_mode(part: Path, path: Path, plus: int = 0) -> None:
+    """Gives a file that is to replace another the other's permissions, and ``plus``; a new one has those of the umask."""
     if path.exists():
-        os.chmod(part, stat.S_IMODE(path.stat().st_mode))
+        os.chmod(part, stat.S_IMODE(path.stat().st_mode) | plus)
 
 
 @contextmanager
