@@ -22,7 +22,6 @@ BEGINNINGS = {  # of files that hold no text in UTF-8
     b"\xfe\xff": UTF16,
     b"\x1f\x8b": "the file is compressed; unpack it first: gunzip",
     b"PK\x03\x04": "the file is a zip archive or an Excel workbook; unpack it, or save its sheet as csv in UTF-8",
-    b"PAR1": "the file is a parquet file; its ending, or the format given, says another",
 }
 
 
