@@ -119,8 +119,8 @@ class PyramidBertPreTrainedModel(BertPreTrainedModel):
         """The name of stock BERT's attention: either is followed, by attention of the pyramid's own."""
         if attn_implementation not in (None, "sdpa", "eager"):
             raise ValueError(
-                f"attn_implementation must be 'sdpa' or 'eager'; got {attn_implementation!r}: a pyramid has attention of "
-                "its own, without padding and in one kernel, which needs no other library; leave the argument out"
+                f'Specified `attn_implementation="{attn_implementation}"` is not supported: a pyramid has attention of its '
+                "own, without padding and in one kernel; leave the argument out, or give 'sdpa' or 'eager' as for BERT"
             )
         return attn_implementation or "sdpa"
 
