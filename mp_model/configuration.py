@@ -48,7 +48,7 @@ class PyramidBertConfig(BertConfig):
     exit_head: str = "cls"
     exit_layers: Any = None
     importance_normalizer: Any = "alive"
-    untrained_exits: list[int] | None = None
+    untrained_exits: Any = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.id2label is not None:
@@ -71,6 +71,8 @@ class PyramidBertConfig(BertConfig):
         self.resolved_top_k()
         self.resolved_exit_layers()
         self.resolved_exit_threshold()
+        if self.untrained_exits is not None and not _are_numbers(self.untrained_exits):
+            raise TypeError(f"untrained_exits must be a list of layer numbers or None; got {self.untrained_exits!r}")
         if self.prune_thresholds is not None and self.top_k is not None:
             raise ValueError("prune_thresholds and top_k are two ways to prune; set one of them to None")
         normalizer = self.importance_normalizer
@@ -229,8 +231,12 @@ def _is_number(x: Any) -> bool:
     return isinstance(x, int | float) and not isinstance(x, bool)
 
 
+def _are_numbers(values: Any) -> bool:
+    return not isinstance(values, str) and isinstance(values, Sequence) and all(_is_number(v) for v in values)
+
+
 def _numbers(name: str, values: Any, count: int, of: str) -> list[float]:
-    if isinstance(values, str) or not isinstance(values, Sequence) or not all(_is_number(v) for v in values):
+    if not _are_numbers(values):
         raise TypeError(f"{name} must be a list of numbers, one for each {of}; got {values!r}")
     if len(values) != count:
         raise ValueError(f"{name} must have one number for each {of}, {count}; got {len(values)}")

@@ -25,6 +25,8 @@ def read_config(checkpoint: str | Path, **settings: Any) -> PyramidBertConfig:
         ValueError, TypeError: settings that no pyramid can be made from.
     """
     path = Path(checkpoint) / "config.json"
+    if path.parent.is_dir():
+        _check_file(path)
     try:
         config = PyramidBertConfig.from_pretrained(checkpoint)
         config.check()
@@ -32,19 +34,27 @@ def read_config(checkpoint: str | Path, **settings: Any) -> PyramidBertConfig:
         raise ValueError(f"{path} cannot be used: {_what_does_not_fit(error, path)}") from error
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
-    except (OSError, AttributeError) as error:
-        if not path.parent.is_dir():
-            raise ValueError(
-                f"{checkpoint} is no folder, and no model of that name can be had from a hub; give the folder of a BERT "
-                "checkpoint with config.json, or a name on a hub that can be reached"
-            ) from error
-        if not path.is_file():
-            raise ValueError(f"{path} is missing; give the folder of a BERT checkpoint, with config.json") from error
-        why = why_unreadable(path.parent, [path.name]) or f"{path} cannot be used: it is no model's configuration"
-        raise ValueError(why) from error
+    except AttributeError as error:
+        raise ValueError(f"{path} cannot be used: its dtype is none that PyTorch has") from error
+    except OSError as error:
+        raise ValueError(
+            f"{checkpoint} is no folder, and no model of that name can be had from a hub; give the folder of a BERT "
+            "checkpoint with config.json, or a name on a hub that can be reached"
+        ) from error
     config.update(settings)
     config.check()
     return config
+
+
+def _check_file(path: Path) -> None:
+    """Raises ValueError where a folder's configuration is missing, or no JSON object."""
+    if not path.is_file():
+        raise ValueError(f"{path} is missing; give the folder of a BERT checkpoint, with config.json")
+    why = why_unreadable(path.parent, [path.name])
+    if why is not None:
+        raise ValueError(why)
+    if not isinstance(json.loads(path.read_text(encoding="utf-8")), dict):
+        raise ValueError(f"{path} is no model's configuration: it should be a JSON object")
 
 
 def _what_does_not_fit(error: StrictDataclassError, path: Path) -> str:
