@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..checkpoints.reading import read_classifier
 from ..checkpoints.tokenizers import load_tokenizer, max_length_of
+from ..checkpoints.tuned_for import warn_where_it_no_longer_holds
 from ..configuration import ONE_LABEL, SEVERAL_LABELS
 from ..data.batches import Text
 from ..data.tokens import Tokeniser, Tokens
@@ -104,7 +105,9 @@ class Classifier:
             model.to(torch.device(device))  # type: ignore[arg-type]  # transformers' decorator hides self
         except (RuntimeError, AssertionError) as error:  # from PyTorch, for a device that it does not know or have
             raise ValueError(f"device {device!r} cannot be used here: {error}") from error
-        return cls(model, load_tokenizer(folder))
+        classifier = cls(model, load_tokenizer(folder))
+        warn_where_it_no_longer_holds(classifier.model, classifier.tokenise.max_length)
+        return classifier
 
     def pyramid(self, exit_threshold: float | str | Sequence[float] | None) -> Pyramid:
         """The model with a call's exit threshold.

@@ -1,6 +1,13 @@
-"""Settings by which a tiny model learns a tiny task in seconds."""
+"""A tiny task that a tiny model learns in seconds: its texts, its checkpoint and the settings."""
 
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+from mp_model import PyramidBert, PyramidBertForSequenceClassification
 from mp_model.training import Settings
+from support import wordpiece
 
 QUICK = Settings(
     epochs=4,
@@ -12,3 +19,22 @@ QUICK = Settings(
     final_threshold=0.05,
     importance_normalizer="alive",
 )
+
+
+def write_rows(path: Path, count: int, seed: int, names: tuple[str, str] = ("no", "yes")) -> Path:
+    """Texts of single letters; the label says which of two words is somewhere among them."""
+    draw = random.Random(seed)
+    lines = ["label\ttext"]
+    for _ in range(count):
+        label, words = draw.randint(0, 1), draw.choices("abcdefgh", k=draw.randint(3, 20))
+        words.insert(draw.randint(0, len(words)), ("the", "rate")[label])
+        lines.append(f"{names[label]}\t{' '.join(words)}")
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def saved(model: PyramidBert | PyramidBertForSequenceClassification, folder: Path) -> Path:
+    """A checkpoint's folder: the model, and the tokenizer of all tiny models."""
+    model.save_pretrained(folder)
+    wordpiece.tokenizer().save_pretrained(folder)
+    return folder
