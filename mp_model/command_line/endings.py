@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from types import FrameType
 
@@ -39,7 +40,7 @@ def status_of(program: Callable[[], object]) -> int:
     (SIGPIPE, 141); an error of the user's making ends it with 2 and one line.
     """
     try:
-        with signals_raise(), _output_dropped_if_it_breaks():
+        with signals_raise(), warnings_in_a_line(), _output_dropped_if_it_breaks():
             status = _status_of_exit(program)
             if sys.stdout is not None:
                 sys.stdout.flush()
@@ -79,6 +80,21 @@ def signals_raise() -> Iterator[None]:
     finally:
         for number in changed:
             signal.signal(number, before[number])
+
+
+@contextlib.contextmanager
+def warnings_in_a_line() -> Iterator[None]:
+    """Shows each warning as a line on standard error, without the place in the program that it comes from."""
+
+    def show(message: Warning | str, *_: object, **__: object) -> None:
+        _say(" ".join(f"warning: {message}".split()))
+
+    before = warnings.showwarning
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = before
 
 
 def _status_of_exit(program: Callable[[], object]) -> int:
