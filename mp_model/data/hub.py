@@ -69,13 +69,18 @@ def _loaded(name: str, load_dataset: Callable[..., Any]) -> Any:
         reasons = (
             (FileNotFoundError, "there is none of this name, or none that may be read"),
             (ConnectionError, "the hub cannot be reached"),
-            (ValueError, "does it have several configurations? name one after a colon, as in nyu-mll/glue:mrpc"),
+            (ValueError, "its configuration is missing or unknown; name one after a colon, as in nyu-mll/glue:mrpc"),
+            (Exception, f"its files cannot be read as one table ({type(error).__name__})"),
         )
-        reason = next((words for kind, words in reasons if isinstance(error, kind)), type(error).__name__)
+        reason = next(words for kind, words in reasons if isinstance(error, kind))
         raise TableError(f"{name!r} is no file, and cannot be read as a data set: {reason}") from error
 
 
 def _label_of(value: Any, column: str, names: Sequence[str] | None) -> str:
     if value is None or value == -1:  # how hidden labels are written
         raise RowError("has no label; its labels may be hidden, take another split")
-    return label_of(value if names is None else names[value], column)
+    if names is None:
+        return label_of(value, column)
+    if value not in range(len(names)):
+        raise RowError(f"has the label {value}; expected the number of one of the data set's {len(names)} names")
+    return label_of(names[value], column)

@@ -108,7 +108,7 @@ def match_labels(
     row, label = next((row, label) for row, label in enumerate(labels, 1) if label not in numbers)
     raise TableError(
         f"{source}: row {row} has the label {shortened(repr(label))}, which the classifier was not trained for; "
-        f"expected one of {listed(label_names)}; got {listed(in_order(found))} in the whole file; "
+        f"expected one of {listed(label_names)}; got {listed(in_order(found))} over all rows; "
         "if these are other names of the same labels, rename them in the file, or in id2label in the model's config.json",
         row,
     )

@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
 
-from .values import LABEL, PAIR, SINGLE, RowError, TableError, described, listed, text_columns
+from .values import LABEL, RowError, TableError, described, listed, text_columns
 
 Row = dict[str, Any] | RowError
 
@@ -29,17 +29,15 @@ def rows_of(path: Path, file_format: str, labelled: bool) -> Iterator[Row]:
     """The rows of a file: the columns of texts, and of labels if asked for, with values as the format has them.
 
     Raises:
-        TableError: a file that cannot be read as a whole, or lacks columns.
+        OSError: the system cannot read the file.
+        TableError: it is damaged, or lacks columns.
     """
-    try:
-        if file_format == "parquet":
-            yield from _parquet_rows(path, labelled)
-        else:
-            newline = "" if file_format == "csv" else None  # line ends in quotation marks stay as they are
-            with path.open(encoding="utf-8-sig", errors="surrogateescape", newline=newline) as stream:
-                yield from rows_of_stream(stream, file_format, str(path), labelled)
-    except OSError as error:
-        raise TableError(f"{path}: the file cannot be read ({error.strerror or 'damaged'})") from error
+    if file_format == "parquet":
+        yield from _parquet_rows(path, labelled)
+        return
+    newline = "" if file_format == "csv" else None  # line ends in quotation marks stay as they are
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline=newline) as stream:
+        yield from rows_of_stream(stream, file_format, str(path), labelled)
 
 
 def rows_of_stream(stream: TextIO, file_format: str, name: str, labelled: bool) -> Iterator[Row]:
@@ -207,9 +205,9 @@ def _wanted(names: list[str], name: str, labelled: bool) -> list[str]:
     """The columns to read, of all the file has."""
     try:
         wanted = [*text_columns(names), *([LABEL] if labelled else ())]
-        if missing := set(wanted) - set(names):
-            raise RowError(f"has no label; expected a column {missing.pop()!r}; got {listed(names)}")
-        if twice := [column for column in (*SINGLE, *PAIR, LABEL) if names.count(column) > 1 and column in wanted]:
+        if labelled and LABEL not in names:
+            raise RowError(f"has no label; expected a column 'label'; got {listed(names)}")
+        if twice := [column for column in wanted if names.count(column) > 1]:
             raise RowError(f"has two columns {twice[0]!r}; expected one")
     except RowError as error:
         raise TableError(f"{name}: the file {error}") from None

@@ -55,7 +55,13 @@ def read_texts(path: Path, file_format: str | None = None, *, bad_rows: str = "r
     return _given(_read(str(path), rows, _text_reader()), bad_rows)
 
 
-def read_lines(lines: TextIO, file_format: str, name: str, *, bad_rows: str = "raise") -> Iterator[Any]:
+@overload
+def read_lines(
+    lines: TextIO, file_format: str, name: str, *, bad_rows: Literal["raise"] = "raise"
+) -> Iterator[Text]: ...
+@overload
+def read_lines(lines: TextIO, file_format: str, name: str, *, bad_rows: str) -> Iterator[Text | TableError]: ...
+def read_lines(lines: TextIO, file_format: str, name: str, *, bad_rows: str = "raise") -> Iterator[Text | TableError]:
     """The texts of a stream of lines, as :func:`read_texts` reads them from a file; also whatever the locale.
 
     Args:
@@ -83,8 +89,10 @@ def read_labelled(path: Path, file_format: str | None = None) -> Iterator[tuple[
 
 
 def _rows(path: Path, file_format: str | None, labelled: bool) -> Iterator[Row]:
-    if path.is_dir() or not path.exists():
-        raise TableError(f"{path}: {'a folder; expected a file' if path.is_dir() else 'no such file'}")
+    if path.is_dir():
+        raise TableError(f"{path}: a folder; expected a file")
+    if not path.exists():
+        raise TableError(f"{path}: no such file")
     file_format = file_format or format_of(path)
     if file_format not in FORMATS:
         raise TableError(f"{path}: the format {file_format!r} is unknown; expected one of {', '.join(FORMATS)}")
@@ -103,15 +111,18 @@ def _rows_of_lines(lines: TextIO, file_format: str, name: str) -> Iterator[Row]:
 
 def _read(name: str, rows: Iterable[Row], read: Callable[[dict[str, Any]], T]) -> Iterator[T | TableError]:
     """What is read of each row, or in its place the error that names the row."""
-    for number, row in enumerate(rows, 1):
-        item: T | TableError
-        try:
-            if isinstance(row, RowError):
-                raise row
-            item = read(row)
-        except RowError as error:
-            item = TableError(f"{name}: row {number} {error}", number)
-        yield item
+    try:
+        for number, row in enumerate(rows, 1):
+            item: T | TableError
+            try:
+                if isinstance(row, RowError):
+                    raise row
+                item = read(row)
+            except RowError as error:
+                item = TableError(f"{name}: row {number} {error}", number)
+            yield item
+    except OSError as error:
+        raise TableError(f"{name}: cannot be read ({error.strerror or error})") from error
 
 
 def _text_reader() -> Callable[[dict[str, Any]], Text]:
@@ -121,11 +132,12 @@ def _text_reader() -> Callable[[dict[str, Any]], Text]:
     def read(row: dict[str, Any]) -> Text:
         nonlocal first
         columns = text_columns(row)
-        first = first or columns
-        if columns != first:
+        if first and columns != first:
             kinds = ("a pair", "single texts") if first == SINGLE else ("a single text", "pairs")
             raise RowError(f"is {kinds[0]} after {kinds[1]}; expected a file to hold one or the other")
-        return text_of_row(row, columns)
+        text = text_of_row(row, columns)
+        first = columns
+        return text
 
     return read
 

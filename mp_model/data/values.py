@@ -16,7 +16,7 @@ class TableError(ValueError):
     """A file that cannot be read as texts; the message says where and what was expected.
 
     Attributes:
-        row: the row that is wrong, counted from 1; None: the file as a whole is.
+        row: the row that is wrong, from 1, where a header and lines that are no rows do not count; None: the whole file.
     """
 
     def __init__(self, message: str, row: int | None = None) -> None:

@@ -95,14 +95,14 @@ def test_labels_that_the_model_has_not(tmp_path: Path, labels: tuple, names: lis
     message = str(raised.value)
     assert f"test.jsonl: row {row} has the label {label}, which the classifier was not trained for; " in message
     assert f"expected one of {', '.join(map(repr, names))}; " in message
-    assert f"got {', '.join(repr(str(label)) for label in in_order(map(str, labels)))} in the whole file; " in message
+    assert f"got {', '.join(repr(str(label)) for label in in_order(map(str, labels)))} over all rows; " in message
 
 
 def test_long_lists_of_labels_are_cut() -> None:
     few, many = [[f"label {n}" for n in range(count)] for count in (28, 10_000)]
-    with pytest.raises(TableError, match=r"expected one of 'label 0', .* 'label 27'; got 'else' in"):
+    with pytest.raises(TableError, match=r"expected one of 'label 0', .* 'label 27'; got 'else' over"):
         match_labels(["else"], few, "a.tsv")
-    with pytest.raises(TableError, match=r"expected one of 'label 0', .* and 9,970 more; got 'else' in") as raised:
+    with pytest.raises(TableError, match=r"expected one of 'label 0', .* and 9,970 more; got 'else' over") as raised:
         match_labels(["else"], many, "a.tsv")
     assert len(str(raised.value)) < 1000
     with pytest.raises(TableError) as raised:
@@ -168,3 +168,22 @@ def test_what_is_neither_file_nor_data_set(tmp_path: Path) -> None:
         load_split(tmp_path / "missing.tsv", ["0", "1"])
     with pytest.raises(TableError, match="is no file, and cannot be read as a data set"):
         load_split(str(tmp_path / "missing"), ["0", "1"])
+
+
+def test_a_folder_that_is_no_table(tmp_path: Path) -> None:
+    name = write_data_set(tmp_path / "data", {"test": [{"text": "a", "label": 1}]})
+    (tmp_path / "data" / "test.jsonl").write_text('{"text": ')
+    with pytest.raises(TableError, match="cannot be read as a data set: its files cannot be read as one table"):
+        load_split(name, ["0", "1"])
+
+
+def test_numbers_without_a_name_in_a_data_set(tmp_path: Path) -> None:
+    import datasets
+
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
+    rows = datasets.Dataset.from_dict({"text": ["x", "y"], "label": [1, 0]}, features=features)
+    rows = datasets.Dataset(rows.data.table.set_column(1, rows.data.table.schema.field(1), [[1, 2]]))
+    (tmp_path / "named").mkdir()
+    rows.to_parquet(tmp_path / "named" / "test.parquet")
+    with pytest.raises(TableError, match="row 2 has the label 2; expected the number of one of the data set's 2 names"):
+        load_split(str(tmp_path / "named"), ["no", "yes"])

@@ -419,6 +419,12 @@ def test_broken_rows_come_in_their_places(write: Write, ending: str) -> None:
     assert all(f"a.{ending}: row {item.row} " in str(item) for item in items if isinstance(item, TableError))
 
 
+def test_a_broken_row_does_not_say_whether_texts_are_pairs(write: Write) -> None:
+    path = write("a.jsonl", '{"text": null}\n{"text_a": "a", "text_b": "b"}\n{"text": "c"}\n')
+    items = list(read_texts(path, bad_rows="yield"))
+    assert [item.row if isinstance(item, TableError) else item for item in items] == [1, ("a", "b"), 3]
+
+
 @situation("file", "a file in Windows-1252", "an error with the first such row, and how to convert the file")
 @pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "txt"])
 def test_bytes_that_are_no_utf8(tmp_path: Path, ending: str) -> None:
@@ -474,8 +480,10 @@ def test_damaged_parquet(tmp_path: Path) -> None:
 
 
 def test_a_file_that_the_system_cannot_read() -> None:
-    with pytest.raises(TableError, match=r"/proc/self/mem: the file cannot be read \(Input/output error\)"):
+    with pytest.raises(TableError, match=r"/proc/self/mem: cannot be read \(Input/output error\)"):
         read(Path("/proc/self/mem"), "txt")
+    with Path("/proc/self/mem").open() as lines, pytest.raises(TableError, match="standard input: cannot be read"):
+        list(read_lines(lines, "txt", "standard input"))
 
 
 def test_names_that_are_unknown(write: Write) -> None:
