@@ -245,6 +245,20 @@ def test_compiled_in_one_graph(more: dict[str, bool]) -> None:
     torch.compiler.reset()
 
 
+def test_gradients_of_one_graph_are_the_engines() -> None:
+    model = tiny.classifier().train()
+    torch.compiler.reset()
+    gradients = []
+    for called in (model, torch.compile(model, backend="aot_eager", fullgraph=True)):
+        model.zero_grad()
+        called(**BATCH.padded("mixed"), labels=LABELS).loss.backward()
+        gradients.append({name: x.grad for name, x in model.named_parameters() if x.grad is not None})
+    torch.compiler.reset()
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, x in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], x, atol=1e-5, rtol=1e-4, msg=name)
+
+
 @situation("drop-in", "`torch.export`, nothing pruned and no exits", "works, for batches of any size and width")
 def test_exported() -> None:
     inputs = BATCH.padded()
