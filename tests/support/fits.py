@@ -1,13 +1,11 @@
-"""A tiny task that a tiny model learns in seconds: its texts, its checkpoint and the settings."""
+"""A tiny task that a tiny model learns in seconds: its texts and the settings."""
 
 from __future__ import annotations
 
 import random
 from pathlib import Path
 
-from mp_model import PyramidBert, PyramidBertForSequenceClassification
 from mp_model.training import Settings
-from support import wordpiece
 
 QUICK = Settings(
     epochs=4,
@@ -31,10 +29,3 @@ def write_rows(path: Path, count: int, seed: int, names: tuple[str, str] = ("no"
         lines.append(f"{names[label]}\t{' '.join(words)}")
     path.write_text("\n".join(lines) + "\n")
     return path
-
-
-def saved(model: PyramidBert | PyramidBertForSequenceClassification, folder: Path) -> Path:
-    """A checkpoint's folder: the model, and the tokenizer of all tiny models."""
-    model.save_pretrained(folder)
-    wordpiece.tokenizer().save_pretrained(folder)
-    return folder

@@ -7,14 +7,15 @@ from pathlib import Path
 import pytest
 
 from support import tiny, wordpiece
-from support.fits import saved, write_rows
+from support.checkpoints import save
+from support.fits import write_rows
 
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint whose classifier is for three labels without names."""
     model = tiny.classifier(vocab_size=len(wordpiece.VOCABULARY))
-    return saved(model, tmp_path_factory.mktemp("checkpoint"))
+    return save(model, tmp_path_factory.mktemp("checkpoint"))
 
 
 @pytest.fixture(scope="session")

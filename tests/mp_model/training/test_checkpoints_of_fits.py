@@ -18,7 +18,8 @@ from mp_model.data.tables import TableError, read_labelled
 from mp_model.training import Task, fit, load_task, train_stages
 from mp_model.training.agreement import Agreement, agree
 from support import tiny, wordpiece
-from support.fits import QUICK, saved, write_rows
+from support.checkpoints import save
+from support.fits import QUICK, write_rows
 from support.situations import situation
 
 VOCABULARY = len(wordpiece.VOCABULARY)
@@ -41,7 +42,7 @@ def named(model: PyramidBertForSequenceClassification, folder: Path, id2label: d
     """The model under names for its labels."""
     model.config.id2label = id2label
     model.config.label2id = {name: number for number, name in id2label.items()}
-    return saved(model, folder)
+    return save(model, folder)
 
 
 def renamed(checkpoint: Path, folder: Path, id2label: dict[int, str]) -> Path:
@@ -192,7 +193,7 @@ def test_a_label_without_texts_is_named_and_kept(finished: Path, files: tuple[Pa
 
 
 def test_exits_under_a_random_head_are_refused(files: tuple[Path, Path], tmp_path: Path) -> None:
-    bare = saved(tiny.encoder_of(tiny.classifier(vocab_size=VOCABULARY)), tmp_path / "bare")
+    bare = save(tiny.encoder_of(tiny.classifier(vocab_size=VOCABULARY)), tmp_path / "bare")
     with pytest.raises(
         ValueError, match="no classifier, and the first stage goes by one; begin with the stage fine-tune"
     ):
@@ -210,8 +211,8 @@ def test_half_weights_are_trained_in_float32(
     dtype: torch.dtype, checkpoint: Path, files: tuple[Path, Path], tmp_path: Path
 ) -> None:
     model = PyramidBertForSequenceClassification.from_pretrained(checkpoint)
-    saved(model.to(dtype), tmp_path / "half")
-    saved(model.float(), tmp_path / "cast")
+    save(model.to(dtype), tmp_path / "half")
+    save(model.float(), tmp_path / "cast")
     settings = replace(QUICK, epochs=1)
     states = []
     for name in ("half", "cast"):
@@ -234,7 +235,7 @@ def test_other_kinds_of_task_are_given_up(kind: str, labels: int, files: tuple[P
     exits = {} if labels > 1 else {"exit_layers": []}
     model = tiny.classifier(vocab_size=VOCABULARY, num_labels=labels, problem_type=kind, id2label=names, **exits)
     summary = fit(
-        str(saved(model, tmp_path / "model")), load_task(*files), tmp_path / "fit", "pyramid", QUICK, quiet=True
+        str(save(model, tmp_path / "model")), load_task(*files), tmp_path / "fit", "pyramid", QUICK, quiet=True
     )
     assert any(f"problem_type, {kind!r}, is given up" in note for note in summary.notes)
     assert summary.validation_accuracy > 0.8
