@@ -8,10 +8,16 @@ from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import BertConfig
+from transformers.activations import ACT2FN
 
 from .exits import EXIT_HEADS
 
 NEVER = "never"  # the exit threshold that closes all exits for a call
+ONE_LABEL, SEVERAL_LABELS, VALUES = "single_label_classification", "multi_label_classification", "regression"
+SIZES = (
+    *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
+    *("max_position_embeddings", "type_vocab_size"),
+)
 
 
 @strict
@@ -32,6 +38,8 @@ class PyramidBertConfig(BertConfig):
             the sample came with), or a number (LTP's released code: its padded width).
         precision: form of the weights of layers and word embeddings: ``"float"``, of the checkpoint's dtype, or ``"int8"``,
             for inference alone (:func:`mp_model.backbones.int8.to_int8`).
+        untrained_exits: exit layers whose heads are as they were drawn. Loading adds those that the checkpoint has no
+            weights for, and it is saved with the model; whoever trains heads takes them out again. None: all are trained.
     """
 
     model_type = "pyramid_bert"
@@ -43,8 +51,12 @@ class PyramidBertConfig(BertConfig):
     exit_layers: Any = None
     importance_normalizer: Any = "alive"
     precision: str = "float"
+    untrained_exits: Any = None
 
     def __post_init__(self, **kwargs: Any) -> None:
+        if self.id2label is not None:
+            self.id2label = _label_names(self.id2label)
+            self.label2id = {name: number for number, name in self.id2label.items()}
         super().__post_init__(**kwargs)
         self.keys_to_ignore_at_inference = [
             "exit_layer",
@@ -56,11 +68,14 @@ class PyramidBertConfig(BertConfig):
         self.check()
 
     def check(self) -> None:
-        """Raises ValueError or TypeError for settings of the pyramid that cannot be followed."""
+        """Raises ValueError or TypeError for settings that cannot be followed."""
+        self._check_bert()
         self.resolved_thresholds()
         self.resolved_top_k()
         self.resolved_exit_layers()
         self.resolved_exit_threshold()
+        if self.untrained_exits is not None and not _are_numbers(self.untrained_exits):
+            raise TypeError(f"untrained_exits must be a list of layer numbers or None; got {self.untrained_exits!r}")
         if self.prune_thresholds is not None and self.top_k is not None:
             raise ValueError("prune_thresholds and top_k are two ways to prune; set one of them to None")
         if self.precision not in ("float", "int8"):
@@ -69,11 +84,31 @@ class PyramidBertConfig(BertConfig):
         if normalizer not in ("alive", "input") and not (_is_number(normalizer) and 0 < normalizer < math.inf):
             raise ValueError(f"importance_normalizer must be 'alive', 'input' or a positive number; got {normalizer!r}")
 
+    def _check_bert(self) -> None:
+        for name in SIZES:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be 1 or more; got {getattr(self, name)}")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size must be a multiple of num_attention_heads, {self.num_attention_heads}; got {self.hidden_size}"
+            )
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(f"hidden_act must be one of {', '.join(sorted(ACT2FN))}; got {self.hidden_act!r}")
+        if self.problem_type not in (None, ONE_LABEL, SEVERAL_LABELS, VALUES):
+            raise ValueError(
+                f"problem_type must be None, {ONE_LABEL!r}, {SEVERAL_LABELS!r} or {VALUES!r}; got {self.problem_type!r}"
+            )
+
     @property
     def label_names(self) -> list[str]:
         """Names of the labels, by their numbers."""
         names: Any = self.id2label
         return [names[number] for number in sorted(names)]
+
+    @property
+    def task(self) -> str:
+        """``problem_type``, or where that is not set what BERT takes it for: a single label is a value."""
+        return self.problem_type or (VALUES if self.num_labels == 1 else ONE_LABEL)
 
     def resolved_thresholds(self, override: Any = None) -> list[float] | None:
         """The thresholds of pruning as L floats: ``override`` if given, else ``prune_thresholds``."""
@@ -128,6 +163,11 @@ class PyramidBertConfig(BertConfig):
             return None
         if self.num_labels == 1:
             raise ValueError("exit_threshold needs 2 labels or more: with num_labels=1 a prediction has no uncertainty")
+        if self.task != ONE_LABEL:
+            raise ValueError(
+                "exit_threshold is for models that choose one label for a text, and this one's problem_type is "
+                f"{self.task!r}; leave its exits closed, with None or {NEVER!r}"
+            )
         count = len(self.resolved_exit_layers())
         if not _is_number(wanted) and (isinstance(wanted, bool | str) or not isinstance(wanted, Sequence)):
             raise TypeError(
@@ -139,6 +179,20 @@ class PyramidBertConfig(BertConfig):
             if not 0 <= threshold <= 1:
                 raise ValueError(f"exit_threshold must lie in [0, 1], the range of the uncertainty; got {threshold}")
         return given * count if _is_number(wanted) else given
+
+    def why_untrained(self) -> str | None:
+        """A sentence on exits whose heads nobody has trained; None: there are none."""
+        layers = [layer for layer in self.resolved_exit_layers() if layer in (self.untrained_exits or ())]
+        if not layers:
+            return None
+        where = f"layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers))}"
+        return f"this checkpoint has no trained exits at {where}; train them: magic-pyramid fit --freeze-backbone"
+
+    def check_exits(self, exit_threshold: Any) -> None:
+        """Raises ValueError for an exit threshold that opens exits whose heads nobody has trained."""
+        why = self.why_untrained()
+        if why is not None and self.resolved_exit_threshold(exit_threshold) is not None:
+            raise ValueError(why)
 
     @classmethod
     def get_config_dict(
@@ -154,12 +208,40 @@ class PyramidBertConfig(BertConfig):
         return {**found, "model_type": cls.model_type}, kwargs
 
 
+def _label_names(given: Any) -> dict[int, str]:
+    """Names of labels by their numbers: numbers as words, without the spaces around them, as labels in files are read.
+
+    Raises:
+        ValueError: numbers that are not 0 to N - 1; names that are neither words nor numbers, or the same twice.
+    """
+    try:
+        names = {int(number): name for number, name in given.items()}
+    except (AttributeError, TypeError, ValueError):
+        names = {}
+    if sorted(names) != list(range(len(names))) or not names:
+        raise ValueError(f"id2label must name the labels 0 to N - 1, each once; got {given!r}")
+    for number, name in names.items():
+        if not isinstance(name, str) and not _is_number(name):
+            raise ValueError(f"a name in id2label must be a word or a number; label {number} has {name!r}")
+        names[number] = str(name).strip()
+    twice = sorted({name for name in names.values() if list(names.values()).count(name) > 1})
+    if twice:
+        raise ValueError(
+            f"id2label must have a name of its own for each label; got {', '.join(map(repr, twice))} twice"
+        )
+    return names
+
+
 def _is_number(x: Any) -> bool:
     return isinstance(x, int | float) and not isinstance(x, bool)
 
 
+def _are_numbers(values: Any) -> bool:
+    return not isinstance(values, str) and isinstance(values, Sequence) and all(_is_number(v) for v in values)
+
+
 def _numbers(name: str, values: Any, count: int, of: str) -> list[float]:
-    if isinstance(values, str) or not isinstance(values, Sequence) or not all(_is_number(v) for v in values):
+    if not _are_numbers(values):
         raise TypeError(f"{name} must be a list of numbers, one for each {of}; got {values!r}")
     if len(values) != count:
         raise ValueError(f"{name} must have one number for each {of}, {count}; got {len(values)}")

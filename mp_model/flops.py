@@ -85,7 +85,7 @@ def _final_head(config: Any) -> int:
     return 2 * (config.hidden_size**2 + config.hidden_size * config.num_labels)
 
 
-How = Literal["embedded", "whole", "decided first", "last"]
+How = Literal["embedded", "whole", "decided first", "last", "masked"]
 
 
 @dataclass
@@ -95,12 +95,13 @@ class Step:
     Attributes:
         layer: the layer's number, 0 for the embeddings.
         how: ``"whole"``; ``"decided first"``: an exit, then the rest for the samples that stayed; ``"last"``: layer L, for
-            [CLS] alone; ``"embedded"``: layer 0.
+            [CLS] alone; ``"embedded"``: layer 0; ``"masked"``: all columns of a padded batch.
         decided: whether an exit head looked.
         samples: int64 ``[batch]``, the numbers of the samples that entered.
         entered: int32 ``[batch + 1]``, the starts of their tokens.
         survived: int32, the starts of the tokens that the rest of the layer was computed for; None: all that entered.
         stayed: int64, the places in ``samples`` of the samples in ``survived``; None: all.
+        width: columns of the padded batch of a masked layer.
     """
 
     layer: int
@@ -110,6 +111,7 @@ class Step:
     entered: Tensor
     survived: Tensor | None = None
     stayed: Tensor | None = None
+    width: int = 0
 
     def tokens(self) -> Tensor:
         """int64 ``[batch]``, the tokens that entered."""
@@ -124,6 +126,10 @@ class Step:
             work = torch.zeros_like(n)
         elif self.how == "last":
             return _keys_values(config, n) + _first_token(config, n) + _final_head(config)
+        elif self.how == "masked":
+            n = torch.full_like(n, self.width)
+            work = _keys_values(config, n) + _rest(config, n, n)
+            return work + _final_head(config) if self.layer == config.num_hidden_layers else work
         elif self.how == "whole":
             work = _keys_values(config, n) + _rest(config, n, m)
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -57,7 +58,30 @@ class Bounded(NamedTuple):
     hint: str = ""
 
 
-def pack_inputs(
+@dataclass
+class PaddedInputs:
+    """A padded batch whose shapes and dtypes are right.
+
+    Attributes:
+        words: int ids ``[batch, width]``, or vectors ``[batch, width, hidden]``.
+        keep: bool ``[batch, width]``, the real tokens.
+        token_types: int ``[batch, width]``; None: all 0.
+        positions: int ``[batch, width]``.
+    """
+
+    words: Tensor
+    keep: Tensor
+    token_types: Tensor | None
+    positions: Tensor
+
+    def without_padding(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Words, token types and positions with 0 in the place of what padding holds, which may be anything."""
+        types = torch.zeros_like(self.positions) if self.token_types is None else self.token_types
+        words = self.words if self.words.is_floating_point() else torch.where(self.keep, self.words, 0)
+        return words, torch.where(self.keep, types, 0), torch.where(self.keep, self.positions, 0)
+
+
+def padded_inputs(
     config: Any,
     dtype: torch.dtype,
     input_ids: Tensor | None,
@@ -65,8 +89,8 @@ def pack_inputs(
     token_type_ids: Tensor | None = None,
     position_ids: Tensor | None = None,
     inputs_embeds: Tensor | None = None,
-) -> PackedInputs:
-    """Checks a padded batch and takes its padding out.
+) -> PaddedInputs:
+    """A model's arguments, checked as far as that needs no values.
 
     Positions count from each sample's first real token, so the side of the padding changes nothing.
 
@@ -79,8 +103,7 @@ def pack_inputs(
         position_ids: int ``[batch, width]`` or ``[1, width]``; None: counted.
 
     Raises:
-        ValueError: an argument of a wrong shape or dtype, a value outside its range, a sample without a token; the message
-            names the argument.
+        ValueError: an argument of a wrong shape or dtype; the message names it.
     """
     source = _checked_source(config, dtype, input_ids, inputs_embeds)
     shape, device = source.shape[:2], source.device
@@ -89,27 +112,48 @@ def pack_inputs(
     _check_shape("attention_mask", attention_mask, shape)
     keep = attention_mask != 0
     if position_ids is None:
-        first = keep.byte().argmax(1, keepdim=True) if shape[1] else 0
-        position_ids = torch.arange(shape[1], device=device) - first
+        position_ids = torch.arange(shape[1], device=device) - first_columns(keep).unsqueeze(1)
     else:
         _check_shape("position_ids", position_ids, shape, (1, shape[1]))
         _check_integers("position_ids", position_ids)
-    position_ids = position_ids.expand(shape)
-    positions = Bounded("position_ids", position_ids, config.max_position_embeddings, "; truncate the text")
-    others = []
     if token_type_ids is not None:
         _check_shape("token_type_ids", token_type_ids, shape)
         _check_integers("token_type_ids", token_type_ids)
-        others.append(Bounded("token_type_ids", token_type_ids, config.type_vocab_size))
-    if input_ids is not None:
-        hint = "; was it made by this model's tokenizer?"
-        others.append(Bounded("input_ids", input_ids, config.vocab_size, hint))
-    extents = checked_extents(keep, positions, others)
-    words = mp_kernels.pack(source, keep, (extents.total, extents.longest))
-    rows = words.index
+    return PaddedInputs(source, keep, token_type_ids, position_ids.expand(shape))
+
+
+def first_columns(keep: Tensor) -> Tensor:
+    """int64 ``[batch]``, the column of each sample's first real token; keep: bool ``[batch, width]``."""
+    return keep.byte().argmax(1) if keep.shape[1] else torch.zeros_like(keep.sum(1))
+
+
+def pack_inputs(config: Any, inputs: PaddedInputs) -> PackedInputs:
+    """Takes the padding out of a batch.
+
+    Raises:
+        ValueError: a value outside its range, a sample without a token; the message names the argument.
+    """
+    extents = checked_values(config, inputs)
+    words = mp_kernels.pack(inputs.words, inputs.keep, (extents.total, extents.longest))
+    rows, types = words.index, inputs.token_types
     assert rows is not None
-    types = torch.zeros_like(rows) if token_type_ids is None else token_type_ids.reshape(-1)[rows].long()
-    return PackedInputs(words, types, position_ids.reshape(-1)[rows], extents.positions_end)
+    packed_types = torch.zeros_like(rows) if types is None else types.reshape(-1)[rows].long()
+    return PackedInputs(words, packed_types, inputs.positions.reshape(-1)[rows], extents.positions_end)
+
+
+def checked_values(config: Any, inputs: PaddedInputs) -> Extents:
+    """The sizes of a padded batch, whose values are read on the way.
+
+    Raises:
+        ValueError: a value outside its range, a sample without a token.
+    """
+    positions = Bounded("position_ids", inputs.positions, config.max_position_embeddings, "; truncate the text")
+    others = []
+    if inputs.token_types is not None:
+        others.append(Bounded("token_type_ids", inputs.token_types, config.type_vocab_size))
+    if not inputs.words.is_floating_point():
+        others.append(Bounded("input_ids", inputs.words, config.vocab_size, "; was it made by this model's tokenizer?"))
+    return checked_extents(inputs.keep, positions, others)
 
 
 class Extents(NamedTuple):

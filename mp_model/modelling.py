@@ -5,10 +5,12 @@ State-dict names are stock BERT's, since the modules are: any BERT checkpoint lo
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import BertConfig, PreTrainedConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -27,7 +29,8 @@ from .configuration import PyramidBertConfig
 from .engine import Pyramid
 from .exits import Exits, make_exit_heads
 from .flops import Work
-from .inputs import pack_inputs
+from .inputs import PaddedInputs, checked_values, pack_inputs, padded_inputs
+from .masked import MaskedRun, Wanted, is_traced, run_masked, uncertainty_of
 from .pruning import Pruning
 from .schedule import run_batch
 
@@ -37,6 +40,9 @@ ExitThreshold = float | str | Sequence[float] | Tensor | None
 @dataclass
 class PyramidOutput(ModelOutput):
     """Answers of :class:`PyramidBertForSequenceClassification`, one row a sample.
+
+    As a tuple (``return_dict=False``, ``out[1]``) it is what stock BERT gives: the loss, logits, hidden states and
+    attentions, as far as they are there.
 
     The counts of work are made when they are asked for, as ``out.flops`` or ``out["flops"]``; they are no entries of the
     mapping, and a copy made from the entries alone (as wrappers of mixed precision do) has none.
@@ -48,6 +54,7 @@ class PyramidOutput(ModelOutput):
         uncertainty: float32 ``[batch]``, normalised entropy of the answer; NaN for a single label.
         pruned_by: int64 ``[batch, width]``, where asked for: the layer that pruned each token, 0 for those that none did,
             -1 at padding.
+        hidden_states, attentions: where asked for, as those of :class:`PyramidBert`.
     """
 
     loss: Tensor | None = None
@@ -55,6 +62,12 @@ class PyramidOutput(ModelOutput):
     exit_layer: Tensor | None = None
     uncertainty: Tensor | None = None
     pruned_by: Tensor | None = None
+    hidden_states: tuple[Tensor | None, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        """Stock BERT's outputs, in its order."""
+        return tuple(self[name] for name in ("loss", "logits", "hidden_states", "attentions") if name in self)
 
     @property
     def tokens_per_layer(self) -> Tensor:
@@ -91,13 +104,27 @@ class PyramidBertPreTrainedModel(BertPreTrainedModel):
     config_class = PyramidBertConfig
     config: PyramidBertConfig
     base_model_prefix = "bert"
-    supports_gradient_checkpointing = False
+    _supports_flash_attn = False
+    _supports_flex_attn = False
     _no_split_modules = ["BertEmbeddings", "RaggedBertLayer"]  # noqa: RUF012
     _keys_to_ignore_on_load_unexpected = [r"^cls\.", r"position_ids$"]  # noqa: RUF012
 
     def __init__(self, config: PreTrainedConfig, *inputs: Any, **kwargs: Any) -> None:
         super().__init__(_as_pyramid(config), *inputs, **kwargs)
         self.config.check()
+
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        return True
+
+    def _check_and_adjust_attn_implementation(self, attn_implementation: str | None, *args: Any, **kwargs: Any) -> str:
+        """The name of stock BERT's attention: either is followed, by attention of the pyramid's own."""
+        if attn_implementation not in (None, "sdpa", "eager"):
+            raise ValueError(
+                f'Specified `attn_implementation="{attn_implementation}"` is not supported: a pyramid has attention of its '
+                "own, without padding and in one kernel; leave the argument out, or give 'sdpa' or 'eager' as for BERT"
+            )
+        return attn_implementation or "sdpa"
 
 
 class PyramidBert(PyramidBertPreTrainedModel):
@@ -144,8 +171,18 @@ class PyramidBert(PyramidBertPreTrainedModel):
 
         Positions count from each sample's first real token, so the side of the padding changes nothing.
         """
-        dtype = self.embeddings.LayerNorm.weight.dtype
-        return pack_inputs(self.config, dtype, input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        inputs = self.padded(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        return pack_inputs(self.config, inputs)
+
+    def padded(self, *arguments: Any, **named: Any) -> PaddedInputs:
+        """The padded inputs, their shapes checked; takes the arguments of :meth:`pack`."""
+        return padded_inputs(self.config, self.embeddings.LayerNorm.weight.dtype, *arguments, **named)
+
+    def run_masked(self, inputs: PaddedInputs, pruning: Pruning, attentions: bool) -> MaskedRun:
+        """Runs a padded batch as it is (:func:`mp_model.masked.run_masked`); its values are checked where there are any."""
+        if not torch.compiler.is_compiling() and not is_traced():
+            checked_values(self.config, inputs)
+        return run_masked(self.embeddings, self.layers, inputs, pruning, attentions)
 
     def embed_packed(self, inputs: PackedInputs) -> Ragged:
         """Embeds inputs that are checked and packed: ``values [total, hidden]``."""
@@ -160,6 +197,8 @@ class PyramidBert(PyramidBertPreTrainedModel):
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         prune_thresholds: Sequence[float] | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | int | Sequence[int] | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPooling:
         """Encodes a padded batch.
@@ -168,20 +207,32 @@ class PyramidBert(PyramidBertPreTrainedModel):
             input_ids: int ``[batch, width]``; or ``inputs_embeds``, floating ``[batch, width, hidden]``.
             attention_mask: ``[batch, width]``, 1 for real tokens, padding on either side; None: all are real.
             token_type_ids: int ``[batch, width]``; None: all 0.
-            position_ids: int ``[batch, width]``; None: counted from each sample's first real token.
+            position_ids: int ``[batch, width]``; None: counted from each sample's first real token, also where the padding
+                is on the left. Stock BERT counts from the first column there, and its answers then depend on the width.
             prune_thresholds: L floats, instead of the configuration's ``prune_thresholds`` or ``top_k``.
+            output_attentions, output_hidden_states: whether to return them, instead of the configuration's settings; states
+                may be chosen by the numbers of their layers. They take a padded run, in which nothing is saved.
 
         Returns:
             ``last_hidden_state [batch, width, hidden]``, 0 at padding, for a pruned token the state with which it entered
-            the layer that pruned it; ``pooler_output [batch, hidden]``.
+            the layer that pruned it; ``pooler_output [batch, hidden]``. Where asked for, ``hidden_states``, L + 1 tensors
+            like the last, the embeddings first; ``attentions``, L tensors ``[batch, heads, width, width]``, 0 in the rows
+            and columns of padding and of tokens that an earlier layer pruned.
         """
-        _refuse_unsupported(self.config, kwargs)
+        _refuse_unsupported(kwargs)
         pruning = Pruning.of(self.config, prune_thresholds)
-        batch = self.embed(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
-        values, first = engine.run_encoder(self.layers, batch, pruning)
-        states = mp_kernels.unpack(Ragged(values, batch.cu_seqlens, batch.max_seqlen, batch.index, batch.width))
+        wanted = Wanted.of(self.config, output_hidden_states, output_attentions)
+        inputs = self.padded(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        outputs: dict[str, Any] = {}
+        if wanted.runs_masked(pruning, None, len(self.layers)):
+            run = self.run_masked(inputs, pruning, wanted.attentions)
+            states, first, outputs = run.states[-1], run.first(), run.outputs(wanted)
+        else:
+            batch = self.embed_packed(pack_inputs(self.config, inputs))
+            values, first = engine.run_encoder(self.layers, batch, pruning)
+            states = mp_kernels.unpack(Ragged(values, batch.cu_seqlens, batch.max_seqlen, batch.index, batch.width))
         pooled = None if self.pooler is None else self.pooler(first.unsqueeze(1))
-        return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=pooled)
+        return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=pooled, **outputs)
 
 
 FINAL_HEAD_TYPES = frozenset({BertPooler, nn.Linear, nn.Tanh, nn.Dropout})
@@ -196,6 +247,7 @@ class PyramidBertForSequenceClassification(PyramidBertPreTrainedModel):
 
     # The loss is a mean over the batch it sees; Trainer must divide by its accumulation steps.
     accepts_loss_kwargs = False
+    _has_warned = False
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config)
@@ -209,6 +261,16 @@ class PyramidBertForSequenceClassification(PyramidBertPreTrainedModel):
         # In training nobody exits, so that several devices would wait for gradients of the heads in vain.
         self._ddp_params_and_buffers_to_ignore = [f"exits.{name}" for name, _ in self.exits.named_parameters()]
         self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, *arguments: Any, output_loading_info: bool = False, **settings: Any) -> Any:
+        """Loads as transformers does, and notes in ``config.untrained_exits`` the exit heads that were drawn at random."""
+        found: Any = super().from_pretrained(*arguments, output_loading_info=True, **settings)
+        model, info = found
+        drawn = [*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])]
+        layers = {int(name.split(".")[1]) for name in drawn if name.startswith("exits.")}
+        model.config.untrained_exits = sorted(layers.union(model.config.untrained_exits or ())) or None
+        return found if output_loading_info else model
 
     def final_head(self, first: Tensor) -> Tensor:
         """The model's own head: logits ``[batch, labels]`` from layer L's [CLS] ``[batch, hidden]``."""
@@ -234,10 +296,18 @@ class PyramidBertForSequenceClassification(PyramidBertPreTrainedModel):
         thresholds = None if self.training else self.config.resolved_exit_threshold(exit_threshold)
         exits = None
         if thresholds is not None:
+            self._warn_of_untrained_exits()
             layers = self.config.resolved_exit_layers()
             heads: dict[int, Any] = {layer: self.exits[str(layer)] for layer in layers}
             exits = Exits(heads, dict(zip(layers, thresholds, strict=True)))
         return Pyramid(self.bert.embed_packed, self.bert.layers, pruning, exits, self.final_head)
+
+    def _warn_of_untrained_exits(self) -> None:
+        """Warns, once a model, where exits are used that nobody has trained."""
+        why = self.config.why_untrained()
+        if why is not None and not self._has_warned:
+            self._has_warned = True
+            warnings.warn(f"{why}; if you have trained them, set config.untrained_exits to None", stacklevel=3)
 
     @can_return_tuple
     def forward(
@@ -251,6 +321,8 @@ class PyramidBertForSequenceClassification(PyramidBertPreTrainedModel):
         exit_threshold: ExitThreshold = None,
         prune_thresholds: Sequence[float] | None = None,
         follow_tokens: bool = False,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | int | Sequence[int] | None = None,
         **kwargs: Any,
     ) -> PyramidOutput:
         """Classifies a padded batch.
@@ -262,32 +334,60 @@ class PyramidBertForSequenceClassification(PyramidBertPreTrainedModel):
                 ``[batch]`` with one for each sample, or ``"never"``, which closes the exits for this call.
             prune_thresholds: L floats, instead of the configuration's ``prune_thresholds`` or ``top_k``.
             follow_tokens: whether to return ``pruned_by``.
+            output_attentions, output_hidden_states: as for :class:`PyramidBert`; the exits must be closed.
 
         Raises:
             ValueError, TypeError: inputs or settings that cannot be followed; the message names the argument.
         """
-        _refuse_unsupported(self.config, kwargs)
+        _refuse_unsupported(kwargs)
         own = isinstance(exit_threshold, Tensor) and not self.training
         pyramid = self.pyramid(prune_thresholds, 1.0 if isinstance(exit_threshold, Tensor) else exit_threshold)
-        inputs = self.bert.pack(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        wanted = Wanted.of(self.config, output_hidden_states, output_attentions)
+        padded = self.bert.padded(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        if wanted.runs_masked(pyramid.pruning, pyramid.exits, len(pyramid.layers)):
+            output = self._classify_masked(padded, pyramid, wanted, follow_tokens)
+        else:
+            output = self._classify(padded, pyramid, exit_threshold if own else None, follow_tokens)
+        if labels is not None:
+            output["loss"] = self.loss_function(labels, output.logits, self.config)
+        return output
+
+    def _classify(
+        self, padded: PaddedInputs, pyramid: Pyramid, exit_threshold: ExitThreshold, follow_tokens: bool
+    ) -> PyramidOutput:
+        """Answers without a loss; exit_threshold: one for each sample, or None."""
+        inputs = pack_inputs(self.config, padded)
         batch = inputs.words
         thresholds = None
-        if own:
-            assert isinstance(exit_threshold, Tensor)
+        if isinstance(exit_threshold, Tensor):
             count = 0 if pyramid.exits is None else len(pyramid.exits.heads)
             thresholds = thresholds_of_samples(exit_threshold, batch.batch_size, count)
             thresholds = thresholds.to(batch.values.device, non_blocking=True)  # offloaded weights are on no device
         run = run_batch(pyramid, inputs, self.num_labels, thresholds, follow_tokens)
-        output = PyramidOutput(
-            loss=None if labels is None else self.loss_function(labels, run.logits, self.config),
-            logits=run.logits,
-            exit_layer=run.exit_layer,
-            uncertainty=run.uncertainty,
-        )
+        output = PyramidOutput(logits=run.logits, exit_layer=run.exit_layer, uncertainty=run.uncertainty)
         if run.pruned_by is not None:
             followed = Ragged(run.pruned_by, batch.cu_seqlens, batch.max_seqlen, batch.index, batch.width)
             output.pruned_by = mp_kernels.unpack(followed, fill=-1)
         output.__dict__["work"] = Work(self.config, batch.lengths, run.exit_layer, run.steps)
+        return output
+
+    def _classify_masked(
+        self, padded: PaddedInputs, pyramid: Pyramid, wanted: Wanted, follow_tokens: bool
+    ) -> PyramidOutput:
+        """Answers without a loss, from a padded run: everybody goes to layer L."""
+        run = self.bert.run_masked(padded, pyramid.pruning, wanted.attentions)
+        first = run.first()
+        logits = self.final_head(first).to(first.dtype)
+        exit_layer = torch.full_like(first[:, 0], len(pyramid.layers), dtype=torch.int64)
+        output = PyramidOutput(
+            logits=logits,
+            exit_layer=exit_layer,
+            uncertainty=uncertainty_of(logits, self.num_labels),
+            pruned_by=run.pruned_by() if follow_tokens else None,
+            **run.outputs(wanted),
+        )
+        if not is_traced():
+            output.__dict__["work"] = Work(self.config, padded.keep.sum(1), exit_layer, run.steps())
         return output
 
 
@@ -320,19 +420,16 @@ def _as_pyramid(config: PreTrainedConfig) -> PyramidBertConfig:
 
 
 # Arguments of BertModel that a pyramid cannot follow; None or False asks for nothing.
-UNSUPPORTED = (
-    *("output_attentions", "output_hidden_states", "past_key_values", "encoder_hidden_states", "use_cache"),
-    *("head_mask", "cache_position", "encoder_attention_mask", "num_items_in_batch"),
-)
+UNSUPPORTED = (*("past_key_values", "encoder_hidden_states", "encoder_attention_mask", "head_mask", "cache_position"),)
 
 
-def _refuse_unsupported(config: PyramidBertConfig, kwargs: dict[str, Any]) -> None:
-    """An output that BertModel can return and a pyramid cannot is refused when asked for, not ignored."""
+def _refuse_unsupported(kwargs: dict[str, Any]) -> None:
+    """Refuses what BertModel can be asked for and a pyramid cannot follow, instead of ignoring it."""
+    for name in ("use_cache", "num_items_in_batch"):  # BERT's encoder keeps no cache either, whatever it is asked
+        kwargs.pop(name, None)
     for name in UNSUPPORTED:
         asked = kwargs.pop(name, None)
-        if name == "num_items_in_batch" or asked is False:
-            continue
-        if asked is not None or (name.startswith("output_") and getattr(config, name, False)):
-            raise ValueError(f"{name} is not supported: a pyramid keeps no padded states or attention matrices")
+        if asked is not None and asked is not False:
+            raise ValueError(f"{name} is not supported: a pyramid is an encoder with all of its heads; leave it out")
     if kwargs:
         raise TypeError(f"unexpected argument {next(iter(kwargs))!r}")

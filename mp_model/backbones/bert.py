@@ -25,16 +25,20 @@ from mp_kernels.memory import cache_blocks
 
 from .forms import Block, KeysValues, PackedInputs, Survive, first_rows, why_modules, why_modules_now
 from .int8 import Int8Embedding, Int8Linear
+from .masked import MaskedBatch
 from .projections import Projections, why_apart
 
 
 class RaggedBertSelfAttention(BertSelfAttention):
-    """BERT's self-attention over the tokens of the same sample in a packed batch."""
+    """BERT's self-attention over the tokens of the same sample, in a packed batch or in a masked one."""
 
     def forward(  # type: ignore[override]
-        self, values: Tensor, batch: Ragged, first_only: bool, need_importance: bool
+        self, values: Tensor, batch: Ragged | MaskedBatch, first_only: bool, need_importance: bool
     ) -> tuple[Tensor, Tensor | None]:
         """Context ``[total, hidden]`` (``first_only``: of each sample's [CLS], ``[batch, hidden]``), and importance."""
+        if isinstance(batch, MaskedBatch):
+            query, key, value = self.query(values), self.key(values), self.value(values)
+            return batch.attend(self.num_attention_heads, query, key, value, need_importance)
         queries = self.query(first_rows(values, batch) if first_only else values)
         return attend(self.num_attention_heads, queries, self.key(values), self.value(values), batch, need_importance)
 
@@ -47,11 +51,14 @@ class RaggedBertAttention(BertAttention):
         self.self = RaggedBertSelfAttention(config, layer_idx=layer_idx)
 
     def forward(  # type: ignore[override]
-        self, values: Tensor, batch: Ragged, survive: Survive | None, first_only: bool
+        self, values: Tensor, batch: Ragged | MaskedBatch, survive: Survive | None, first_only: bool
     ) -> tuple[Tensor, Tensor | None]:
         context, importance = self.self(values, batch, first_only, survive is not None)
         kept = None if survive is None else survive(importance)
-        residual = first_rows(values, batch) if first_only else values
+        residual = values
+        if first_only:
+            assert isinstance(batch, Ragged)
+            residual = first_rows(values, batch)
         if kept is not None:
             context, residual = mp_kernels.ragged_gather([context, residual], kept.index)
         return self.output(context, residual), importance
@@ -78,14 +85,14 @@ class RaggedBertLayer(BertLayer):
         return super()._apply(*args, **kwargs)
 
     def forward(  # type: ignore[override]
-        self, values: Tensor, batch: Ragged, survive: Survive | None = None, first_only: bool = False
+        self, values: Tensor, batch: Ragged | MaskedBatch, survive: Survive | None = None, first_only: bool = False
     ) -> Tensor:
         """The module form of a whole layer: its output for the survivors, one tensor as in transformers' BERT.
 
         Args:
-            values: ``[total, hidden]``, the rows that enter.
+            values: ``[total, hidden]``, the rows that enter; ``[batch, width, hidden]`` for a masked batch.
             batch: their samples; its own values are not read.
-            survive: the choice of survivors; None: all.
+            survive: the choice of survivors; None: all, or the batch is masked and nothing is taken out.
             first_only: whether to compute the output for [CLS] alone, ``[batch, hidden]``.
         """
         attended, _ = self.attention(values, batch, survive, first_only)
@@ -173,9 +180,9 @@ LAYER_TYPES = frozenset(
     {
         *(RaggedBertLayer, RaggedBertAttention, RaggedBertSelfAttention),
         *(BertSelfOutput, BertIntermediate, BertOutput, nn.Linear, nn.LayerNorm, nn.Dropout, GELUActivation),
+        Int8Linear,
     }
 )
-INT8_LAYER_TYPES = LAYER_TYPES - {nn.Linear} | {Int8Linear}
 EMBEDDING_TYPES = frozenset({BertEmbeddings, nn.Embedding, Int8Embedding, nn.LayerNorm, nn.Dropout})
 
 
@@ -197,7 +204,8 @@ class PreparedBertBlock:
 
     def _project(self, values: Tensor, outputs: slice) -> Tensor:
         """A range of the outputs of queries, keys and values, in this order: ``[rows, outputs]``."""
-        return torch.nn.functional.linear(values, *self.projections.rows(outputs))
+        own = self.projections.rows(outputs)
+        return torch.nn.functional.linear(values, own["weight"], own["bias"])
 
     def first(self, batch: Ragged, keys_values: KeysValues | None = None) -> Tensor:
         if keys_values is None:
@@ -258,8 +266,8 @@ class Int8BertBlock(PreparedBertBlock):
 
     def _project(self, values: Tensor, outputs: slice) -> Tensor:
         rows, scales = mp_kernels.quantize_rows(values)
-        weight, scale, bias = self.projections.rows(outputs)
-        return mp_kernels.dequantize(torch._int_mm(rows, weight.t()), scales, scale, bias)
+        own = self.projections.rows(outputs)
+        return mp_kernels.dequantize(torch._int_mm(rows, own["weight"].t()), scales, own["scale"], own["bias"])
 
     def _feed_forward(self, attended: Tensor) -> Tensor:
         dense: Any = self.layer.intermediate.dense
@@ -312,13 +320,17 @@ def why_layer_modules(layer: nn.Module, device: torch.device) -> str | None:
         return f"the layer is a {type(layer).__name__}"
     return (
         why_modules_now(device)
-        or why_modules(_parts(layer), INT8_LAYER_TYPES if _is_int8(layer) else LAYER_TYPES)
+        or why_modules(_parts(layer), LAYER_TYPES)
+        or _why_mixed(layer)
         or why_apart(projections_of(layer), layer.projections)
     )
 
 
-def _is_int8(layer: RaggedBertLayer) -> bool:
-    return type(projections_of(layer)[0]) is Int8Linear
+def _why_mixed(layer: RaggedBertLayer) -> str | None:
+    """The reason why a layer of plain modules has no single precision; None: it has one."""
+    others = layer.attention.output.dense, layer.intermediate.dense, layer.output.dense
+    kinds = {type(linear) for linear in (*projections_of(layer), *others)}
+    return "some of the linear layers are int8, and some are not" if len(kinds) > 1 else None
 
 
 def projections_of(layer: RaggedBertLayer) -> tuple[nn.Module, nn.Module, nn.Module]:
@@ -336,7 +348,7 @@ def block_of(layer: nn.Module, device: torch.device) -> Block:
     projections = layer.projections
     if projections is None or not projections.hold(linears):
         layer.projections = projections = Projections(linears)
-    return (Int8BertBlock if _is_int8(layer) else PreparedBertBlock)(layer, projections)
+    return (Int8BertBlock if type(linears[0]) is Int8Linear else PreparedBertBlock)(layer, projections)
 
 
 def why_embedding_modules(embeddings: nn.Module, device: torch.device) -> str | None:
@@ -347,7 +359,7 @@ def why_embedding_modules(embeddings: nn.Module, device: torch.device) -> str | 
 def embed(embeddings: nn.Module, inputs: PackedInputs) -> Ragged:
     """BERT's embeddings of packed inputs: ``values [total, hidden]``."""
     if why_embedding_modules(embeddings, inputs.words.values.device) is not None:
-        return inputs.with_values(_embed_padded(embeddings, inputs))
+        return inputs.with_values(_embed_through_padding(embeddings, inputs))
     assert isinstance(embeddings, BertEmbeddings)
     words, ids = inputs.words.values, None
     if not words.is_floating_point():
@@ -365,7 +377,7 @@ def embed(embeddings: nn.Module, inputs: PackedInputs) -> Ragged:
     return inputs.with_values(values)
 
 
-def _embed_padded(embeddings: nn.Module, inputs: PackedInputs) -> Tensor:
+def _embed_through_padding(embeddings: nn.Module, inputs: PackedInputs) -> Tensor:
     """``[total, hidden]``, from modules that see a padded batch as in transformers' BERT.
 
     A hook that puts other vectors in the place of the embeddings (integrated gradients do) counts on its samples lying in
@@ -376,13 +388,17 @@ def _embed_padded(embeddings: nn.Module, inputs: PackedInputs) -> Tensor:
     def padded(values: Tensor) -> Tensor:
         return mp_kernels.unpack(Ragged(values, inputs.words.cu_seqlens, inputs.words.max_seqlen, places, width))
 
-    words = "inputs_embeds" if inputs.words.values.is_floating_point() else "input_ids"
-    values = embeddings(
-        **{words: padded(inputs.words.values)},
-        token_type_ids=padded(inputs.token_types),
-        position_ids=padded(inputs.positions),
-    )
+    values = embed_padded(embeddings, *map(padded, (inputs.words.values, inputs.token_types, inputs.positions)))
     return mp_kernels.ragged_gather(values.flatten(0, 1), places)
+
+
+def embed_padded(embeddings: nn.Module, words: Tensor, token_types: Tensor, positions: Tensor) -> Tensor:
+    """Embeddings ``[batch, width, hidden]`` of a padded batch, from the modules.
+
+    words: int ids ``[batch, width]``, or vectors ``[batch, width, hidden]``.
+    """
+    name = "inputs_embeds" if words.is_floating_point() else "input_ids"
+    return embeddings(**{name: words}, token_type_ids=token_types, position_ids=positions)
 
 
 def padded_places(batch: Ragged) -> tuple[Tensor, int]:

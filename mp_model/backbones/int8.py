@@ -77,10 +77,12 @@ def to_int8(model: Any) -> None:
     """Puts int8 layers in the place of a model's float ones: word embeddings, and the linear layers of every layer.
 
     Heads, LayerNorms, positions and token types stay as they are; nothing of the model can be trained any more. The
-    configuration says so, and a model that is saved is loaded in the same form.
+    configuration says so, and a model that is saved is loaded in the same form. A model that is int8 stays as it is.
 
     model: a :class:`mp_model.PyramidBert`, or a model that holds one as ``bert``; its weights are float32.
     """
+    if model.config.precision == "int8" and isinstance(model.get_input_embeddings(), Int8Embedding):
+        return
     encoder = getattr(model, "bert", model)
     embeddings = encoder.embeddings
     embeddings.word_embeddings = Int8Embedding.of(embeddings.word_embeddings).train(embeddings.training)

@@ -33,9 +33,9 @@ class Projections:
             for parameter, part in zip(own, self.parts[name], strict=True):
                 parameter.data = part
 
-    def rows(self, outputs: slice) -> list[Tensor]:
-        """The parameters of a range of outputs, in the order of the layers' own."""
-        return [piece[outputs] for piece in self.pieces.values()]
+    def rows(self, outputs: slice) -> dict[str, Tensor]:
+        """The parameters of a range of outputs, by their names."""
+        return {name: piece[outputs] for name, piece in self.pieces.items()}
 
     def hold(self, linears: Sequence[nn.Module]) -> bool:
         """Whether the modules' parameters still lie in this piece."""

@@ -1,25 +1,78 @@
-"""The tokenizer of a checkpoint."""
+"""The tokenizer of a checkpoint, and how long its texts may be."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+from ..configuration import PyramidBertConfig
+from .configurations import read_config
+from .files import TOKENIZER, why_unreadable
+
+LEAST_SHARE = 0.5  # of the model's vocabulary, that its tokenizer knows; padding of the vocabulary adds far less
+
 
 def load_tokenizer(checkpoint: str | Path) -> Any:
     """The tokenizer of a checkpoint, a folder or a name on a hub; code that the checkpoint brings is never run.
 
-    Raises:
-        ValueError: the tokenizer cannot be had without such code.
-    """
-    from transformers import AutoTokenizer
+    A folder without ``tokenizer.json`` is read as for BERT: ``vocab.txt`` alone is enough, and texts are put into lower
+    case unless ``tokenizer_config.json`` says ``"do_lower_case": false``.
 
+    Raises:
+        ValueError: a tokenizer that cannot be had without such code, cannot be read, or is not that of the checkpoint's
+            model: it has token ids that the model has not, or knows less than half of its vocabulary.
+    """
+    from transformers import AutoTokenizer, BertConfig
+
+    config = read_config(checkpoint)
+    # The kind of model decides the kind of tokenizer where no file does.
+    like_bert = Path(checkpoint).is_dir() and not (Path(checkpoint) / "tokenizer.json").is_file()
+    kind = {"config": BertConfig()} if like_bert else {}
     try:
-        return AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
-    except ValueError as error:
-        if "trust_remote_code" not in str(error):
-            raise
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False, **kind)
+    except Exception as error:  # the tokenizers library raises nothing narrower
+        if "trust_remote_code" in str(error):
+            raise ValueError(
+                f"the tokenizer of {checkpoint} wants to run code of its own (auto_map in tokenizer_config.json), which is "
+                "refused; give a checkpoint whose tokenizer is one of transformers' own"
+            ) from error
+        why = why_unreadable(checkpoint, TOKENIZER) or f"the tokenizer of {checkpoint} cannot be read; copy it again"
+        raise ValueError(why) from error
+    _check_vocabulary(tokenizer, config, checkpoint)
+    return tokenizer
+
+
+def _check_vocabulary(tokenizer: Any, config: PyramidBertConfig, checkpoint: str | Path) -> None:
+    """Raises ValueError for a tokenizer whose ids are not those of the model's embeddings."""
+    known, embedded = len(tokenizer), config.vocab_size
+    if known < LEAST_SHARE * embedded:
         raise ValueError(
-            f"the tokenizer of {checkpoint} wants to run code of its own (auto_map in tokenizer_config.json), which is "
-            "refused; give a checkpoint whose tokenizer is one of transformers' own"
-        ) from error
+            why_unreadable(checkpoint, TOKENIZER)
+            or f"{checkpoint} has no tokenizer, or another model's: it knows {known} tokens, and the model's vocabulary has "
+            f"{embedded}; put the tokenizer of the checkpoint that the model was made from into the folder"
+        )
+    highest = max(set(tokenizer.get_vocab().values()).difference(tokenizer.all_special_ids))
+    if highest >= embedded:  # of a special token: refused if a text has it, and packed batches need no [PAD]
+        raise ValueError(
+            f"the tokenizer of {checkpoint} has ids up to {highest}, and the model's vocabulary has {embedded} tokens; put "
+            "the tokenizer that the model was trained with into the folder, or give the model rows for the new tokens with "
+            "resize_token_embeddings"
+        )
+
+
+def max_length_of(tokenizer: Any, config: PyramidBertConfig) -> int:
+    """Tokens of a text at most: the tokenizer's ``model_max_length`` where that is set, and never more than the positions.
+
+    Raises:
+        ValueError: the tokenizer's own tokens, [CLS] and [SEP], leave no room for a text.
+    """
+    positions, own = config.max_position_embeddings, getattr(tokenizer, "model_max_length", None)
+    if own is None or own >= positions:  # unset, it is a huge number
+        return positions
+    special = tokenizer.num_special_tokens_to_add()
+    if own <= special:
+        raise ValueError(
+            f"the tokenizer's model_max_length is {own}, and {special} tokens are the tokenizer's own; "
+            f"set it to {special + 1} or more in tokenizer_config.json"
+        )
+    return int(own)

@@ -10,6 +10,7 @@ import sys
 import typer
 
 from . import classify, demo, evaluate, fit, info, tune
+from .endings import status_of
 
 app = typer.Typer(
     name="magic-pyramid",
@@ -28,10 +29,5 @@ app.command("tune")(tune.tune)
 
 
 def main() -> None:
-    """Entry point of the program; an error of the user's making ends in one line and exit status 2."""
-    try:
-        app()
-    except (ValueError, TypeError, OSError, ModuleNotFoundError) as error:
-        message = " ".join(str(error).split())  # other libraries' messages have several lines
-        typer.secho(f"error: {message}", fg=typer.colors.RED, err=True)
-        sys.exit(2)
+    """Entry point of the program."""
+    sys.exit(status_of(app))

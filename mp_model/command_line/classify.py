@@ -6,20 +6,40 @@ import contextlib
 import io
 import json
 import sys
+from collections.abc import Iterator
+from dataclasses import fields
+from itertools import chain, islice
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .loading import check_model_folder, numbers_of
+from .options import PRECISION_HELP
+from .partial import Lines, StreamOfLines, hash_of_model, lines_into
+from .passing import OnError, Row, RowsInPassing
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from ..serving.classifier import Answer
+
+STANDARD = (Path("-"), Path("/dev/stdin"), Path("/dev/stdout"))  # other names of standard input and output
 
 
 def classify(
     model: Annotated[Path, typer.Option(help="Folder of a saved model and its tokenizer.")],
     input: Annotated[
-        Path | None, typer.Argument(help="tsv, csv, jsonl, parquet or txt file; standard input if left out.")
+        Path | None, typer.Argument(help="tsv, csv, jsonl, json, parquet or txt file; standard input if left out or -.")
     ] = None,
-    output: Annotated[Path | None, typer.Option(help="File for the answers; standard output if left out.")] = None,
+    output: Annotated[Path | None, typer.Option(help="File for the answers; standard output if left out or -.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from OUTPUT.partial, which a run that was cut off has left.")
+    ] = False,
+    on_error: Annotated[
+        OnError,
+        typer.Option(help="At a row without a text: fail, skip the row, or write an answer of nulls with the error."),
+    ] = OnError.FAIL,
     input_format: Annotated[
         str | None,
         typer.Option("--format", help="Format: txt or jsonl for standard input (default txt); else by the ending."),
@@ -35,48 +55,117 @@ def classify(
     scores: Annotated[bool, typer.Option("--scores", help="Also write the probabilities of all labels.")] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads; all processors if left out.")] = None,
     device: Annotated[str, typer.Option(help="Device of the model.")] = "cpu",
+    precision: Annotated[str, typer.Option(help=PRECISION_HELP)] = "auto",
 ) -> None:
     """Classify texts with a saved model: one JSON object a line, in input order, as soon as it is known.
 
-    Files have a column **text**, or **text_a** and **text_b**; lines of a txt file or of standard input are texts.
+    Files have a column **text**, or **text_a** and **text_b**; lines of a txt file or of standard input are texts. An output
+    file appears when it is complete; the answers of a run that was cut off stay in OUTPUT.partial.
 
     Examples:
 
         magic-pyramid classify --model demo-output/model articles.tsv > answers.jsonl
 
+        magic-pyramid classify --model demo-output/model articles.tsv --output answers.jsonl --resume
+
         echo "Chelsea won again on Saturday." | magic-pyramid classify --model demo-output/model
     """
     check_model_folder(model)
     threshold = None if exit_threshold is None else threshold_of(exit_threshold)
+    input, output = (None if path in STANDARD else path for path in (input, output))
+    rows = rows_from(input, input_format)
+    if output is None:
+        place = standard_output(resume)
+    else:
+        made_by = {
+            "model": hash_of_model(model),
+            "--exit-threshold": exit_threshold,
+            "--scores": scores,
+            "--precision": precision,
+        }
+        place = lines_into(output, made_by, resume)
+    with place as lines:
+        from ..serving.classifier import Classifier
 
+        classifier = Classifier.load(model, precision, device, threads)
+        passing = RowsInPassing(rows, on_error, lines.done, lines.rows)
+        with progress_bar(to_terminal=output is None) as progress:
+            task = progress.add_task("classify", total=None, completed=lines.done)
+            for row, answer in passing.with_answers(classifier.stream(passing.texts(), window, threshold)):
+                lines.write(row, line_of(row, answer, scores))
+                progress.advance(task)
+    if passing.bad:
+        became = "left out" if on_error is OnError.SKIP else "answered with null"
+        typer.echo(
+            f"{passing.bad} of {passing.read} rows without a text, {became}; the first: {passing.first_bad}", err=True
+        )
+
+
+def rows_from(path: Path | None, file_format: str | None) -> Iterator[Row]:
+    """The rows of a file, a pipe, or standard input (None); what a file lacks is said at once.
+
+    Raises:
+        ValueError: standard input is closed, a pipe without a format.
+        TableError: as for :func:`mp_model.data.tables.read_texts`.
+    """
+    from ..data.tables import TableError, format_of, read_lines, read_texts
+
+    if path is None:
+        if sys.stdin is None:
+            raise ValueError("standard input is closed; give a file, or texts by a pipe")
+        return read_lines(sys.stdin, file_format or "txt", "standard input", bad_rows="yield")
+    if file_format is None and path.exists() and not path.is_dir():
+        try:
+            file_format = format_of(path)
+        except TableError as error:
+            raise ValueError(f"{error}; give it with --format") from error
+    rows = read_texts(path, file_format, bad_rows="yield")
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        return rows  # a pipe, whose first row may be long in coming
+    return chain(list(islice(rows, 1)), rows)
+
+
+@contextlib.contextmanager
+def standard_output(resume: bool) -> Iterator[Lines]:
+    """Standard output as a place for lines, in UTF-8 whatever the locale.
+
+    Raises:
+        ValueError: it is closed, or nothing that could be gone on with.
+    """
+    if resume:
+        raise ValueError("--resume goes on from a file; give it with --output")
+    if sys.stdout is None:
+        raise ValueError("standard output is closed; give a file with --output")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")  # a lone surrogate, as JSON escapes it
+    yield StreamOfLines(sys.stdout)
+
+
+def progress_bar(to_terminal: bool) -> Progress:
+    """A count of texts on standard error, where that is a terminal.
+
+    to_terminal: whether the answers go to standard output: none between answers on the same terminal.
+    """
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    from ..data.files import whole_file
-    from ..data.tables import read_lines, read_texts
-    from ..serving.classifier import Classifier
-
-    classifier = Classifier.load(model, device=device, threads=threads)
-    if input is None:
-        assert isinstance(sys.stdin, io.TextIOWrapper)
-        sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict")  # like a file, whatever the locale
-        texts = read_lines(sys.stdin, input_format or "txt", "standard input")
-    else:
-        texts = read_texts(input, input_format)
-    answers = classifier.stream(texts, window, threshold)
+    shared = to_terminal and sys.stdout is not None and sys.stdout.isatty()
+    shown = sys.stderr is not None and sys.stderr.isatty() and not shared
     columns = (SpinnerColumn(), TextColumn("{task.completed} texts"), TimeElapsedColumn())
-    console = Console(stderr=True)
-    # Neither between answers on the same terminal, nor in a log, where it would leave an empty line.
-    hidden = not sys.stderr.isatty() or (output is None and sys.stdout.isatty())
     # By itself rich would send what is printed meanwhile to its own console: answers to standard error.
-    with Progress(*columns, console=console, transient=True, redirect_stdout=False, disable=hidden) as progress:
-        task = progress.add_task("classify", total=None)
-        with contextlib.nullcontext(sys.stdout) if output is None else whole_file(output) as stream:
-            for answer in answers:
-                stream.write(json.dumps(answer.as_dict(scores), ensure_ascii=False) + "\n")
-                if output is None:
-                    stream.flush()
-                progress.advance(task)
+    return Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False, disable=not shown)
+
+
+def line_of(row: Row, answer: Answer | None, scores: bool) -> str:
+    """The line of a text's answer, or that of a row without a text: the same keys with nulls, and the error."""
+    if answer is None:
+        from ..serving.classifier import Answer
+
+        keys = [field.name for field in fields(Answer) if scores or field.name != "scores"]
+        values = {**dict.fromkeys(keys), "error": str(row)}
+    else:
+        values = answer.as_dict(scores)
+    return json.dumps(values, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def threshold_of(value: str) -> float | str | list[float]:

@@ -85,8 +85,8 @@ def evaluate(
 ) -> Measured:
     """Measure a model on labelled texts: accuracy, F1, work, time; by threshold, by length, by layer.
 
-    First the model as it is set, then without exits, then with one threshold for all layers. Work is in GFLOPs a text, by
-    the paper's count and as executed. Batches are of texts of similar length.
+    First the model as it is set, then without exits, then, if it has trained ones, with one threshold for all layers. Work
+    is in GFLOPs a text, by the paper's count and as executed. Batches are of texts of similar length.
 
     Examples:
 
@@ -106,7 +106,9 @@ def evaluate(
     from ..serving.classifier import Classifier
 
     console = Console(stderr=True)
-    classifier = Classifier.load(model, device=running.device, threads=running.threads)
+    classifier = Classifier.load(model, running.precision, running.device, running.threads)
+    if sweep is not None:
+        classifier.model.config.check_exits(max(sweep))
     data, batches = load_labelled(texts, classifier, TEST, running.batch_size)
     exits = read_exits(classifier.model, batches, data.labels, console)
     thresholds = _thresholds(classifier.model, sweep)
@@ -116,9 +118,9 @@ def evaluate(
     if output is not None:
         _draw(measured.evaluations, output)
         with whole_file(output / "evaluation.json") as stream:
-            json.dump(measured.as_json(), stream, indent=1)
+            json.dump(measured.as_json(), stream, indent=1, allow_nan=False)
     if as_json:
-        print(json.dumps(measured.as_json()))
+        print(json.dumps(measured.as_json(), allow_nan=False))
         return measured
     by_length, by_layer = _by_length(measured.evaluations[0]), _by_layer(measured.evaluations[0])
     Console().print(overview(measured), by_length, by_layer)
@@ -131,9 +133,9 @@ def evaluate(
 
 
 def _thresholds(model: PyramidBertForSequenceClassification, sweep: Sequence[float] | None) -> list[Threshold]:
-    """The model's own exit threshold, if it has one, closed exits, and thresholds to try, where there are exits."""
+    """The model's own exit threshold, if it has one, closed exits, and thresholds to try, where there are trained exits."""
     thresholds: list[Threshold] = [None]
-    if model.config.resolved_exit_layers():
+    if model.config.resolved_exit_layers() and model.config.why_untrained() is None:
         thresholds += [step / 10 for step in range(11)] if sweep is None else sweep
     own = model.config.exit_threshold
     return thresholds if own is None else [own, *(threshold for threshold in thresholds if threshold != own)]

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import json
+import statistics
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 
 from ..training.recipes import RECIPES, STAGES, Settings
 from .options import takes_dataclasses
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from ..training.fitting import Summary
+    from ..training.preparing import Prepared
+
+SHOWN_LABELS = 10  # of many labels, the most frequent ones
 
 
 @takes_dataclasses
@@ -30,6 +39,10 @@ def fit(
     ] = None,
     recipe: Annotated[str, typer.Option(help=f"Recipe: {', '.join(RECIPES)}.")] = "pyramid",
     settings: Settings,
+    labels: Annotated[
+        str | None,
+        typer.Option(help="Names of all labels, by commas, in the order of the checkpoint's numbers for them."),
+    ] = None,
     stages: Annotated[
         str | None,
         typer.Option(help=f"Stages instead of the recipe's, by commas, out of {', '.join(STAGES)}."),
@@ -49,7 +62,9 @@ def fit(
 
     Files have a column **label** and a column **text**, or **text_a** and **text_b**; data sets of a hub are named like
     **ag_news** or, with a configuration, **nyu-mll/glue:mrpc**. The model is left in OUTPUT/model, a summary in
-    OUTPUT/summary.json. Passes over the texts that are left out go by the number of training texts: fewer for larger sets.
+    OUTPUT/summary.json; given again, a fit goes on only with the same texts, checkpoint and settings. A classifier that is
+    finished keeps its numbers for the labels; **--labels** names them where it has no names. Passes over the texts that are
+    left out go by the number of training texts: fewer for larger sets.
 
     Examples:
 
@@ -66,35 +81,80 @@ def fit(
     from rich.console import Console
     from transformers.utils import logging as transformers_logging
 
-    from ..training.fitting import fit as run
+    from ..training.fitting import prepare_fit, run_fit
+    from ..training.folder import processes
     from ..training.tasks import load_task
 
     if threads:
         torch.set_num_threads(threads)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    console = Console(stderr=True)
-    task = load_task(train, validation, settings.seed)
-    held_out = " (held out of the training file)" if task.held_out else ""
-    console.print(
-        f"{len(task.train)} training texts, {len(task.validation)} validation texts{held_out}, "
-        f"{len(task.label_names)} labels; recipe {recipe}: {RECIPES[recipe].about}"
-    )
-    summary = run(
+    is_main = processes().is_main_process
+    console = Console(stderr=True, quiet=not is_main)
+    prepared = prepare_fit(
         model,
-        task,
+        load_task(train, validation, settings.seed, None if labels is None else words_of(labels)),
         output,
         recipe,
         settings,
-        stages=None if stages is None else [stage.strip() for stage in stages.split(",")],
+        stages=None if stages is None else words_of(stages),
         exit_training=exit_training,
         freeze_backbone=freeze_backbone,
-        max_drop=max_drop / 100,
         quiet=not console.is_terminal,
     )
+    console.print(f"Recipe {recipe}: {RECIPES[recipe].about}", highlight=False)
+    console.print(data_table(prepared))
+    for note in prepared.notes:
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
+    summary = run_fit(prepared, max_drop / 100)
     for stage, facts in summary.stages.items():
-        console.print(f"{stage}: {facts['steps']:.0f} steps in {facts['seconds']:.0f} s, mean loss {facts['loss']:.3f}")
-    print(json.dumps(asdict(summary)) if as_json else f"{output / 'model'}: {_sentence(summary)}")
+        console.print(f"{stage}: {_course(facts, stage in summary.already_done)}", highlight=False)
+    for note in summary.notes[len(prepared.notes) :]:
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
+    if is_main:
+        print(json.dumps(asdict(summary)) if as_json else f"{output / 'model'}: {_sentence(summary)}")
+
+
+def data_table(prepared: Prepared) -> Table:
+    """The texts of a fit by their labels, and their lengths in tokens."""
+    from rich.table import Table
+
+    parts = (prepared.train, prepared.validation)
+    held_out = "\n(held out)" if prepared.task.held_out else ""
+    table = Table("", "training", f"validation{held_out}", box=None, pad_edge=False)
+    for column in table.columns[1:]:
+        column.justify = "right"
+
+    def add(name: str, values: Iterable[float]) -> None:
+        table.add_row(escape(name), *(f"{value:,.10g}" for value in values))
+
+    add("texts", map(len, parts))
+    counts = [Counter(part.labels) for part in parts]
+    names = prepared.task.label_names
+    by_size = sorted(range(len(names)), key=lambda number: -counts[0][number])
+    shown = sorted(by_size[:SHOWN_LABELS])
+    for number in shown:
+        add(f"  {names[number]}", (count[number] for count in counts))
+    if rest := by_size[SHOWN_LABELS:]:
+        add(f"  {len(rest)} more labels", (sum(count[number] for number in rest) for count in counts))
+    add("tokens, median", (statistics.median(part.lengths) for part in parts))
+    add("tokens, longest", (max(part.lengths) for part in parts))
+    add(f"longer than {prepared.max_length}, cut", (part.truncated for part in parts))
+    return table
+
+
+def words_of(value: str) -> list[str]:
+    """Words that were given with commas between them."""
+    return [word.strip() for word in value.split(",")]
+
+
+def _course(facts: dict[str, float], already_done: bool) -> str:
+    """The course of a stage, for people."""
+    if already_done:
+        return "already done"
+    if not facts["steps"]:
+        return "left out, with 0 passes"
+    return f"{facts['steps']:.0f} steps in {facts['seconds']:.0f} s, mean loss {facts['loss']:.3f}"
 
 
 def _sentence(summary: Summary) -> str:

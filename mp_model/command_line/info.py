@@ -9,14 +9,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .loading import check_model_folder
+from .options import PRECISION_HELP
 
 if TYPE_CHECKING:
     from ..modelling import PyramidBertForSequenceClassification
+
+# A model's answers, by the task of its configuration.
+ANSWERS = {
+    "single_label_classification": "one label for a text",
+    "multi_label_classification": "any of the labels for a text, each by itself",
+    "regression": "a value for a text",
+}
 
 
 def info(
     model: Annotated[Path, typer.Argument(help="Folder of a saved model and its tokenizer.")],
     device: Annotated[str, typer.Option(help="Device of the model.")] = "cpu",
+    precision: Annotated[str, typer.Option(help=PRECISION_HELP)] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Describe a saved model: its labels, pruning and exits, and the form in which each layer runs here.
@@ -36,9 +45,15 @@ def info(
 
     from ..serving.classifier import Classifier
 
-    entries = {**describe(), **describe_model(Classifier.load(model, device=device).model)}
+    classifier = Classifier.load(model, precision, device)
+    entries = {
+        **describe(),
+        **describe_model(classifier.model),
+        "precision": f"{classifier.precision.name}, since {classifier.precision.why}",
+        "longest text": f"{classifier.tokenise.max_length} tokens",
+    }
     if as_json:
-        print(json.dumps(entries))
+        print(json.dumps(entries, allow_nan=False))
         return
     width = max(map(len, entries))
     for name, value in entries.items():
@@ -59,15 +74,21 @@ def describe_model(model: PyramidBertForSequenceClassification) -> dict[str, Any
     modules = {name: why for name, why in reasons.items() if why is not None}
     return {
         "model": f"{config.num_hidden_layers} layers of width {config.hidden_size}",
+        "answers": ANSWERS[config.task],
         "labels": ", ".join(config.label_names),
-        "weights": str(model.dtype).removeprefix("torch."),
         "positions": config.max_position_embeddings,
         "pruning": _pruning(config),
-        "exit heads": f"{config.exit_head}, at layers {', '.join(map(str, config.resolved_exit_layers())) or 'none'}",
+        "exit heads": _heads(config),
         "exit threshold": "none: exits are closed" if config.exit_threshold is None else config.exit_threshold,
         "prepared form": f"{len(reasons) - len(modules)} of {len(reasons)} parts",
         "module form": "; ".join(f"{name}, since {why}" for name, why in modules.items()) or "none",
     }
+
+
+def _heads(config: Any) -> str:
+    heads = f"{config.exit_head}, at layers {', '.join(map(str, config.resolved_exit_layers())) or 'none'}"
+    why = config.why_untrained()
+    return heads if why is None else f"{heads}; {why}"
 
 
 def _pruning(config: Any) -> str:

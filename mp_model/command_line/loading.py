@@ -27,13 +27,20 @@ def check_model_folder(folder: Path) -> None:
 def load_labelled(
     source: str, classifier: Classifier, splits: Sequence[str], batch_size: int
 ) -> tuple[LabelledTexts, list[TextBatch]]:
-    """Labelled texts with the numbers of the model's labels, and batches of similar length of them, on its device."""
+    """Labelled texts with the numbers of the model's labels, and batches of similar length of them, on its device.
+
+    Raises:
+        ValueError: a model that does not choose one label for a text; texts that cannot be read.
+    """
+    from ..checkpoints.tokenizers import max_length_of
     from ..data.batches import encode, length_sorted_batches
     from ..data.labels import load_split
+    from ..measuring.all_exits import check_task
 
     config = classifier.model.config
+    check_task(config)
     data = load_split(source, config.label_names, splits)
-    rows = encode(classifier.tokenizer, data.texts, config.max_position_embeddings)
+    rows = encode(classifier.tokenizer, data.texts, max_length_of(classifier.tokenizer, config))
     batches = length_sorted_batches(rows, batch_size, config.pad_token_id or 0)
     return data, [batch.to(classifier.model.device) for batch in batches]
 

@@ -11,6 +11,8 @@ from typing import Annotated, Any, get_args, get_type_hints
 import typer
 from typer.models import OptionInfo
 
+PRECISION_HELP = "Precision: float32, bfloat16 or int8; auto is the one that the model was tuned for, else float32."
+
 
 @dataclasses.dataclass(frozen=True)
 class Running:
@@ -19,6 +21,7 @@ class Running:
     batch_size: Annotated[int, typer.Option(min=1, help="Texts in a batch.")] = 32
     threads: Annotated[int | None, typer.Option(min=1, help="Threads; all processors if left out.")] = None
     device: Annotated[str, "Device of the model."] = "cpu"
+    precision: Annotated[str, PRECISION_HELP] = "auto"
 
 
 def takes_dataclasses(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from ..measuring.all_exits import AllExits
     from ..measuring.tuning import Outcome, TradeOff
+    from ..serving.classifier import Classifier
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,11 @@ class Goal:
             )
         if self.strengths[0] < 0:
             raise ValueError(f"--factors must be 0 or more; got {self.strengths[0]}")
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What was asked for, without what was left out."""
+        return {name: value for name, value in vars(self).items() if value is not None and value is not False}
 
     @property
     def strengths(self) -> list[float]:
@@ -105,11 +112,15 @@ def tune(
 
     from rich.console import Console
 
+    from ..checkpoints.tuned_for import TunedForOtherWarning
     from ..data.labels import VALIDATION
     from ..serving.classifier import Classifier
 
     console = Console(stderr=True)
-    classifier = Classifier.load(model, device=running.device, threads=running.threads)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TunedForOtherWarning)  # they are about to be chosen anew
+        classifier = Classifier.load(model, running.precision, running.device, running.threads)
+    classifier.model.config.check_exits(1.0)
     own = classifier.model.config.resolved_thresholds()
     if own is None and goal.strengths != [1.0]:
         raise ValueError(
@@ -131,7 +142,7 @@ def tune(
     offers, chosen, seconds = _choose(goal, by_factor, measure)
     choice = Choice(offers, chosen, prunings[chosen.factor], seconds)
     if not dry_run:
-        _write(model, choice)
+        _write(model, classifier, choice, goal, len(data))
     if as_json:
         print(json.dumps(_document(choice, goal, written=not dry_run)))
     else:
@@ -192,13 +203,17 @@ def _guaranteed(
     return offers, chosen
 
 
-def _write(folder: Path, choice: Choice) -> None:
-    """Changes the thresholds in a model's config.json, and nothing else."""
+def _write(folder: Path, classifier: Classifier, choice: Choice, goal: Goal, texts: int) -> None:
+    """Changes the thresholds in a model's config.json, with the record of what they were tuned for, and nothing else."""
+    from ..checkpoints.tuned_for import record_of
     from ..data.files import whole_file
 
+    config = classifier.model.config
+    config.exit_threshold, config.prune_thresholds = choice.chosen.exit_threshold, choice.prune_thresholds
     document = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    document["exit_threshold"] = choice.chosen.exit_threshold
-    document["prune_thresholds"] = choice.prune_thresholds
+    document["exit_threshold"] = config.exit_threshold
+    document["prune_thresholds"] = config.prune_thresholds
+    document["tuned_for"] = record_of(classifier.model, classifier.tokenise.max_length, texts, goal.asked)
     with whole_file(folder / "config.json") as stream:
         json.dump(document, stream, indent=2)
         stream.write("\n")

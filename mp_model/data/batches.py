@@ -34,8 +34,13 @@ def are_pairs(texts: Sequence[Text]) -> bool:
     """Whether texts are pairs.
 
     Raises:
-        ValueError: some are and some are not.
+        TypeError: something else than a str or a tuple of two.
+        ValueError: some are pairs and some are not.
     """
+    for text in texts:
+        parts = text if isinstance(text, tuple) and len(text) == 2 else (text,)
+        if not all(isinstance(part, str) for part in parts):
+            raise TypeError(f"a text must be a str, and a pair of texts a tuple of two; got {text!r:.60}")
     kinds = {isinstance(text, tuple) for text in texts}
     if len(kinds) == 2:
         raise ValueError("texts must be all single or all pairs; got both")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from .batches import Text
-from .tables import TableError
+from .values import RowError, TableError, label_of, listed, text_of_row
 
 # Names of the text columns in the usual data sets.
 PAIRS = (
@@ -38,34 +38,49 @@ def read_data_set(name: str, splits: Sequence[str]) -> Iterator[tuple[Text, str]
         raise ModuleNotFoundError(
             f"{name!r} is no file, and reading a data set of that name needs `pip install datasets`"
         ) from error
-    path, _, configuration = name.partition(":")
-    try:
-        found = load_dataset(path, configuration or None)
-    except Exception as error:  # whatever the hub, the network or the files make it raise
-        raise TableError(f"{name!r} is no file, and cannot be read as a data set: {error}") from error
+    found = _loaded(name, load_dataset)
     split = next((split for split in splits if split in found), None)
     if split is None:
-        raise TableError(f"data set {name!r} has the splits {', '.join(found)}; expected {' or '.join(splits)}")
-    rows = found[split]
-    columns = rows.column_names
+        raise TableError(f"data set {name!r} has the splits {listed(found)}; expected {' or '.join(splits)}")
+    columns = found[split].column_names
     candidates: list[tuple[str, ...]] = [*PAIRS, *((column,) for column in SINGLES)]
     texts = next((candidate for candidate in candidates if set(candidate) <= set(columns)), None)
     label = next((column for column in LABELS if column in columns), None)
     if texts is None or label is None:
         raise TableError(
-            f"data set {name!r} has the columns {', '.join(columns)}; expected a label and a text, or a pair of texts"
+            f"data set {name!r} has the columns {listed(columns)}; expected a label and a text, or a pair of texts"
         )
+    rows = found[split].select_columns([*texts, label])
     names = getattr(rows.features[label], "names", None)
     for number, row in enumerate(rows, 1):
-        yield _text_of(row, texts), _label_of(row[label], names, f"data set {name!r}, {split}: row {number}")
+        try:
+            labelled = text_of_row(row, texts), _label_of(row[label], label, names)
+        except RowError as error:
+            raise TableError(f"data set {name!r}, {split}: row {number} {error}", number) from None
+        yield labelled
 
 
-def _text_of(row: dict[str, Any], columns: Sequence[str]) -> Text:
-    first, *second = (str(row[column]) for column in columns)
-    return (first, second[0]) if second else first
+def _loaded(name: str, load_dataset: Callable[..., Any]) -> Any:
+    """The splits of a data set by their names; no code of the data set's own is run."""
+    path, _, configuration = name.partition(":")
+    try:
+        return load_dataset(path, configuration or None, trust_remote_code=False)
+    except Exception as error:  # whatever the hub, the network or the files make it raise
+        reasons = (
+            (FileNotFoundError, "there is none of this name, or none that may be read"),
+            (ConnectionError, "the hub cannot be reached"),
+            (ValueError, "its configuration is missing or unknown; name one after a colon, as in nyu-mll/glue:mrpc"),
+            (Exception, f"its files cannot be read as one table ({type(error).__name__})"),
+        )
+        reason = next(words for kind, words in reasons if isinstance(error, kind))
+        raise TableError(f"{name!r} is no file, and cannot be read as a data set: {reason}") from error
 
 
-def _label_of(value: Any, names: Sequence[str] | None, where: str) -> str:
+def _label_of(value: Any, column: str, names: Sequence[str] | None) -> str:
     if value is None or value == -1:  # how hidden labels are written
-        raise TableError(f"{where} has no label; its labels may be hidden, take another split")
-    return str(value) if names is None else names[value]
+        raise RowError("has no label; its labels may be hidden, take another split")
+    if names is None:
+        return label_of(value, column)
+    if value not in range(len(names)):
+        raise RowError(f"has the label {value}; expected the number of one of the data set's {len(names)} names")
+    return label_of(names[value], column)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,9 @@ from pathlib import Path
 from .batches import Text
 from .hub import read_data_set
 from .tables import FORMATS, TableError, read_labelled
+from .values import listed, normal_label, shortened
+
+WHOLE = re.compile(r"-?[0-9]{1,18}")
 
 # Names of the splits to measure on and to choose thresholds on; GLUE hides the labels of its tests.
 TEST = ("test", "validation", "validation_matched")
@@ -17,10 +21,15 @@ VALIDATION = ("validation", "validation_matched", "dev", "test")
 
 @dataclass
 class LabelledTexts:
-    """Texts, each with its label's number."""
+    """Texts, each with its label's number.
+
+    Attributes:
+        note: a sentence for the user where labels were matched by something else than their names.
+    """
 
     texts: list[Text]
     labels: list[int]
+    note: str | None = None
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -29,7 +38,7 @@ class LabelledTexts:
 def is_file_name(source: str | Path) -> bool:
     """Whether a source is a file, existing or not, rather than a data set's name."""
     path = Path(source)
-    return path.is_file() or path.suffix.lower().lstrip(".") in (*FORMATS, "json", "pq")
+    return (path.exists() and not path.is_dir()) or path.suffix.lower().lstrip(".") in (*FORMATS, "pq")
 
 
 def read_rows(source: str | Path, splits: Sequence[str]) -> list[tuple[Text, str]]:
@@ -63,20 +72,48 @@ def load_split(source: str | Path, label_names: Sequence[str], splits: Sequence[
 
 
 def numbered(rows: Sequence[tuple[Text, str]], label_names: Sequence[str], source: str | Path) -> LabelledTexts:
-    """The rows of a source, with each label's place among the names for its number.
+    """The rows of a source, with the numbers that :func:`match_labels` gives their labels."""
+    texts, labels = [text for text, _ in rows], [label for _, label in rows]
+    numbers, note = match_labels(labels, label_names, source)
+    return LabelledTexts(texts, [numbers[label] for label in labels], note)
 
-    source: name of the source, for messages.
+
+def match_labels(
+    labels: Sequence[str], label_names: Sequence[str], source: str | Path
+) -> tuple[dict[str, int], str | None]:
+    """The model's number for each label of a source; and a sentence for the user, or None if there is nothing to say.
+
+    A label has the number of its name, blanks around which do not count, nor does what makes 3.0 of 3. Where the model
+    has no names but ``LABEL_0``, ``LABEL_1`` and so on, and all labels of the source are whole numbers among these, each is
+    its own number.
+
+    Args:
+        labels: labels of the source's rows, as :mod:`mp_model.data.tables` reads them.
+        label_names: the model's names, in the order of their numbers.
+        source: name of the source, for messages.
+
+    Raises:
+        TableError: a label that the model has not; the message names its row and lists both sets.
     """
-    numbers = {name: number for number, name in enumerate(label_names)}
-    for number, (_, label) in enumerate(rows, 1):
-        if label not in numbers:
-            raise TableError(
-                f"{source}: row {number} has the label {label!r}, which the classifier was not trained for; "
-                f"expected one of {', '.join(map(repr, label_names))}"
-            )
-    return LabelledTexts([text for text, _ in rows], [numbers[label] for _, label in rows])
+    found = set(labels)
+    numbers = {normal_label(name): number for number, name in enumerate(label_names)}
+    if len(numbers) < len(label_names):
+        raise TableError(f"the classifier has two labels of one name; got {listed(label_names)}")
+    if found <= numbers.keys():
+        return {label: numbers[label] for label in found}, None
+    generic = {str(number): numbers.get(f"LABEL_{number}", -1) for number in range(len(label_names))}
+    if found <= generic.keys() and min(generic.values()) >= 0:
+        last = len(label_names) - 1
+        return {label: generic[label] for label in found}, f"{source}: 0 to {last} are taken as LABEL_0 to LABEL_{last}"
+    row, label = next((row, label) for row, label in enumerate(labels, 1) if label not in numbers)
+    raise TableError(
+        f"{source}: row {row} has the label {shortened(repr(label))}, which the classifier was not trained for; "
+        f"expected one of {listed(label_names)}; got {listed(in_order(found))} over all rows; "
+        "if these are other names of the same labels, rename them in the file, or in id2label in the model's config.json",
+        row,
+    )
 
 
 def in_order(labels: Iterable[str]) -> list[str]:
-    """Labels in order: numbers by value, then all others by name."""
-    return sorted(labels, key=lambda label: (0, int(label), label) if label.isdecimal() else (1, 0, label))
+    """Labels in order: whole numbers by value, then all others by name."""
+    return sorted(labels, key=lambda label: (0, int(label), label) if WHOLE.fullmatch(label) else (1, 0, label))

@@ -1,176 +1,155 @@
-"""Reading texts from files, a row at a time: tsv, csv, jsonl, parquet, or plain text with one text a line."""
+"""Reading texts from files, a row at a time: tsv, csv, jsonl, json, parquet, or plain text with one text a line."""
 
 from __future__ import annotations
 
-import contextlib
-import json
-from collections.abc import Generator, Iterable, Iterator
+import io
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO, TypeVar, overload
 
 from .batches import Text
+from .rows import FORMATS, Row, rows_of, rows_of_stream
+from .values import SINGLE, RowError, TableError, label_of_row, text_columns, text_of_row
 
-FORMATS = ("tsv", "csv", "jsonl", "parquet", "txt")
-COLUMNS = ("text", "text_a", "text_b")
+__all__ = ["FORMATS", "TableError", "format_of", "read_labelled", "read_lines", "read_texts"]
 
-
-class TableError(ValueError):
-    """A file that cannot be read as texts; the message says where and what was expected."""
+T = TypeVar("T")
 
 
 def format_of(path: Path) -> str:
     """The format that a file's ending names."""
     ending = path.suffix.lower().lstrip(".")
-    ending = {"json": "jsonl", "pq": "parquet"}.get(ending, ending)
+    ending = "parquet" if ending == "pq" else ending
     if ending not in FORMATS:
         raise TableError(
             f"{path}: cannot tell the format by the ending {path.suffix!r}; expected one of {', '.join(FORMATS)}"
+            + ("; unpack it first" if ending in ("gz", "bz2", "xz", "zst", "zip") else "")
         )
     return ending
 
 
-def read_texts(path: Path, file_format: str | None = None) -> Iterator[Text]:
+@overload
+def read_texts(
+    path: Path, file_format: str | None = None, *, bad_rows: Literal["raise"] = "raise"
+) -> Iterator[Text]: ...
+@overload
+def read_texts(path: Path, file_format: str | None = None, *, bad_rows: str) -> Iterator[Text | TableError]: ...
+def read_texts(path: Path, file_format: str | None = None, *, bad_rows: str = "raise") -> Iterator[Text | TableError]:
     """The texts of a file: its column ``text``, its pairs of ``text_a`` and ``text_b``, or the lines of a txt file.
 
-    In tsv files a quotation mark is an ordinary character; csv files are quoted as usual.
+    Lines end with a line feed, a carriage return, or both. In tsv files a quotation mark is an ordinary character; csv
+    files are quoted as usual. An empty line is an empty text in a txt file and in a table of one column, and no row in
+    jsonl and in a table of several. All rows of a file are single texts, or all are pairs.
 
     Args:
         path: the file.
-        file_format: one of ``FORMATS``; None: by the ending.
+        file_format: one of ``FORMATS``; None: by the ending. A json file has lines, as a jsonl file, or one array.
+        bad_rows: what becomes of a row that holds no text: ``"raise"``, or ``"yield"``: the error comes in its place,
+            and reading goes on.
 
     Raises:
-        TableError: a missing file, an unknown format, missing columns, a row that does not fit.
+        TableError: a missing file, an unknown format, missing columns, a file that is damaged; a row that holds no
+            text, unless ``bad_rows`` is ``"yield"``.
     """
-    if not path.is_file():
-        raise TableError(f"{path}: no such file")
-    file_format = file_format or format_of(path)
-    if file_format in ("txt", "jsonl"):
-        with path.open(encoding="utf-8-sig") as lines:
-            yield from read_lines(lines, file_format, str(path))
-    else:
-        yield from _texts_of_rows(str(path), _rows_of(path, file_format, COLUMNS))
+    rows = _rows(path, file_format, labelled=False)
+    return _given(_read(str(path), rows, _text_reader()), bad_rows)
+
+
+@overload
+def read_lines(
+    lines: TextIO, file_format: str, name: str, *, bad_rows: Literal["raise"] = "raise"
+) -> Iterator[Text]: ...
+@overload
+def read_lines(lines: TextIO, file_format: str, name: str, *, bad_rows: str) -> Iterator[Text | TableError]: ...
+def read_lines(lines: TextIO, file_format: str, name: str, *, bad_rows: str = "raise") -> Iterator[Text | TableError]:
+    """The texts of a stream of lines, as :func:`read_texts` reads them from a file; also whatever the locale.
+
+    Args:
+        lines: the stream, of which nothing has been read.
+        file_format: ``"txt"`` or ``"jsonl"``.
+        name: name of the stream, for messages.
+        bad_rows: as for :func:`read_texts`.
+
+    Raises:
+        TableError: as for :func:`read_texts`.
+    """
+    rows = _rows_of_lines(lines, file_format, name)
+    return _given(_read(name, rows, _text_reader()), bad_rows)
 
 
 def read_labelled(path: Path, file_format: str | None = None) -> Iterator[tuple[Text, str]]:
-    """The texts of a file as :func:`read_texts` gives them, each with the value of its column ``label``.
+    """The texts of a file as :func:`read_texts` gives them, each with its label from the column ``label``.
 
     Raises:
         TableError: as for :func:`read_texts`; a row without a label.
     """
-    if not path.is_file():
+    read_text = _text_reader()
+    rows = _rows(path, file_format, labelled=True)
+    return _raised(_read(str(path), rows, lambda row: (read_text(row), label_of_row(row))))
+
+
+def _rows(path: Path, file_format: str | None, labelled: bool) -> Iterator[Row]:
+    if path.is_dir():
+        raise TableError(f"{path}: a folder; expected a file")
+    if not path.exists():
         raise TableError(f"{path}: no such file")
     file_format = file_format or format_of(path)
-    if file_format == "txt":
-        raise TableError(f"{path}: a txt file has no column 'label'; expected tsv, csv, jsonl or parquet")
-    with contextlib.closing(_rows_of(path, file_format, (*COLUMNS, "label"))) as rows:
-        labels: list[str] = []
-        texts = _texts_of_rows(str(path), _noting_labels(str(path), rows, labels))
-        for text in texts:
-            yield text, labels.pop()
+    if file_format not in FORMATS:
+        raise TableError(f"{path}: the format {file_format!r} is unknown; expected one of {', '.join(FORMATS)}")
+    if labelled and file_format == "txt":
+        raise TableError(f"{path}: a txt file has no column 'label'; expected one of {', '.join(FORMATS[:-1])}")
+    yield from rows_of(path, file_format, labelled)
 
 
-def _noting_labels(name: str, rows: Iterable[dict[str, Any]], labels: list[str]) -> Iterator[dict[str, Any]]:
-    for number, row in enumerate(rows, 1):
-        label = row.get("label")
-        if label is None or str(label).strip() == "":
-            raise TableError(
-                f"{name}: row {number} has no label; expected a column 'label' with a value in every row; "
-                f"got {', '.join(map(repr, row)) or 'nothing'}"
-            )
-        labels.append(str(label).strip())
-        yield row
+def _rows_of_lines(lines: TextIO, file_format: str, name: str) -> Iterator[Row]:
+    if file_format not in ("txt", "jsonl"):
+        raise TableError(f"{name}: a stream is read as txt or jsonl; got {file_format!r}")
+    if isinstance(lines, io.TextIOWrapper):
+        lines.reconfigure(encoding="utf-8-sig", errors="surrogateescape")
+    yield from rows_of_stream(lines, file_format, name, labelled=False)
 
 
-def _rows_of(path: Path, file_format: str, columns: tuple[str, ...]) -> Generator[dict[str, Any], None, None]:
-    if file_format in ("tsv", "csv"):
-        yield from _delimited_rows(path, "\t" if file_format == "tsv" else ",", columns)
-    elif file_format == "parquet":
-        yield from _parquet_rows(path, columns)
-    else:
-        with path.open(encoding="utf-8-sig") as lines:
-            yield from _json_rows(lines, str(path))
-
-
-def read_lines(lines: TextIO, file_format: str, name: str) -> Iterator[Text]:
-    """The texts of a stream of lines.
-
-    Args:
-        lines: the stream.
-        file_format: ``"txt"`` or ``"jsonl"``.
-        name: name of the stream, for messages.
-    """
+def _read(name: str, rows: Iterable[Row], read: Callable[[dict[str, Any]], T]) -> Iterator[T | TableError]:
+    """What is read of each row, or in its place the error that names the row."""
     try:
-        if file_format == "jsonl":
-            yield from _texts_of_rows(name, _json_rows(lines, name))
-        elif file_format == "txt":
-            for line in lines:
-                yield line.rstrip("\r\n")
-        else:
-            raise TableError(f"{name}: a stream is read as txt or jsonl; got {file_format!r}")
-    except UnicodeDecodeError as error:
-        raise TableError(f"{name}: expected UTF-8; {error}") from error
+        for number, row in enumerate(rows, 1):
+            item: T | TableError
+            try:
+                if isinstance(row, RowError):
+                    raise row
+                item = read(row)
+            except RowError as error:
+                item = TableError(f"{name}: row {number} {error}", number)
+            yield item
+    except OSError as error:
+        raise TableError(f"{name}: cannot be read ({error.strerror or error})") from error
 
 
-def _texts_of_rows(name: str, rows: Iterable[dict[str, Any]]) -> Iterator[Text]:
-    for number, row in enumerate(rows, 1):
-        if row.get("text") is not None:
-            yield str(row["text"])
-        elif row.get("text_a") is not None and row.get("text_b") is not None:
-            yield str(row["text_a"]), str(row["text_b"])
-        else:
-            raise TableError(
-                f"{name}: row {number} has no text; expected a column 'text', or 'text_a' and 'text_b'; "
-                f"got {', '.join(map(repr, row)) or 'nothing'}"
-            )
+def _text_reader() -> Callable[[dict[str, Any]], Text]:
+    """A function that reads the texts of a file's rows, which must all be single or all be pairs."""
+    first: tuple[str, ...] = ()
+
+    def read(row: dict[str, Any]) -> Text:
+        nonlocal first
+        columns = text_columns(row)
+        if first and columns != first:
+            kinds = ("a pair", "single texts") if first == SINGLE else ("a single text", "pairs")
+            raise RowError(f"is {kinds[0]} after {kinds[1]}; expected a file to hold one or the other")
+        text = text_of_row(row, columns)
+        first = columns
+        return text
+
+    return read
 
 
-def _wanted(names: list[str], columns: tuple[str, ...]) -> list[str]:
-    """The columns to read, if there are any, else all; in another column, values need not fit the type of its first."""
-    return [name for name in columns if name in names] or names
+def _given(items: Iterator[T | TableError], bad_rows: str) -> Iterator[T | TableError]:
+    if bad_rows not in ("raise", "yield"):
+        raise ValueError(f"bad_rows must be 'raise' or 'yield'; got {bad_rows!r}")
+    return _raised(items) if bad_rows == "raise" else items
 
 
-def _delimited_rows(path: Path, delimiter: str, columns: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-    import pyarrow as pa
-    from pyarrow import csv
-
-    parse = csv.ParseOptions(
-        delimiter=delimiter, quote_char=False if delimiter == "\t" else '"', newlines_in_values=delimiter == ","
-    )
-    in_turn = csv.ReadOptions(use_threads=False)  # so that errors can name the row
-    try:
-        with csv.open_csv(path, in_turn, parse) as reader:
-            names = reader.schema.names
-        wanted = _wanted(names, columns)
-        strings = csv.ConvertOptions(
-            strings_can_be_null=False, include_columns=wanted, column_types=dict.fromkeys(wanted, pa.string())
-        )
-        with csv.open_csv(path, in_turn, parse, strings) as reader:
-            for batch in reader:
-                yield from batch.to_pylist()
-    except pa.ArrowInvalid as error:
-        raise TableError(f"{path}: {error}") from error
-
-
-def _parquet_rows(path: Path, columns: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    try:
-        with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(columns=_wanted(file.schema_arrow.names, columns)):
-                yield from batch.to_pylist()
-    except pa.ArrowInvalid as error:
-        raise TableError(f"{path}: {error}") from error
-
-
-def _json_rows(lines: Iterable[str], name: str) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise TableError(f"{name}: line {number} is not JSON ({error})") from error
-        if not isinstance(row, dict):
-            raise TableError(f"{name}: line {number} must be a JSON object with 'text'; got {type(row).__name__}")
-        yield row
+def _raised(items: Iterable[T | TableError]) -> Iterator[T]:
+    for item in items:
+        if isinstance(item, TableError):
+            raise item
+        yield item

@@ -17,7 +17,7 @@ from torch import Tensor
 import mp_kernels
 
 from .. import engine
-from ..configuration import PyramidBertConfig
+from ..configuration import ONE_LABEL, PyramidBertConfig
 from ..data.batches import TextBatch, in_input_order
 from ..exits import EXIT_HEADS, LayerStates
 from ..flops import dense_flops, entering_tokens, executed_flops, paper_flops, reported_tokens
@@ -151,6 +151,15 @@ class AllExits:
         return tokens, executed_flops(self.config, self.survivors, self.lengths, exit_layer, decided)
 
 
+def check_task(config: PyramidBertConfig) -> None:
+    """Raises ValueError for a model whose answers have no accuracy: several labels for a text, or a value."""
+    if config.task != ONE_LABEL:
+        raise ValueError(
+            f"accuracy and exits are measured of models that choose one label for a text, and this one's problem_type is "
+            f"{config.task!r}; `magic-pyramid classify` and Classifier give its answers"
+        )
+
+
 @torch.inference_mode()
 def read_all_exits(
     model: PyramidBertForSequenceClassification,
@@ -165,7 +174,11 @@ def read_all_exits(
         batches: all texts.
         labels: the number of each text's label, by its place; the rows of the result are in that order.
         prune_thresholds: L floats, instead of the model's own pruning.
+
+    Raises:
+        ValueError: a model that does not choose one label for a text.
     """
+    check_task(model.config)
     config = PyramidBertConfig.from_dict(model.config.to_dict())
     if prune_thresholds is not None:
         config.prune_thresholds, config.top_k = list(prune_thresholds), None

@@ -5,6 +5,8 @@ All texts go through one :class:`mp_model.schedule.Schedule`, so that those whic
 
 from __future__ import annotations
 
+import math
+import reprlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -13,10 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checkpoints.tokenizers import load_tokenizer
+from ..backbones.int8 import to_int8
+from ..checkpoints.configurations import read_config
+from ..checkpoints.precisions import Precision, choose_precision, precision_of
+from ..checkpoints.reading import read_classifier
+from ..checkpoints.tokenizers import load_tokenizer, max_length_of
+from ..checkpoints.tuned_for import warn_where_it_no_longer_holds
+from ..configuration import ONE_LABEL, SEVERAL_LABELS
 from ..data.batches import Text
 from ..data.tokens import Tokeniser, Tokens
-from ..engine import Arrived, StepResult
+from ..engine import Arrived, Pyramid, StepResult
 from ..inputs import pack_tokens
 from ..modelling import thresholds_of_samples
 from ..registration import PyramidBertForSequenceClassification
@@ -34,11 +42,12 @@ class Answer:
     """One text's answer.
 
     Attributes:
-        label: name of the label.
-        score: its probability.
-        scores: probability of each label, by name.
+        label: name of the label with the highest score.
+        score: its probability; of a model for regression the value itself.
+        scores: probability, or value, of each label, by name. Probabilities sum to 1 where one label is chosen for a text;
+            where a text may have several, each is a label's own.
         exit_layer: layer that answered, 0 to L.
-        uncertainty: normalised entropy of the answer, 0 to 1.
+        uncertainty: normalised entropy of the answer, 0 to 1, where one label is chosen; else None.
         tokens: tokens of the text, after truncation.
         flops: executed work, 2 x multiply-accumulates.
     """
@@ -47,7 +56,7 @@ class Answer:
     score: float
     scores: dict[str, float]
     exit_layer: int
-    uncertainty: float
+    uncertainty: float | None
     tokens: int
     flops: int
 
@@ -63,43 +72,62 @@ class Classifier:
     Args:
         model: the classifier; it is put into eval mode.
         tokenizer: the tokenizer that it was trained with.
+
+    Attributes:
+        precision: the precision of its products, and the reason for it.
     """
 
     def __init__(self, model: PyramidBertForSequenceClassification, tokenizer: Any) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
-        self.tokenise = Tokeniser(tokenizer, model.config.max_position_embeddings)
+        self.precision = Precision(precision_of(model), "the model is")
+        self.tokenise = Tokeniser(tokenizer, max_length_of(tokenizer, model.config))
 
     @classmethod
     def load(
         cls, folder: str | Path, precision: str = "auto", device: str = "cpu", threads: int | None = None
     ) -> Classifier:
-        """Loads a folder that ``magic-pyramid fit`` or ``save_pretrained`` wrote.
+        """Loads a folder that ``magic-pyramid fit`` or ``save_pretrained`` wrote, in the precision that is asked for.
+
+        A folder without trained exits answers as long as they stay closed.
 
         Args:
             folder: folder of a saved model and its tokenizer.
-            precision: ``"float32"``, ``"bfloat16"``, or ``"auto"``: float32.
+            precision: ``"float32"``, ``"bfloat16"``, ``"int8"``, or ``"auto"``: the one that the folder was tuned for, where
+                this processor computes it fast, else float32.
             device: device of the model.
             threads: threads of PyTorch, for the whole process; None: as they are.
 
         Raises:
-            ValueError: no model in the folder, a precision or a device that cannot be had here.
+            ValueError: a folder that is no whole classifier with its tokenizer (:func:`read_classifier`,
+                :func:`load_tokenizer`); a precision or a device that cannot be had here.
         """
-        from transformers.utils import logging as transformers_logging
-
         folder = Path(folder)
         if not (folder / "config.json").is_file():
             raise ValueError(f"a saved model is a folder with config.json; got {folder}")
-        dtype = _dtype_of(precision, device)
-        transformers_logging.disable_progress_bar()
+        chosen = choose_precision(precision, read_config(folder), device)
         if threads:
             torch.set_num_threads(threads)
-        model = PyramidBertForSequenceClassification.from_pretrained(folder, dtype=dtype)
+        model = read_classifier(folder, dtype=chosen.dtype).model
+        if chosen.name == "int8":
+            to_int8(model)
         try:
             model.to(torch.device(device))  # type: ignore[arg-type]  # transformers' decorator hides self
         except (RuntimeError, AssertionError) as error:  # from PyTorch, for a device that it does not know or have
             raise ValueError(f"device {device!r} cannot be used here: {error}") from error
-        return cls(model, load_tokenizer(folder))
+        classifier = cls(model, load_tokenizer(folder))
+        classifier.precision = chosen
+        warn_where_it_no_longer_holds(classifier.model, classifier.tokenise.max_length)
+        return classifier
+
+    def pyramid(self, exit_threshold: float | str | Sequence[float] | None) -> Pyramid:
+        """The model with a call's exit threshold.
+
+        Raises:
+            ValueError, TypeError: a threshold that cannot be followed, or that opens exits which nobody has trained.
+        """
+        self.model.config.check_exits(exit_threshold)
+        return self.model.pyramid(exit_threshold=exit_threshold)
 
     def __call__(self, texts: Sequence[Text], exit_threshold: ExitThreshold = None) -> list[Answer]:
         """The answers of texts, or pairs of texts, in their order.
@@ -110,11 +138,13 @@ class Classifier:
                 tensor with one value for each text.
 
         Raises:
-            TypeError: a single string.
-            ValueError, TypeError: an exit threshold that cannot be followed; singles and pairs in one call.
+            TypeError: a single string; an item that is no text.
+            ValueError: a text that is no Unicode; singles and pairs in one call; an answer that is no number.
+            ValueError, TypeError: an exit threshold that cannot be followed, or that opens untrained exits.
         """
         if isinstance(texts, str):
             raise TypeError("texts must be a list of texts; got a single str, put it into a list")
+        texts = list(checked(texts))
         own = exit_threshold if isinstance(exit_threshold, Tensor) else None
         if own is not None and own.shape != (len(texts),):
             raise ValueError(f"a tensor exit_threshold has one entry per text, [{len(texts)}]; got {list(own.shape)}")
@@ -145,7 +175,7 @@ class Classifier:
             raise ValueError(f"window must be at least 1; got {window}")
         if isinstance(exit_threshold, Tensor):
             raise TypeError("exit_threshold of a stream is a number, a list with one for each exit layer, or 'never'")
-        self.model.pyramid(exit_threshold=exit_threshold)  # refuses what cannot be followed before anything is read
+        self.pyramid(exit_threshold)  # refuses what cannot be followed before anything is read
         # One piece is read and a text more, one is tokenised, one waits and one comes in: their texts are held too.
         size = max(1, min(CHUNK, window // 8))
         return self._from_source(texts, max(1, window - 4 * size - 1), size, exit_threshold)
@@ -153,7 +183,7 @@ class Classifier:
     def _from_source(
         self, texts: Iterable[Text], room: int, size: int, exit_threshold: float | str | Sequence[float] | None
     ) -> Iterator[Answer]:
-        source = ReadAhead(texts, ahead=size)
+        source = ReadAhead(checked(texts), ahead=size)
         try:
             pieces = ((piece, None) for piece in source.pieces(size))
             yield from self._stream(pieces, room, size, exit_threshold)
@@ -219,13 +249,13 @@ class _Run:
     def __init__(self, classifier: Classifier, exit_threshold: ExitThreshold, capacity: int) -> None:
         self.model = classifier.model
         for_all = 1.0 if isinstance(exit_threshold, Tensor) else exit_threshold
-        self.pyramid = self.model.pyramid(exit_threshold=for_all)
+        self.pyramid = classifier.pyramid(for_all)
         self.schedule = Schedule(self.pyramid, BUDGET)
-        self.names = self.model.config.label_names
+        self.names, self.task = self.model.config.label_names, self.model.config.task
         # Texts are numbered as they come; these have a place for each that is held, by number modulo capacity.
         self.work = torch.zeros(capacity, dtype=torch.int64, device=self.model.device)
         self.lengths = [0] * capacity
-        self.answers: dict[int, Answer] = {}
+        self.answers: dict[int, Answer | None] = {}  # None: the model's numbers are none
         self.came = self.went = 0
 
     @property
@@ -272,6 +302,11 @@ class _Run:
         """The next answers in order, as far as they are there."""
         while self.went in self.answers:
             answer = self.answers.pop(self.went)
+            if answer is None:
+                raise ValueError(
+                    f"the model's answer to texts[{self.went}] is NaN or infinite; its weights do not suit "
+                    f"{str(self.model.dtype).removeprefix('torch.')}, or are damaged: load it in float32, or train it again"
+                )
             self.went += 1
             yield answer
 
@@ -288,31 +323,54 @@ class _Run:
             samples, logits, uncertainty = samples[leaves], logits[leaves], uncertainty[leaves]
         if samples.shape[0] == 0:
             return
-        scores = logits.float().softmax(-1)
+        scores = scores_of(logits.float(), self.task)
         columns = (samples, scores.argmax(-1), scores, uncertainty, self.work[samples % capacity])
         names = self.names
         for number, best, row, u, flops in zip(*(column.tolist() for column in columns), strict=True):
+            if not all(map(math.isfinite, row)):
+                self.answers[number] = None
+                continue
             self.answers[number] = Answer(
                 label=names[best],
                 score=row[best],
                 scores=dict(zip(names, row, strict=True)),
                 exit_layer=decided.layer,
-                uncertainty=u,
+                uncertainty=u if self.task == ONE_LABEL else None,
                 tokens=self.lengths[number % capacity],
                 flops=flops,
             )
 
 
-def _dtype_of(precision: str, device: str) -> torch.dtype:
-    """The dtype of a precision.
+def scores_of(logits: Tensor, task: str) -> Tensor:
+    """The scores ``[batch, labels]`` that logits ``[batch, labels]`` stand for in a task of a configuration."""
+    if task == ONE_LABEL:
+        return logits.softmax(-1)
+    return logits.sigmoid() if task == SEVERAL_LABELS else logits
+
+
+def checked(texts: Iterable[Any]) -> Iterator[Text]:
+    """The texts, as long as each is a str, or each a pair of them, that a tokenizer can take.
 
     Raises:
-        ValueError: a precision that there is not, or that this processor computes slower than float32.
+        TypeError: an item that is neither.
+        ValueError: a lone surrogate, which is half a character; singles and pairs together.
     """
-    if precision in ("auto", "float32"):
-        return torch.float32
-    if precision != "bfloat16":
-        raise ValueError(f"precision must be 'auto', 'float32' or 'bfloat16'; got {precision!r}")
-    if torch.device(device).type == "cpu" and not torch.cpu._is_avx512_bf16_supported():
-        raise ValueError("precision 'bfloat16' is slower than float32 on a processor without AVX-512 BF16; use float32")
-    return torch.bfloat16
+    pairs: bool | None = None
+    for number, text in enumerate(texts):
+        parts = text if isinstance(text, tuple) and len(text) == 2 else (text,)
+        if not all(isinstance(part, str) for part in parts):
+            raise TypeError(f"texts[{number}] must be a str or a pair of them, (str, str); got {reprlib.repr(text)}")
+        try:
+            for part in parts:
+                part.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"texts[{number}] holds {error.object[error.start]!r}, a lone surrogate, which is half a character; read "
+                "the text anew with its right encoding, or replace it"
+            ) from error
+        if pairs is not None and pairs != isinstance(text, tuple):
+            raise ValueError(
+                f"texts must be all single or all pairs; got both: texts[{number}] is not like those before"
+            )
+        pairs = isinstance(text, tuple)
+        yield text

@@ -14,12 +14,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from ..checkpoints.tuned_for import record_of
 from ..data.batches import length_sorted_batches
 from ..data.files import whole_file
+from ..data.values import listed
 from ..measuring.all_exits import AllExits, read_all_exits
 from ..measuring.tuning import Outcome, trade_off
+from .folder import processes, save_whole
+from .preparing import Prepared, prepare
 from .recipes import RECIPES, Settings
-from .stages import Trained, processes, save_whole, train_stages
+from .stages import Trained, claimed_for, run_stages
 from .tasks import Task
 
 
@@ -39,7 +45,9 @@ class Summary:
         exit_threshold: exit threshold that the model got.
         validation_accuracy: accuracy of the whole model, without exits, on the validation texts.
         exits_accuracy: accuracy with exits, where there are any.
-        seconds: time of this call.
+        already_done: names of the stages that an earlier call had finished.
+        notes: what the checkpoint and the texts do not agree on or lack, and the labels that nobody got, a line each.
+        seconds: time of this call, once all was read.
     """
 
     recipe: str
@@ -53,6 +61,8 @@ class Summary:
     exit_threshold: Any
     validation_accuracy: float
     exits_accuracy: float | None
+    already_done: list[str]
+    notes: list[str]
     seconds: float
 
 
@@ -85,38 +95,75 @@ def fit(
         quiet: whether to show no progress bars.
 
     Raises:
-        ValueError: ``output`` holds a fit with other settings; stages that the recipe has no use for.
+        ValueError: ``output`` holds a fit of something else, or another is running there; stages that the recipe has no use
+            for; labels that the checkpoint's classifier has not, where no new one is trained.
+        OSError: ``output`` cannot be written to, or has no room.
         LossNotFiniteError: training has diverged.
     """
-    begin = time.monotonic()
-    settings = (settings or Settings()).for_texts(len(task.train))
-    recipe = RECIPES[recipe_name]
+    prepared = prepare_fit(
+        checkpoint,
+        task,
+        output,
+        recipe_name,
+        settings or Settings(),
+        stages=stages,
+        exit_training=exit_training,
+        freeze_backbone=freeze_backbone,
+        quiet=quiet,
+    )
+    return run_fit(prepared, max_drop)
+
+
+def prepare_fit(
+    checkpoint: str,
+    task: Task,
+    output: Path,
+    recipe_name: str,
+    settings: Settings,
+    *,
+    stages: Sequence[str] | None,
+    exit_training: str | None,
+    freeze_backbone: bool,
+    quiet: bool,
+) -> Prepared:
+    """The part of :func:`fit` that writes nothing; see there for the arguments and errors."""
     if stages is not None and (exit_training is not None or freeze_backbone):
         raise ValueError("give the stages themselves, or how exits are trained and what is frozen; not both")
-    planned = recipe.planned_stages(exit_training, freeze_backbone) if stages is None else stages
-    trained = train_stages(
-        checkpoint, task, output, recipe_name, settings, stages=planned, freeze_backbone=freeze_backbone, quiet=quiet
+    if stages is None:
+        stages = RECIPES[recipe_name].planned_stages(exit_training, freeze_backbone)
+    return prepare(
+        checkpoint, task, output, recipe_name, settings, stages=stages, freeze_backbone=freeze_backbone, quiet=quiet
     )
-    whole, chosen = _tune(trained, max_drop)
-    summary = Summary(
-        recipe=recipe_name,
-        settings=asdict(settings),
-        label_names=task.label_names,
-        train_texts=len(task.train),
-        validation_texts=len(task.validation),
-        truncated_texts=trained.train.truncated + trained.validation.truncated,
-        stages=trained.stages,
-        prune_thresholds=trained.model.config.prune_thresholds,
-        exit_threshold=trained.model.config.exit_threshold,
-        validation_accuracy=whole.accuracy,
-        exits_accuracy=None if chosen is None else chosen.accuracy,
-        seconds=time.monotonic() - begin,
-    )
-    with processes().main_process_first():
-        if processes().is_main_process:
-            save_whole(trained.model, output / "model", trained.tokenizer)
-            with whole_file(output / "summary.json") as stream:
-                json.dump(asdict(summary), stream, indent=1)
+
+
+def run_fit(prepared: Prepared, max_drop: float) -> Summary:
+    """The part of :func:`fit` that trains, tunes and saves; see there for the arguments and errors."""
+    begin = time.monotonic()
+    with claimed_for(prepared):
+        trained = run_stages(prepared)
+        whole, chosen, notes = _tune(trained, prepared, max_drop)
+        config = trained.model.config
+        summary = Summary(
+            recipe=prepared.recipe_name,
+            settings=asdict(prepared.settings),
+            label_names=prepared.task.label_names,
+            train_texts=len(trained.train),
+            validation_texts=len(trained.validation),
+            truncated_texts=trained.train.truncated + trained.validation.truncated,
+            stages=trained.stages,
+            prune_thresholds=config.prune_thresholds,
+            exit_threshold=config.exit_threshold,
+            validation_accuracy=whole.accuracy,
+            exits_accuracy=None if chosen is None else chosen.accuracy,
+            already_done=trained.already_done,
+            notes=[*prepared.notes, *notes],
+            seconds=time.monotonic() - begin,
+        )
+        with processes().main_process_first():
+            if processes().is_main_process:
+                save_whole(trained.model, prepared.output / "model", trained.tokenizer)
+                with whole_file(prepared.output / "summary.json") as stream:
+                    json.dump(asdict(summary), stream, indent=1)
     return summary
 
 
@@ -126,11 +173,21 @@ def read_validation(trained: Trained) -> AllExits:
     return read_all_exits(trained.model, batches, trained.validation.labels)
 
 
-def _tune(trained: Trained, max_drop: float) -> tuple[Outcome, Outcome | None]:
-    """Writes an exit threshold into the configuration; returns the outcome without exits, and with them if there are any."""
-    offers = trade_off({1.0: read_validation(trained)}, layered=False)
-    if not trained.model.config.resolved_exit_layers():
-        return offers.reference, None
+def _tune(trained: Trained, prepared: Prepared, max_drop: float) -> tuple[Outcome, Outcome | None, list[str]]:
+    """Writes an exit threshold, and what it was tuned for, into the configuration.
+
+    Returns:
+        The outcome without exits; the outcome with them, if there are any; a line for the labels that no text got.
+    """
+    exits, config = read_validation(trained), trained.model.config
+    there, given = exits.labels.unique(), exits.predictions[-1].unique()
+    never = [prepared.task.label_names[number] for number in there[~torch.isin(there, given)].tolist()]
+    notes = [f"labels that no validation text was given, though some have them: {listed(never)}"] if never else []
+    offers = trade_off({1.0: exits}, layered=False)
+    if not config.resolved_exit_layers() or config.why_untrained() is not None:
+        return offers.reference, None, notes
     chosen = offers.fastest(max_drop)
-    trained.model.config.exit_threshold = chosen.exit_threshold
-    return offers.reference, chosen
+    config.exit_threshold = chosen.exit_threshold
+    goal = {"max_drop": round(100 * max_drop, 6)}
+    config.tuned_for = record_of(trained.model, prepared.max_length, len(exits), goal)
+    return offers.reference, chosen, notes

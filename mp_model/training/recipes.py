@@ -182,7 +182,12 @@ def _number(normalizer: str | float) -> float:
 
 def model_settings(recipe: Recipe, settings: Settings, layers: int) -> dict[str, Any]:
     """Settings of :class:`mp_model.PyramidBertConfig` by a recipe, for a backbone of that many layers."""
-    config = {"importance_normalizer": settings.importance_normalizer, "exit_threshold": None, **recipe.config}
+    config = {
+        "importance_normalizer": settings.importance_normalizer,
+        "exit_threshold": None,
+        "tuned_for": None,
+        **recipe.config,
+    }
     if config.get("exit_layers") == "all":
         config["exit_layers"] = list(range(layers))
     if config.get("top_k") == "falling":

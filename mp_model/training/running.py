@@ -110,6 +110,12 @@ def complete_checkpoint(folder: Path) -> Path | None:
     return None
 
 
+def remove_checkpoints(folder: Path) -> None:
+    """Removes the checkpoints of a stage whose model is saved: each takes three times the model's room."""
+    for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        shutil.rmtree(path)
+
+
 def run_stage(
     stage: str,
     module: nn.Module,

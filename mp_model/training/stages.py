@@ -7,29 +7,28 @@ leaves the same model.
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import DataCollatorWithPadding, set_seed
 
-from ..checkpoints.tokenizers import load_tokenizer
 from ..data.batches import length_sorted_batches
 from ..data.files import whole_file
 from ..exits import EXIT_HEADS
-from ..registration import PyramidBertConfig, PyramidBertForSequenceClassification
+from ..registration import PyramidBertForSequenceClassification
 from . import objectives
 from .features import Features, collect_features, standardise, unstandardise
-from .recipes import RECIPES, STAGES, Recipe, Settings, model_settings
-from .running import run_stage
+from .folder import claimed, processes, save_whole
+from .preparing import Prepared, prepare
+from .recipes import STAGES, Settings
+from .running import remove_checkpoints, run_stage
 from .tasks import EncodedTexts, Task
 
 
@@ -41,6 +40,7 @@ class Trained:
         model, tokenizer: the classifier, in eval mode, its exits not tuned.
         train, validation: the texts as the model reads them.
         stages: for each stage its steps and seconds (over all runs of it), and its mean loss (in the one that finished it).
+        already_done: names of the stages that an earlier call had finished.
     """
 
     model: PyramidBertForSequenceClassification
@@ -48,6 +48,7 @@ class Trained:
     train: EncodedTexts
     validation: EncodedTexts
     stages: dict[str, dict[str, float]]
+    already_done: list[str]
 
 
 def train_stages(
@@ -64,8 +65,9 @@ def train_stages(
     """Trains a classifier by a recipe, without choosing its exit thresholds.
 
     Args:
-        checkpoint: a BERT checkpoint, its folder or its name on a hub. Thresholds and exit heads that it has are taken over.
-        task: the texts.
+        checkpoint: a BERT checkpoint, its folder or its name on a hub. Thresholds and exit heads that it has are taken over;
+            weights are trained in float32, whatever it stores.
+        task: the texts. Its labels get the numbers that the checkpoint's classifier has for them.
         output: the folder to keep everything in; called again with the same arguments, what was cut off goes on.
         recipe_name: one of ``RECIPES``.
         settings: settings of the stages.
@@ -75,125 +77,64 @@ def train_stages(
         quiet: whether to show no progress bars.
 
     Raises:
-        ValueError: ``output`` holds something else; a stage that does not exist, or that the recipe has no use for.
+        ValueError: ``output`` holds something else, or another fit is running there; a stage that does not exist, or that
+            the recipe has no use for; labels that the checkpoint's classifier has not, where no new one is trained.
+        OSError: ``output`` cannot be written to, or has no room.
         LossNotFiniteError: training has diverged.
     """
-    recipe = RECIPES[recipe_name]
-    stages = recipe.planned_stages(freeze_backbone=freeze_backbone) if stages is None else tuple(stages)
-    _check_stages(stages, recipe, recipe_name)
-    settings = settings.for_texts(len(task.train))
-    asked = {
-        "checkpoint": str(checkpoint),
-        "recipe": recipe_name,
-        "stages": list(stages),
-        "freeze_backbone": freeze_backbone,
-        "settings": asdict(settings),
-        "train_texts": len(task.train),
-        "label_names": task.label_names,
-    }
-    with processes().main_process_first():
-        _claim(output, asked)
-    set_seed(settings.seed)
-    tokenizer = load_tokenizer(checkpoint)
-    model, head_is_new = _load(checkpoint, recipe, settings, task)
-    if freeze_backbone and head_is_new and "head" not in stages:
-        stages = ("head", *stages)
-    positions = model.config.max_position_embeddings
-    max_length = min(settings.max_length or positions, positions)
-    train, validation = (EncodedTexts(tokenizer, data, max_length) for data in (task.train, task.validation))
-    facts: dict[str, dict[str, float]] = {}
-    for number, stage in enumerate(stages, 1):
-        folder = output / "stages" / f"{number}-{stage}"
-        if not (folder / "model").is_dir():
-            set_seed(settings.seed + 1 + STAGES.index(stage))
-            model, did = _run(stage, model, train, folder, recipe, settings, tokenizer, freeze_backbone, quiet)
+    prepared = prepare(
+        checkpoint, task, output, recipe_name, settings, stages=stages, freeze_backbone=freeze_backbone, quiet=quiet
+    )
+    with claimed_for(prepared):
+        return run_stages(prepared)
+
+
+def claimed_for(prepared: Prepared) -> AbstractContextManager[None]:
+    """Holds a fit's folder (:func:`mp_model.training.folder.claimed`), with the room that its stages still need."""
+    size = sum(weight.numel() * weight.element_size() for weight in prepared.model.parameters())
+    left = sum(not (folder / "model").is_dir() for _, folder in _folders(prepared))
+    # A model for each stage, one at the end, and of each stage two checkpoints and a third that is being written, which
+    # hold two moments for each weight.
+    room = size * (left + 1 + 9 * min(left, 1)) if left else 0
+    return claimed(prepared.output, prepared.identity, room)
+
+
+def _folders(prepared: Prepared) -> list[tuple[str, Path]]:
+    """The stages, each with its folder."""
+    stages = prepared.output / "stages"
+    return [(stage, stages / f"{number}-{stage}") for number, stage in enumerate(prepared.stages, 1)]
+
+
+def run_stages(prepared: Prepared) -> Trained:
+    """Runs the stages that are not finished, in a folder that is held for them.
+
+    Raises:
+        LossNotFiniteError: training has diverged.
+    """
+    model, facts, already_done = prepared.model, {}, []
+    for stage, folder in _folders(prepared):
+        if (folder / "model").is_dir():
+            already_done.append(stage)
+        else:
+            set_seed(prepared.settings.seed + 1 + STAGES.index(stage))
+            model, did = _run(stage, prepared, model, folder)
             with processes().main_process_first():
                 if processes().is_main_process:
                     with whole_file(folder / "facts.json") as stream:
                         json.dump(did, stream)
-                    save_whole(model, folder / "model", tokenizer)
+                    save_whole(model, folder / "model", prepared.tokenizer)
+                    remove_checkpoints(folder)
         model = PyramidBertForSequenceClassification.from_pretrained(folder / "model")
         facts[stage] = json.loads((folder / "facts.json").read_text())
-    return Trained(model.eval(), tokenizer, train, validation, facts)
-
-
-def processes() -> PartialState:
-    """The training processes, as ``torchrun`` and ``accelerate launch`` start them: one writes, the others wait for it."""
-    return PartialState(cpu=not torch.accelerator.is_available())
-
-
-def _check_stages(stages: Sequence[str], recipe: Recipe, name: str) -> None:
-    unknown = [stage for stage in stages if stage not in STAGES]
-    if unknown or not stages:
-        raise ValueError(f"stages must be out of {', '.join(STAGES)}; got {', '.join(unknown) or 'none'}")
-    without_exits = recipe.config["exit_layers"] == []
-    misplaced = [stage for stage in stages if stage in ("joint", "exits") and without_exits]
-    if "joint" in stages and not recipe.has_exits_on_features:
-        misplaced.append("joint")
-    if misplaced:
-        raise ValueError(f"the recipe {name!r} has no exits that the stage {misplaced[0]!r} could train")
-
-
-def _claim(output: Path, asked: dict[str, Any]) -> None:
-    path = output / "settings.json"
-    if path.exists():
-        before = json.loads(path.read_text())
-        changed = sorted(key for key in asked if before.get(key) != json.loads(json.dumps(asked[key])))
-        if changed:
-            raise ValueError(
-                f"{output} holds a fit with other values of {', '.join(changed)}; "
-                "go on with the same ones, or choose another folder"
-            )
-        return
-    if output.exists() and any(output.iterdir()):
-        raise ValueError(f"{output} is not empty and holds no fit to go on with; choose another folder")
-    with whole_file(path) as stream:
-        json.dump(asked, stream, indent=1)
-
-
-def _load(
-    checkpoint: str | Path, recipe: Recipe, settings: Settings, task: Task
-) -> tuple[PyramidBertForSequenceClassification, bool]:
-    """The model, and whether its own head is new, since the checkpoint has none for as many labels."""
-    layers = PyramidBertConfig.from_pretrained(checkpoint).num_hidden_layers
-    names = dict(enumerate(task.label_names))
-    found: Any = PyramidBertForSequenceClassification.from_pretrained(
-        checkpoint,
-        id2label=names,
-        label2id={name: number for number, name in names.items()},
-        ignore_mismatched_sizes=True,  # a classifier for other labels gives its backbone, and gets a new head
-        output_loading_info=True,
-        **model_settings(recipe, settings, layers),
-    )
-    model, loaded = found
-    mismatched = {name for name, *_ in loaded["mismatched_keys"]}
-    return model, "classifier.weight" in mismatched | set(loaded["missing_keys"])
-
-
-def save_whole(model: PyramidBertForSequenceClassification, folder: Path, tokenizer: Any) -> None:
-    """A folder with model and tokenizer that is there whole or not at all."""
-    unfinished = folder.with_name(f".{folder.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    model.save_pretrained(unfinished)
-    tokenizer.save_pretrained(unfinished)
-    if folder.exists():
-        shutil.rmtree(folder)
-    os.replace(unfinished, folder)
+    return Trained(model.eval(), prepared.tokenizer, prepared.train, prepared.validation, facts, already_done)
 
 
 def _run(
-    stage: str,
-    model: PyramidBertForSequenceClassification,
-    train: EncodedTexts,
-    folder: Path,
-    recipe: Recipe,
-    settings: Settings,
-    tokenizer: Any,
-    freeze_backbone: bool,
-    quiet: bool,
+    stage: str, prepared: Prepared, model: PyramidBertForSequenceClassification, folder: Path
 ) -> tuple[PyramidBertForSequenceClassification, dict[str, float]]:
     """Trains one stage; returns the model that it leaves, and what it did."""
     begin = time.monotonic()
+    train, recipe, settings, tokenizer = prepared.train, prepared.recipe, prepared.settings, prepared.tokenizer
     pruning = {name: getattr(model.config, name) for name in ("top_k", "prune_thresholds")}
     data: Dataset[dict[str, Any]] = train
     collator: Any = DataCollatorWithPadding(tokenizer)
@@ -205,7 +146,7 @@ def _run(
         module: nn.Module = objectives.Distillation(model, teacher)
     elif stage == "soft":
         module = objectives.SoftPruningObjective(
-            model, settings.temperature, settings.penalty, settings.final_threshold, freeze_backbone
+            model, settings.temperature, settings.penalty, settings.final_threshold, prepared.freeze_backbone
         )
         finish = module.harden
     elif stage == "joint":
@@ -224,7 +165,7 @@ def _run(
         module = objectives.HeadsOnFeatures(own, share_of_teacher=0.0)
     else:
         module = objectives.FineTuning(model)
-    prepared = time.monotonic() - begin
+    before = time.monotonic() - begin
     facts = run_stage(
         stage,
         module,
@@ -237,14 +178,16 @@ def _run(
         threshold_learning_rate=settings.threshold_learning_rate,
         exit_learning_rate=settings.exit_learning_rate,
         seed=settings.seed,
-        quiet=quiet,
+        quiet=prepared.quiet,
     )
     if finish is not None:
         finish()
+    if stage in ("joint", "exits"):
+        model.config.untrained_exits = None
     if stage in ("fine-tune", "head"):
         for name, value in pruning.items():
             setattr(model.config, name, value)
-    return model.eval(), {**facts, "seconds": prepared + facts["seconds"]}
+    return model.eval(), {**facts, "seconds": before + facts["seconds"]}
 
 
 class FeatureRows(Dataset[dict[str, Any]]):

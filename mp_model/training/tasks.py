@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,14 @@ from torch.utils.data import Dataset
 from ..data.batches import encode
 from ..data.labels import VALIDATION, LabelledTexts, in_order, load_split, numbered, read_rows
 from ..data.tables import TableError
+from ..data.tokens import Tokeniser
+from ..data.values import normal_label
 
 HELD_OUT = 0.1  # share of the training texts, where no validation texts are given
+ANY_LENGTH = 2**30  # tokens; more than any text has
 
 
-@dataclass
+@dataclass(frozen=True)
 class Task:
     """Labels and the texts to learn them from.
 
@@ -25,39 +30,86 @@ class Task:
         train: texts to learn from.
         validation: texts to choose thresholds on.
         held_out: whether ``validation`` was taken from the training file.
+        ordered: whether somebody gave the labels in the order of a checkpoint's numbers.
     """
 
     label_names: list[str]
     train: LabelledTexts
     validation: LabelledTexts
     held_out: bool
+    ordered: bool = False
+
+    def in_the_order_of(self, label_names: Sequence[str]) -> Task:
+        """The same task with its labels numbered by their places among ``label_names``, which has all of them."""
+        numbers = [label_names.index(name) for name in self.label_names]
+
+        def renumbered(data: LabelledTexts) -> LabelledTexts:
+            return replace(data, labels=[numbers[label] for label in data.labels])
+
+        return replace(
+            self,
+            label_names=list(label_names),
+            train=renumbered(self.train),
+            validation=renumbered(self.validation),
+        )
 
 
-def load_task(train: str | Path, validation: str | Path | None = None, seed: int = 0) -> Task:
+def load_task(
+    train: str | Path,
+    validation: str | Path | None = None,
+    seed: int = 0,
+    labels: Sequence[str] | None = None,
+) -> Task:
     """Reads the training texts and the validation texts.
 
     Args:
         train: a file, or a data set's name.
-        validation: a file, or a data set's name; None: a tenth of the training texts is held out.
+        validation: a file, or a data set's name; None: a tenth of the training texts is held out, of each label alike.
         seed: random seed of the texts that are held out.
+        labels: names of all labels, in the order of a checkpoint's numbers; None: those of the training texts, in order.
 
     Raises:
-        TableError: a source that cannot be read or is empty; fewer than two labels; a label that no training text has.
+        TableError: a source that cannot be read or is empty; fewer than two labels; a validation text whose label no
+            training text has, or a text whose label is not among ``labels``; no text that could be held out.
+        ValueError: ``labels`` has a name twice.
     """
     rows = read_rows(train, ("train",))
     names = in_order({label for _, label in rows})
     if len(names) < 2:
         raise TableError(f"{train}: expected two labels or more; all {len(rows)} rows have {names[0]!r}")
+    if labels is not None:
+        names = [normal_label(name) for name in labels]
+        if len(set(names)) < len(names):
+            raise ValueError(f"labels must be the names of different labels; got {', '.join(names)}")
+    ordered = labels is not None
     if validation is not None:
-        return Task(names, numbered(rows, names, train), load_split(validation, names, VALIDATION), held_out=False)
-    order = list(range(len(rows)))
+        learn, choose = numbered(rows, names, train), load_split(validation, names, VALIDATION)
+        return Task(names, learn, choose, held_out=False, ordered=ordered)
+    chosen = held_out_places([label for _, label in rows], seed)
+    if not chosen:
+        raise TableError(f"{train}: every label has a single text, so none can be held out; give --validation")
+    rest = sorted(set(range(len(rows))) - set(chosen))
+    learn, choose = (numbered([rows[place] for place in places], names, train) for places in (rest, chosen))
+    return Task(names, learn, choose, held_out=True, ordered=ordered)
+
+
+def held_out_places(labels: Sequence[str], seed: int) -> list[int]:
+    """Places of the tenth that is held out, rising: of each label's texts about a tenth, never the last one.
+
+    A label's texts come up for it in a random order at the shares 1/2n, 3/2n, 5/2n, … of its n texts; those that come up
+    first, over all labels, are taken (Webster's method of apportionment).
+    """
+    order = list(range(len(labels)))
     random.Random(seed).shuffle(order)
-    count = max(1, round(HELD_OUT * len(rows)))
-    if len(rows) < 2:
-        raise TableError(f"{train}: one row is too few to hold one out for validation; give --validation")
-    parts = ([rows[place] for place in places] for places in (sorted(order[count:]), sorted(order[:count])))
-    learn, choose = (numbered(part, names, train) for part in parts)
-    return Task(names, learn, choose, held_out=True)
+    sizes, seen = Counter(labels), Counter[str]()
+    shares = {}
+    for place in order:
+        label = labels[place]
+        if seen[label] < sizes[label] - 1:
+            shares[place] = (seen[label] + 0.5) / sizes[label]
+        seen[label] += 1
+    count = max(1, round(HELD_OUT * len(labels)))
+    return sorted(sorted(shares, key=lambda place: shares[place])[:count])
 
 
 class EncodedTexts(Dataset[dict[str, Any]]):
@@ -66,15 +118,20 @@ class EncodedTexts(Dataset[dict[str, Any]]):
     Attributes:
         rows: token ids and types of each text.
         labels: the number of each text's label.
+        lengths: tokens of each text before it was cut.
         truncated: number of texts that were longer than ``max_length`` tokens.
     """
 
     def __init__(self, tokenizer: Any, data: LabelledTexts, max_length: int) -> None:
         self.rows = encode(tokenizer, data.texts, max_length)
         self.labels = data.labels
-        full = [row for row in self.rows if len(row["input_ids"]) == max_length]
-        longer = encode(tokenizer, data.texts, max_length + 1) if full else []
-        self.truncated = sum(len(row["input_ids"]) > max_length for row in longer)
+        self.lengths = [len(row["input_ids"]) for row in self.rows]
+        full = [place for place, length in enumerate(self.lengths) if length == max_length]
+        if full:
+            whole = Tokeniser(tokenizer, ANY_LENGTH)([data.texts[place] for place in full])
+            for place, length in zip(full, whole.lengths.tolist(), strict=True):
+                self.lengths[place] = length
+        self.truncated = sum(length > max_length for length in self.lengths)
 
     def __len__(self) -> int:
         return len(self.rows)

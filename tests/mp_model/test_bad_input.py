@@ -7,6 +7,7 @@ import torch
 
 from mp_model import PyramidBertForSequenceClassification
 from support import tiny
+from support.situations import situation
 
 IDS = torch.randint(1, 50, (2, 8), generator=torch.Generator().manual_seed(0))
 NAN = float("nan")
@@ -71,15 +72,7 @@ INPUTS = {
         r"attention_mask must be \[batch, width\] like the input, \[2, 8\]; got float32 \[2, 9\]",
     ),
     "mask without a batch": ({"input_ids": IDS, "attention_mask": torch.ones(8)}, r"attention_mask must .*got .*\[8\]"),
-    "mask of four dimensions": (
-        {"input_ids": IDS, "attention_mask": torch.ones(2, 1, 1, 8)},
-        r"attention_mask must be \[batch, width\].*got float32 \[2, 1, 1, 8\]",
-    ),
     "mask as a list": ({"input_ids": IDS, "attention_mask": [[1] * 8] * 2}, "attention_mask must be .*got list"),
-    "empty row": (
-        {"input_ids": IDS, "attention_mask": torch.tensor([[1] * 8, [0] * 8])},
-        "attention_mask has no token in row 1; every sample needs at least .CLS., drop the row",
-    ),
     "no columns": ({"input_ids": IDS[:, :0]}, "attention_mask has no token in row 0"),
     "text too long": ({"input_ids": IDS.repeat(1, 9)}, r"position_ids must lie in 0..63; got 71; truncate the text"),
     "position too large": (
@@ -94,9 +87,6 @@ INPUTS = {
         {"input_ids": IDS, "position_ids": torch.zeros(2, 8)},
         "position_ids must be int64 or int32; got float32",
     ),
-    "attention matrices": ({"input_ids": IDS, "output_attentions": True}, "output_attentions is not supported"),
-    "hidden states": ({"input_ids": IDS, "output_hidden_states": True}, "output_hidden_states is not supported"),
-    "cache": ({"input_ids": IDS, "use_cache": True}, "use_cache is not supported"),
 }
 
 
@@ -113,6 +103,11 @@ def test_unknown_arguments(model: PyramidBertForSequenceClassification) -> None:
             called(IDS, tokens=None)
 
 
+@situation(
+    "drop-in",
+    "`head_mask`, `cache_position`, `past_key_values`, `encoder_hidden_states`",
+    "None is what it is for BERT, anything else is refused by name",
+)
 def test_arguments_of_bert_that_cannot_be_followed(model: PyramidBertForSequenceClassification) -> None:
     """None asks for nothing, and so does False."""
     for called in (model, model.bert):
@@ -120,7 +115,31 @@ def test_arguments_of_bert_that_cannot_be_followed(model: PyramidBertForSequence
             with pytest.raises(ValueError, match=f"{name} is not supported"):
                 called(IDS, **{name: torch.ones(4)})
             called(IDS, **{name: None})
-        called(IDS, output_attentions=False, output_hidden_states=None, use_cache=False)
+
+
+@situation("drop-in", "`use_cache`", "nothing is kept, as by BERT's encoder")
+def test_a_cache_is_not_kept_as_berts_encoder_keeps_none(model: PyramidBertForSequenceClassification) -> None:
+    for called in (model, model.bert):
+        expected = called(IDS)
+        for use_cache in (None, False, True):
+            got = called(IDS, use_cache=use_cache)
+            assert got.keys() == expected.keys()
+            assert torch.equal(got[0], expected[0])
+
+
+@situation("drop-in", "an attention mask of four dimensions", "refused, with the shape that is wanted")
+def test_masks_of_four_dimensions(model: PyramidBertForSequenceClassification) -> None:
+    for called in (model, model.bert):
+        for mask in (torch.ones(2, 1, 8, 8, dtype=torch.bool), torch.zeros(2, 1, 1, 8)):
+            with pytest.raises(ValueError, match=r"attention_mask must be \[batch, width\] like the input, \[2, 8\]"):
+                called(IDS, mask)
+
+
+@situation("drop-in", "a row of the attention mask without a token", "refused, with the row; nothing is made up for it")
+def test_rows_without_a_token(model: PyramidBertForSequenceClassification) -> None:
+    for called in (model, model.bert):
+        with pytest.raises(ValueError, match=r"attention_mask has no token in row 1; .* drop the row"):
+            called(IDS, torch.tensor([[1] * 8, [0] * 8]))
 
 
 def test_padding_may_hold_anything(model: PyramidBertForSequenceClassification) -> None:

@@ -7,9 +7,11 @@ import functools
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from mp_model import PyramidBertForSequenceClassification
 from support import definition, tiny
+from support.situations import situation
 
 BATCH = tiny.samples()
 LABELS = torch.arange(len(BATCH)) % 3
@@ -130,6 +132,37 @@ def test_gradients_under_autocast_are_near() -> None:
     exact, near = slopes
     assert near.dtype == torch.float32
     assert 0 < (near - exact).norm() < 0.1 * exact.norm()
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
+@pytest.mark.parametrize("reentrant", [None, False, True])
+@pytest.mark.parametrize("pruning", PRUNINGS)
+@situation("drop-in", "`gradient_checkpointing_enable()`", "layers are computed twice, and gradients stay the same")
+def test_gradient_checkpointing_changes_no_gradient(pruning: str, reentrant: bool | None) -> None:
+    model = model_for(pruning, torch.float32, hidden_dropout_prob=0.1)
+    runs: list[nn.Module] = []
+    for layer in model.bert.layers:
+        layer.intermediate.register_forward_hook(lambda module, inputs, output: runs.append(module))
+
+    def gradients() -> dict[str, torch.Tensor | None]:
+        runs.clear()
+        model.zero_grad()
+        torch.manual_seed(1)
+        model(**BATCH.padded("mixed"), labels=LABELS).loss.backward()
+        return {name: None if x.grad is None else x.grad.clone() for name, x in model.named_parameters()}
+
+    expected = gradients()
+    assert len(runs) == 4
+    model.gradient_checkpointing_enable(None if reentrant is None else {"use_reentrant": reentrant})
+    got = gradients()
+    assert len(runs) == 8
+    model.gradient_checkpointing_disable()
+    again = gradients()
+    assert len(runs) == 4
+    for name, x in expected.items():
+        if x is not None:
+            assert torch.equal(got[name], x), name
+            assert torch.equal(again[name], x), name
 
 
 def test_dropout_is_active_in_training_only() -> None:

@@ -27,6 +27,7 @@ from transformers import (
 
 from mp_model import PyramidBert, PyramidBertConfig, PyramidBertForSequenceClassification, PyramidOutput
 from support import tiny
+from support.situations import situation
 
 BATCH = tiny.samples()
 LABELS = torch.arange(len(BATCH)) % 3
@@ -140,6 +141,25 @@ def save_as_old_checkpoint(model: nn.Module, folder: Path) -> None:
     torch.save(weights, folder / "pytorch_model.bin")
 
 
+@torch.no_grad()
+@situation(
+    "drop-in",
+    "padding on the left, and no `position_ids`",
+    "positions count from the first real token, so answers are those of padding on the right; BERT counts and reads padding",
+)
+def test_positions_under_padding_on_the_left(stock: BertForSequenceClassification) -> None:
+    model = tiny.classifier()
+    model.load_state_dict(stock.state_dict(), strict=False)
+    left, right = (BATCH.padded(side, junk=0) for side in ("left", "right"))
+    got = model(**left).logits
+    torch.testing.assert_close(got, model(**right).logits, atol=1e-6, rtol=0)
+    torch.testing.assert_close(got, stock(**right).logits, atol=1e-5, rtol=0)
+    assert (got - stock(**left).logits).abs().max() > 0.1
+    keep, columns = left["attention_mask"].bool(), torch.arange(left["input_ids"].shape[1])[None]
+    same = model.bert(**left, position_ids=columns).last_hidden_state
+    torch.testing.assert_close(same[keep], stock.bert(**left).last_hidden_state[keep], atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("save", [BertForSequenceClassification.save_pretrained, save_as_old_checkpoint])
 def test_stock_classifiers_load_unchanged(stock: BertForSequenceClassification, tmp_path: Path, save) -> None:
     save(stock, tmp_path)
@@ -200,6 +220,26 @@ def test_load_in_half_precision(tmp_path: Path) -> None:
         assert model(**BATCH.padded()).logits.dtype == torch.bfloat16
 
 
+@torch.no_grad()
+@situation(
+    "drop-in",
+    "`attn_implementation` on loading",
+    "`sdpa` and `eager` change nothing; others are refused, since attention is the pyramid's own",
+)
+def test_choice_of_an_attention(tmp_path: Path) -> None:
+    expected = tiny.classifier(**PRUNED_WITH_EXITS)
+    expected.save_pretrained(tmp_path)
+    for name in ("sdpa", "eager", None):
+        assert_same_answers(
+            PyramidBertForSequenceClassification.from_pretrained(tmp_path, attn_implementation=name), expected
+        )
+    for name in ("flash_attention_2", "flash_attention_3", "flex_attention", "kernels-community/flash-attn", "foo"):
+        with pytest.raises(ValueError, match=f"{name}.*is not supported: a pyramid has attention of its own"):
+            PyramidBertForSequenceClassification.from_pretrained(tmp_path, attn_implementation=name)
+        with pytest.raises(ValueError, match=f"{name}.*is not supported: a pyramid has attention of its own"):
+            expected.set_attn_implementation(name)
+
+
 # Outputs
 
 
@@ -234,16 +274,19 @@ def test_fields_of_the_answer(follow: bool) -> None:
 
 
 @torch.no_grad()
+@situation("drop-in", "`return_dict=False`", "`(loss, logits)` as from BERT, and what else was asked for, in its order")
 def test_answers_as_a_tuple() -> None:
     model = tiny.classifier(**PRUNED_WITH_EXITS)
     output = model(**BATCH.padded())
-    values = model(**BATCH.padded(), return_dict=False)
-    assert isinstance(values, tuple)
-    assert all(torch.equal(x, y) for x, y in zip(values, output.to_tuple(), strict=True))
-    assert torch.equal(values[0], output.logits)
-    loss, logits, *_ = model(**BATCH.padded(), labels=LABELS, return_dict=False)
+    (logits,) = model(**BATCH.padded(), return_dict=False)
+    assert torch.equal(logits, output.logits)
+    assert output[0] is output.logits
+    loss, logits = model(**BATCH.padded(), labels=LABELS, return_dict=False)
     assert loss.dim() == 0
     assert torch.equal(logits, output.logits)
+    asked = {"output_hidden_states": True, "output_attentions": True, "exit_threshold": "never"}
+    loss, logits, states, attentions = model(**BATCH.padded(), labels=LABELS, return_dict=False, **asked)
+    assert (len(states), len(attentions)) == (5, 4)
 
     states, pooled = model.bert(**BATCH.padded(), return_dict=False)
     encoded = model.bert(**BATCH.padded())
@@ -344,6 +387,7 @@ def test_trainer_evaluates_logits(tmp_path: Path) -> None:
     assert metrics["eval_accuracy"] == float((output.logits.argmax(1) == LABELS).float().mean())
 
 
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
 def test_trainer_trains(tmp_path: Path) -> None:
     """Accumulating two half batches is one step on the whole batch."""
 
@@ -355,6 +399,8 @@ def test_trainer_trains(tmp_path: Path) -> None:
         return {name: weight - untrained[name] for name, weight in model.state_dict().items()}
 
     whole = trained(per_device_train_batch_size=12)
+    checkpointed = trained(per_device_train_batch_size=12, gradient_checkpointing=True)
+    assert all(torch.equal(change, whole[name]) for name, change in checkpointed.items())
     halves = trained(per_device_train_batch_size=6, gradient_accumulation_steps=2)
     assert whole["bert.encoder.layer.0.attention.self.query.weight"].abs().max() > 1e-3
     assert not any(change.any() for name, change in whole.items() if name.startswith("exits."))

@@ -1,4 +1,9 @@
-"""Settings by which a tiny model learns a tiny task in seconds."""
+"""A tiny task that a tiny model learns in seconds: its texts and the settings."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
 
 from mp_model.training import Settings
 
@@ -12,3 +17,15 @@ QUICK = Settings(
     final_threshold=0.05,
     importance_normalizer="alive",
 )
+
+
+def write_rows(path: Path, count: int, seed: int, names: tuple[str, str] = ("no", "yes")) -> Path:
+    """Texts of single letters; the label says which of two words is somewhere among them."""
+    draw = random.Random(seed)
+    lines = ["label\ttext"]
+    for _ in range(count):
+        label, words = draw.randint(0, 1), draw.choices("abcdefgh", k=draw.randint(3, 20))
+        words.insert(draw.randint(0, len(words)), ("the", "rate")[label])
+        lines.append(f"{names[label]}\t{' '.join(words)}")
+    path.write_text("\n".join(lines) + "\n")
+    return path

@@ -75,7 +75,7 @@ def test_names_values_and_memory_stay() -> None:
     assert len(storages(model)) == len(parameters)
     assert sum(storages(model).values()) == size
     # The product of all three reads the parameters' own memory.
-    own, piece = attention_of(model), model.bert.encoder.layer[1].projections.weight
+    own, piece = attention_of(model), model.bert.encoder.layer[1].projections.pieces["weight"]
     assert piece.data_ptr() == own.query.weight.data_ptr()
     assert piece.nbytes == sum(linear.weight.nbytes for linear in (own.query, own.key, own.value))
 
@@ -207,7 +207,7 @@ def test_cast_and_back() -> None:
     half = answer(model.bfloat16())
     assert half.dtype == torch.bfloat16
     assert_answers_of_its_weights(model)
-    assert all(layer.projections.weight.dtype == torch.bfloat16 for layer in model.bert.encoder.layer)
+    assert all(layer.projections.pieces["weight"].dtype == torch.bfloat16 for layer in model.bert.encoder.layer)
     torch.testing.assert_close(answer(model.float()), expected, atol=0.2, rtol=0.1)
     assert_answers_of_its_weights(model)
     model.double()

@@ -15,7 +15,8 @@ from support import tiny, wordpiece
 
 def test_a_saved_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = {0: "sport", 1: "money", 2: "weather"}
-    model = tiny.classifier(id2label=names, exit_head="pooled", exit_layers=[0, 2], prune_thresholds=[0, 0, 0.01, 0.02])
+    settings = {"exit_head": "pooled", "exit_layers": [0, 2], "prune_thresholds": [0, 0, 0.01, 0.02]}
+    model = tiny.classifier(vocab_size=len(wordpiece.VOCABULARY), id2label=names, **settings)
     model.save_pretrained(tmp_path)
     wordpiece.tokenizer().save_pretrained(tmp_path)
     app(["info", str(tmp_path), "--json"], standalone_mode=False)

@@ -102,6 +102,9 @@ def test_what_tune_chooses_is_what_the_model_does(options: list, folder: Path, v
     after = json.loads((folder / "config.json").read_text())
     assert after.pop("exit_threshold") == chosen["exit_threshold"]
     assert after.pop("prune_thresholds") == pytest.approx([chosen["factor"] * x for x in before["prune_thresholds"]])
+    record = after.pop("tuned_for")
+    assert (record["exit_threshold"], record["texts"]) == (chosen["exit_threshold"], 300)
+    assert record["goal"][options[0].removeprefix("--").replace("-", "_")] == options[1]
     assert after == {name: x for name, x in before.items() if name not in ("exit_threshold", "prune_thresholds")}
 
     accuracy, executed = accuracy_of(folder, validation)

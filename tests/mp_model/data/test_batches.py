@@ -55,6 +55,12 @@ def test_encode_refuses_single_texts_among_pairs() -> None:
         encode(TOKENIZER, ["a", ("b", "c")], 64)
 
 
+@pytest.mark.parametrize("text", [None, b"a", 1.5, ["a", "b"], ("a",), ("a", None), ("a", "b", "c")])
+def test_encode_refuses_what_is_no_text(text: object) -> None:
+    with pytest.raises(TypeError, match="a text must be a str, and a pair of texts a tuple of two; got "):
+        encode(TOKENIZER, ["a", text], 64)  # type: ignore[list-item]
+
+
 def test_nothing_gives_nothing() -> None:
     assert encode(TOKENIZER, [], 64) == []
     assert list(length_sorted_batches([], 4, PAD)) == []

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from mp_model.data.files import whole_file
+from support.situations import situation
 
 
 def test_a_file_appears_when_the_block_ends(tmp_path: Path) -> None:
@@ -19,7 +20,6 @@ def test_a_file_appears_when_the_block_ends(tmp_path: Path) -> None:
         assert not path.exists()
     assert path.read_bytes() == "é\n".encode()
     assert os.listdir(path.parent) == [path.name]
-    assert stat.S_IMODE(path.stat().st_mode) == 0o644
 
 
 def test_a_file_replaces_the_old_one(tmp_path: Path) -> None:
@@ -77,4 +77,60 @@ def test_a_pipe_is_written_and_not_replaced(tmp_path: Path) -> None:
 
 def test_a_folder_is_refused_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(IsADirectoryError), whole_file(tmp_path):
+        pytest.fail("the block must not be entered")
+
+
+def mode_of(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@situation("run", "a umask of one's own", "new files obey it; a file that is written anew keeps its permissions")
+@pytest.mark.parametrize(("umask", "mode"), [(0o027, 0o640), (0o077, 0o600), (0o002, 0o664)])
+def test_the_umask_is_obeyed(tmp_path: Path, umask: int, mode: int) -> None:
+    path = tmp_path / "answers.jsonl"
+    before = os.umask(umask)
+    try:
+        with whole_file(path) as stream:
+            stream.write("new")
+        assert mode_of(path) == mode
+        path.chmod(0o604)
+        with whole_file(path) as stream:
+            (part,) = set(tmp_path.iterdir()) - {path}
+            assert mode_of(part) == 0o604  # from the start: nobody else reads it meanwhile
+    finally:
+        os.umask(before)
+    assert mode_of(path) == 0o604
+
+
+@situation("run", "an output that is a symbolic link", "the link stays, and its target is replaced")
+@pytest.mark.parametrize("there", [True, False])
+def test_a_symbolic_link_stays(tmp_path: Path, there: bool) -> None:
+    target, link = tmp_path / "elsewhere" / "answers.jsonl", tmp_path / "link"
+    link.symlink_to(target)
+    if there:
+        target.parent.mkdir()
+        target.write_text("old")
+    with whole_file(link) as stream:
+        stream.write("new")
+    assert link.readlink() == target
+    assert target.read_text() == "new"
+    assert os.listdir(target.parent) == [target.name]
+
+
+def test_lone_surrogates_are_written_as_json_escapes_them(tmp_path: Path) -> None:
+    with whole_file(tmp_path / "a") as stream:
+        stream.write('"é\udcff"')
+    assert (tmp_path / "a").read_bytes() == '"é\\udcff"'.encode()
+
+
+def test_a_full_disk_is_named(tmp_path: Path) -> None:
+    link = tmp_path / "full"
+    link.symlink_to("/dev/full")
+    with pytest.raises(OSError, match=r"No space left on device: .*/full'"), whole_file(link) as stream:
+        stream.write("answer")
+
+
+def test_a_file_in_place_of_a_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("")
+    with pytest.raises(NotADirectoryError, match=r"Not a directory: .*/a'"), whole_file(tmp_path / "a" / "b"):
         pytest.fail("the block must not be entered")

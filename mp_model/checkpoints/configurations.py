@@ -1,0 +1,67 @@
+"""The configuration of a checkpoint, read and checked before its weights are."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+
+from ..configuration import PyramidBertConfig
+from .files import why_unreadable
+
+
+def read_config(checkpoint: str | Path, **settings: Any) -> PyramidBertConfig:
+    """The configuration of a checkpoint, a folder or a name on a hub.
+
+    Args:
+        checkpoint: the folder or the name.
+        settings: values to take instead of the checkpoint's.
+
+    Raises:
+        ValueError: there is no such checkpoint; ``config.json`` cannot be read, or holds what no pyramid can be made from.
+        ValueError, TypeError: settings that no pyramid can be made from.
+    """
+    path = Path(checkpoint) / "config.json"
+    if path.parent.is_dir():
+        _check_file(path)
+    try:
+        config = PyramidBertConfig.from_pretrained(checkpoint)
+        config.check()
+    except StrictDataclassError as error:
+        raise ValueError(f"{path} cannot be used: {_what_does_not_fit(error, path)}") from error
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+    except AttributeError as error:
+        raise ValueError(f"{path} cannot be used: its dtype is none that PyTorch has") from error
+    except OSError as error:
+        raise ValueError(
+            f"{checkpoint} is no folder, and no model of that name can be had from a hub; give the folder of a BERT "
+            "checkpoint with config.json, or a name on a hub that can be reached"
+        ) from error
+    config.update(settings)
+    config.check()
+    return config
+
+
+def _check_file(path: Path) -> None:
+    """Raises ValueError where a folder's configuration is missing, or no JSON object."""
+    if not path.is_file():
+        raise ValueError(f"{path} is missing; give the folder of a BERT checkpoint, with config.json")
+    why = why_unreadable(path.parent, [path.name])
+    if why is not None:
+        raise ValueError(why)
+    if not isinstance(json.loads(path.read_text(encoding="utf-8")), dict):
+        raise ValueError(f"{path} is no model's configuration: it should be a JSON object")
+
+
+def _what_does_not_fit(error: StrictDataclassError, path: Path) -> str:
+    """The setting that a configuration refused, with its value where a folder holds it."""
+    field = re.search(r"field '(\w+)'", str(error))
+    if field is None:
+        return "its settings do not fit each other"
+    name = field.group(1)
+    value = f", {json.loads(path.read_text())[name]!r}" if path.is_file() else ""
+    return f"its {name}{value} is of another type than BERT's"

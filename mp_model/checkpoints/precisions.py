@@ -1,0 +1,85 @@
+"""Precisions of inference: those that a processor computes faster than float32, and the one for those who do not ask."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..modelling import PyramidBertForSequenceClassification
+
+PRECISIONS = ("float32", "bfloat16", "int8")
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class Precision:
+    """A precision that was chosen.
+
+    Attributes:
+        name: one of :data:`PRECISIONS`.
+        why: the reason, to be read after "since".
+    """
+
+    name: str
+    why: str
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the weights that are no integers."""
+        return torch.bfloat16 if self.name == "bfloat16" else torch.float32
+
+
+def precision_of(model: PyramidBertForSequenceClassification) -> str:
+    """The precision of a model's products, of :data:`PRECISIONS` or another dtype."""
+    return "int8" if model.config.precision == "int8" else str(model.dtype).removeprefix("torch.")
+
+
+def why_unfit(precision: str, device: str) -> str | None:
+    """The reason why a precision is refused on a device; None: it can be had there, and pays."""
+    on_cpu = torch.device(device).type == "cpu"
+    if precision == "bfloat16" and on_cpu and not torch.cpu._is_avx512_bf16_supported():
+        return "this processor lacks AVX-512 BF16, without which bfloat16 is slower than float32"
+    if precision == "int8" and not on_cpu:
+        return "int8 is computed on CPUs alone"
+    if precision == "int8" and not (torch.cpu._is_vnni_supported() or torch.cpu._is_amx_tile_supported()):
+        return "this processor lacks AVX-512 VNNI and AMX, without which int8 products are slow, or overflow"
+    return None
+
+
+def choose_precision(asked: str, config: Any, device: str) -> Precision:
+    """The precision to load a checkpoint in.
+
+    ``"auto"`` is the one that its weights are kept in or its exit thresholds were tuned for, where the device computes it
+    fast, and else float32: no answer changes unasked.
+
+    Args:
+        asked: one of :data:`PRECISIONS`, or ``"auto"``.
+        config: the checkpoint's :class:`mp_model.PyramidBertConfig`.
+        device: device of the model.
+
+    Raises:
+        ValueError: a precision that there is not, that the device has no use for, or that the weights no longer have.
+    """
+    if asked not in (AUTO, *PRECISIONS):
+        raise ValueError(f"precision must be {AUTO!r} or one of {', '.join(map(repr, PRECISIONS))}; got {asked!r}")
+    kept_in_int8 = config.precision == "int8"
+    if kept_in_int8 and asked not in (AUTO, "int8"):
+        raise ValueError(
+            f"precision {asked!r} cannot be had of int8 weights; load the checkpoint that they were made from"
+        )
+    if kept_in_int8 or asked != AUTO:
+        name, why = ("int8", "the weights are") if kept_in_int8 else (asked, "it was asked for")
+        unfit = why_unfit(name, device)
+        if unfit is not None:
+            raise ValueError(f"precision {name!r} is refused: {unfit}; use float32")
+        return Precision(name, why)
+    record: dict[str, Any] = getattr(config, "tuned_for", None) or {}
+    tuned = record.get("precision", "float32")
+    if config.exit_threshold is None or tuned == "float32":
+        return Precision("float32", "nothing was tuned for another precision")
+    unfit = "it is unknown here" if tuned not in PRECISIONS else why_unfit(tuned, device)
+    if unfit is not None:
+        return Precision("float32", f"the exit threshold was tuned for {tuned}, but {unfit}")
+    return Precision(tuned, "the exit threshold was tuned for it")

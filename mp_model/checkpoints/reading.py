@@ -1,0 +1,155 @@
+"""A classifier out of a checkpoint: weights that are missing, do not fit or are no numbers are refused, not made up."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import warnings
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..registration import PyramidBertForSequenceClassification
+from .configurations import read_config
+from .files import WEIGHTS, why_unreadable
+
+OWN_HEAD = ("classifier.", "bert.pooler.")
+EXITS = "exits."
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A classifier as a checkpoint has it.
+
+    Attributes:
+        model: the classifier, in eval mode, on the CPU; ``model.config.untrained_exits`` names exits drawn at random.
+        drawn: names of the weights that were drawn at random, since the checkpoint has none, or has them for other labels.
+    """
+
+    model: PyramidBertForSequenceClassification
+    drawn: frozenset[str]
+
+    @property
+    def head_is_drawn(self) -> bool:
+        """Whether the model's own head is new, so that it has to be trained before anything is asked of it."""
+        return any(name.startswith("classifier.") for name in self.drawn)
+
+
+def read_classifier(
+    checkpoint: str | Path, *, dtype: torch.dtype = torch.float32, needs_head: bool = True, **settings: Any
+) -> Loaded:
+    """The classifier of a checkpoint, a folder or a name on a hub, in a dtype of the caller's whatever is stored.
+
+    To use a classifier is to need all of its backbone, pooler and own head. To train one needs the backbone, and takes a
+    pooler and a head that are missing, or made for other labels, as drawn at random; ``drawn`` names them. Exit heads may be
+    missing for both: ``config.untrained_exits`` says so, and whoever trains them sets it to None.
+
+    Args:
+        checkpoint: the folder or the name.
+        dtype: dtype of the weights.
+        needs_head: whether the model is to be used as it is, False to train it.
+        settings: values of the configuration to take instead of the checkpoint's.
+
+    Raises:
+        ValueError: no such checkpoint; files that cannot be read or could run code; weights that are missing, too many for
+            the configuration, of another size than it says, NaN or infinite; exits that are set and not trained.
+    """
+    config = read_config(checkpoint, **settings)
+    try:
+        with _own_words():
+            found: Any = PyramidBertForSequenceClassification.from_pretrained(
+                checkpoint, config=config, dtype=dtype, ignore_mismatched_sizes=True, output_loading_info=True
+            )
+    except Exception as error:  # each reader of weights raises its own
+        why = why_unreadable(checkpoint, WEIGHTS)
+        if why is None and isinstance(error, ValueError):
+            raise
+        missing = f"{checkpoint} has no weights that can be read; it should hold model.safetensors, whole or in shards"
+        raise ValueError(why or missing) from error
+    model, info = found
+    unfit = {name: (stored, wanted) for name, stored, wanted in info["mismatched_keys"]}
+    drawn = frozenset(info["missing_keys"]) | frozenset(unfit)
+    free = (EXITS,) if needs_head else (EXITS, *OWN_HEAD)
+    _check_sizes(checkpoint, {name: sizes for name, sizes in unfit.items() if not name.startswith(free)})
+    _check_missing(checkpoint, [name for name in drawn if not name.startswith(free)])
+    _check_surplus(checkpoint, model, info["unexpected_keys"])
+    _check_numbers(checkpoint, model)
+    if needs_head:
+        model.config.check_exits(model.config.exit_threshold)
+    return Loaded(model, drawn)
+
+
+def _check_sizes(checkpoint: str | Path, unfit: dict[str, tuple[Any, Any]]) -> None:
+    if unfit:
+        name = min(unfit)
+        stored, wanted = (list(size) for size in unfit[name])
+        raise ValueError(
+            f"config.json and the weights of {checkpoint} do not fit: {name} is {stored} in the file and {wanted} by "
+            f"config.json{_and_more(unfit)}; take both from the same model"
+        )
+
+
+def _check_missing(checkpoint: str | Path, missing: Collection[str]) -> None:
+    if not missing:
+        return
+    if all(name.startswith(OWN_HEAD) for name in missing):
+        raise ValueError(
+            f"{checkpoint} is no finished classifier: it has no {min(missing)}{_and_more(missing)}; "
+            "train one: magic-pyramid fit"
+        )
+    raise ValueError(
+        f"{checkpoint} lacks weights of the model: {min(missing)}{_and_more(missing)}; with others in their place it would "
+        "answer at random; copy the whole checkpoint, with its own config.json"
+    )
+
+
+def _check_surplus(
+    checkpoint: str | Path, model: PyramidBertForSequenceClassification, unexpected: Collection[str]
+) -> None:
+    """Refuses more layers than the configuration has; heads of other tasks are left out in silence."""
+    surplus = [name for name in unexpected if "encoder.layer." in name]
+    if surplus:
+        raise ValueError(
+            f"{checkpoint} has weights that config.json has no place for: {min(surplus)}{_and_more(surplus)}; the model has "
+            f"{model.config.num_hidden_layers} layers by config.json; take both from the same model"
+        )
+
+
+def _check_numbers(checkpoint: str | Path, model: PyramidBertForSequenceClassification) -> None:
+    for name, weight in model.named_parameters():
+        if not bool(torch.isfinite(weight).all()):
+            raise ValueError(
+                f"{checkpoint} has NaN or infinite numbers in {name}, so every answer would be; its training has diverged, "
+                "or it was cut to a dtype that is too small: take an earlier checkpoint, or save it in float32"
+            )
+
+
+def _and_more(names: Collection[str]) -> str:
+    return f" and {len(names) - 1} more" if len(names) > 1 else ""
+
+
+@contextmanager
+def _own_words() -> Iterator[None]:
+    """Leaves out, for this thread, transformers' table of missing weights, which is said here in a sentence, and its bar."""
+    from transformers.utils import logging as transformers_logging
+
+    thread, logger = threading.get_ident(), logging.getLogger("transformers.modeling_utils")
+
+    def is_wanted(record: logging.LogRecord) -> bool:
+        return record.thread != thread or record.funcName != "log_state_dict_report"
+
+    bars = transformers_logging.is_progress_bar_enabled()
+    logger.addFilter(is_wanted)
+    transformers_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol")
+            yield
+    finally:
+        logger.removeFilter(is_wanted)
+        if bars:
+            transformers_logging.enable_progress_bar()

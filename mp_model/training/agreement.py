@@ -1,0 +1,65 @@
+"""The agreement of a checkpoint's classifier and labelled texts on the names of the labels, and their numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..data.values import listed, normal_label
+from .tasks import Task
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """The labels of a fit.
+
+    Attributes:
+        label_names: labels in the order of their numbers.
+        keeps_head: whether the checkpoint's classifier answers these labels; else there is a new one to be trained.
+        said: one line for people, where the checkpoint does not say the same as the texts.
+    """
+
+    label_names: list[str]
+    keeps_head: bool
+    said: str | None = None
+
+
+def agree(task: Task, classifier: Sequence[str] | None, *, new_head: bool, bare_head: bool) -> Agreement:
+    """The labels of a fit, in the order in which the checkpoint's classifier has them.
+
+    Args:
+        task: the texts, with the names of their labels.
+        classifier: names of the labels of the checkpoint's classifier, by number; None: it has no classifier.
+        new_head: whether the fit can train a new classifier in the place of one for other labels.
+        bare_head: whether it can train one for a checkpoint that has none, or a nameless one for another number of labels.
+
+    Raises:
+        ValueError: the classifier's labels are others, and no new one is to be trained; the message lists both.
+    """
+    wanted = task.label_names
+    if classifier is None:
+        if not (new_head or bare_head):
+            raise ValueError(
+                "the checkpoint has no classifier, and the first stage goes by one; begin with the stage fine-tune or head"
+            )
+        return Agreement(wanted, False, f"the checkpoint has no classifier: a new one learns {listed(wanted)}")
+    classifier = [normal_label(name) for name in classifier]
+    nameless = classifier == [f"LABEL_{number}" for number in range(len(classifier))]
+    if task.ordered and len(wanted) == len(classifier):
+        said = f"the classifier's labels {listed(classifier)} are named {listed(wanted)}, in this order"
+        return Agreement(wanted, True, None if classifier == wanted else said)
+    if not task.ordered and set(wanted) == set(classifier):
+        return Agreement(classifier, True)
+    if not task.ordered and nameless and set(wanted) == {str(number) for number in range(len(classifier))}:
+        names = [str(number) for number in range(len(classifier))]
+        return Agreement(
+            names, True, f"the classifier's labels {listed(classifier)} are matched by number: {listed(names)}"
+        )
+    bare = nameless and len(classifier) != len(wanted)
+    difference = f"the checkpoint's classifier has the labels {listed(classifier)}; the texts have {listed(wanted)}"
+    if not (new_head or (bare and bare_head)):
+        raise ValueError(
+            f"{difference}. Give --labels with the names of the classifier's {len(classifier)} labels in the order of their "
+            "numbers, or fine-tune, without --freeze-backbone, which trains a new classifier"
+        )
+    return Agreement(wanted, False, f"{difference}: a new classifier is trained")

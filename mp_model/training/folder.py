@@ -1,0 +1,104 @@
+"""The folder of a fit: one fit at a time writes there, goes on only with what it was made from, and leaves whole models."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+
+from ..data.files import whole_file
+from ..modelling import PyramidBertForSequenceClassification
+from .identity import changes
+
+LOCK = ".lock"
+
+
+def processes() -> PartialState:
+    """The training processes, as ``torchrun`` and ``accelerate launch`` start them: one writes, the others wait for it."""
+    return PartialState(cpu=not torch.accelerator.is_available())
+
+
+@contextmanager
+def claimed(output: Path, identity: dict[str, Any], room: int) -> Iterator[None]:
+    """Holds the folder for one fit, by its main process; makes the folder if it is missing.
+
+    The lock is the operating system's and ends with the process, however that ends.
+
+    Args:
+        output: the folder.
+        identity: what the fit is made from (:func:`mp_model.training.identity.identity_of`), kept as ``settings.json``.
+        room: bytes that the fit may still write.
+
+    Raises:
+        ValueError: another fit is running in the folder, or it holds a fit of something else, or no fit.
+        OSError: a folder that cannot be made or written to, or without the room.
+    """
+    state = processes()
+    lock = None
+    try:
+        with state.main_process_first():
+            if state.is_main_process:
+                lock = _locked(output)
+                _claim(output, identity)
+                free = shutil.disk_usage(output).free
+                if free < room:
+                    raise OSError(
+                        f"{output} has {free / 1e9:.2f} GB free, and this fit may write {room / 1e9:.2f} GB (a "
+                        "checkpoint takes three times the model's room); free some, or choose another disk"
+                    )
+        yield
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def _locked(output: Path) -> int:
+    """The descriptor of the folder's lock file, locked until it is closed."""
+    if output.exists() and not output.is_dir():
+        raise OSError(f"{output} is a file, where the fit needs a folder; choose another name")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        lock = os.open(output / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise OSError(f"{output} cannot be written to ({error.strerror}); choose another folder") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise ValueError(f"another fit is running in {output}; wait for its end, or choose another folder") from None
+    return lock
+
+
+def _claim(output: Path, identity: dict[str, Any]) -> None:
+    path = output / "settings.json"
+    if path.exists():
+        changed = changes(json.loads(path.read_text(encoding="utf-8")), json.loads(json.dumps(identity)))
+        if changed:
+            raise ValueError(
+                f"{output} holds a fit that was made from something else: {'; '.join(changed)}. Go on with what it was "
+                "made from, or choose another folder"
+            )
+        return
+    if any(entry.name != LOCK for entry in output.iterdir()):
+        raise ValueError(f"{output} is not empty and holds no fit to go on with; choose another folder")
+    with whole_file(path) as stream:
+        json.dump(identity, stream, indent=1)
+
+
+def save_whole(model: PyramidBertForSequenceClassification, folder: Path, tokenizer: Any) -> None:
+    """A folder with model and tokenizer that is there whole or not at all."""
+    unfinished = folder.with_name(f".{folder.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    model.save_pretrained(unfinished)
+    tokenizer.save_pretrained(unfinished)
+    if folder.exists():
+        shutil.rmtree(folder)
+    os.replace(unfinished, folder)

@@ -1,0 +1,60 @@
+"""The identity of a fit: hashes of all that it is made from, and what differs between two of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..data.labels import LabelledTexts
+
+# Files of a checkpoint that can change what is trained: configuration, weights and tokenizer.
+READ = ("*.json", "*.txt", "*.safetensors", "*.bin", "*.model")
+
+
+def texts_identity(data: LabelledTexts, label_names: Sequence[str]) -> dict[str, Any]:
+    """The number of texts, and a hash of them and the names of their labels, in their order."""
+    digest = hashlib.sha256()
+    for text, label in zip(data.texts, data.labels, strict=True):
+        digest.update(json.dumps([text, label_names[label]]).encode() + b"\n")
+    return {"texts": len(data), "sha256": digest.hexdigest()}
+
+
+def checkpoint_identity(checkpoint: str | Path, commit: str | None) -> dict[str, Any]:
+    """A hash of each file of a folder, wherever it lies; a hub's checkpoint by its name and commit."""
+    folder = Path(checkpoint)
+    if not folder.is_dir():
+        return {"name": str(checkpoint), "commit": commit}
+    files = sorted({path for pattern in READ for path in folder.glob(pattern) if path.is_file()})
+    return {path.name: _hash_of(path) for path in files}
+
+
+def _hash_of(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between the identities of two fits, in words; empty where nothing does."""
+    found = []
+    for name, value in now.items():
+        was: Any = before.get(name)
+        if was == value:
+            continue
+        if type(was) is not type(value):
+            found.append(f"its {name} were not kept, by an earlier version")
+        elif name.endswith("texts"):
+            found.append(f"the {name} have changed ({value['texts']}, before {was['texts']})")
+        elif name == "checkpoint":
+            found.append(f"the checkpoint has changed ({', '.join(_differing(was, value))})")
+        elif name == "settings":
+            found += [f"{key} is {value[key]}, before {was.get(key)}" for key in _differing(was, value)]
+        else:
+            found.append(f"{name} is {value}, before {was}")
+    return found
+
+
+def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    return [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]

@@ -1,0 +1,200 @@
+"""A fit before it begins: what is asked for and what it is made from, read and checked, while nothing is written yet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import set_seed
+
+from ..checkpoints.reading import OWN_HEAD, read_classifier
+from ..checkpoints.tokenizers import load_tokenizer, max_length_of
+from ..configuration import ONE_LABEL
+from ..data.values import listed
+from ..registration import PyramidBertForSequenceClassification
+from .agreement import Agreement, agree
+from .identity import checkpoint_identity, texts_identity
+from .recipes import RECIPES, STAGES, Recipe, Settings, model_settings
+from .tasks import EncodedTexts, Task
+
+# First stages under which a new classifier learns the labels; the others go by the classifier that there is.
+TEACH_THE_HEAD = ("fine-tune", "head", "soft", "hard", "joint")
+
+
+@dataclass
+class Prepared:
+    """A fit that can begin.
+
+    Attributes:
+        output: the folder to keep everything in.
+        recipe_name: one of ``RECIPES``.
+        settings: settings of the stages, passes included.
+        stages: names of the stages, in their order.
+        freeze_backbone: whether the stage ``"soft"`` learns thresholds alone.
+        quiet: whether to show no progress bars.
+        model, tokenizer: the checkpoint's, in float32, for the task's labels.
+        task: the texts, with the numbers of the model's labels.
+        train, validation: the texts as the model reads them.
+        max_length: tokens that they are cut to.
+        notes: what the checkpoint and the texts do not agree on or lack, a line each.
+        identity: all that the fit is made from, as hashes and settings.
+    """
+
+    output: Path
+    recipe_name: str
+    settings: Settings
+    stages: tuple[str, ...]
+    freeze_backbone: bool
+    quiet: bool
+    model: PyramidBertForSequenceClassification
+    tokenizer: Any
+    task: Task
+    train: EncodedTexts
+    validation: EncodedTexts
+    max_length: int
+    notes: list[str]
+    identity: dict[str, Any]
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe that heads and targets come from."""
+        return RECIPES[self.recipe_name]
+
+
+def prepare(
+    checkpoint: str | Path,
+    task: Task,
+    output: Path,
+    recipe_name: str,
+    settings: Settings,
+    *,
+    stages: Sequence[str] | None = None,
+    freeze_backbone: bool = False,
+    quiet: bool = False,
+) -> Prepared:
+    """Reads and checks what a fit is made from, and writes nothing.
+
+    Args:
+        checkpoint, task, output, recipe_name, settings, stages, freeze_backbone, quiet: as for
+            :func:`mp_model.training.stages.train_stages`.
+
+    Raises:
+        ValueError: a stage that does not exist, or that the recipe has no use for; labels that the checkpoint's classifier
+            has not, where no new one is to be trained; texts longer than the model's positions asked for.
+    """
+    recipe = RECIPES[recipe_name]
+    stages = recipe.planned_stages(freeze_backbone=freeze_backbone) if stages is None else tuple(stages)
+    _check_stages(stages, recipe, recipe_name)
+    settings = settings.for_texts(len(task.train))
+    identity = {
+        "checkpoint": {},
+        "recipe": recipe_name,
+        "stages": list(stages),
+        "freeze_backbone": freeze_backbone,
+        "settings": asdict(settings),
+        "label_names": [],
+        "training texts": texts_identity(task.train, task.label_names),
+        "validation texts": texts_identity(task.validation, task.label_names),
+    }
+    tokenizer = load_tokenizer(checkpoint)
+    model, agreement, notes = _load(checkpoint, recipe, settings, task, stages, freeze_backbone)
+    identity["checkpoint"] = checkpoint_identity(checkpoint, getattr(model.config, "_commit_hash", None))
+    identity["label_names"] = agreement.label_names
+    if freeze_backbone and not agreement.keeps_head and "head" not in stages:
+        stages = ("head", *stages)
+    task = task.in_the_order_of(agreement.label_names)
+    positions = model.config.max_position_embeddings
+    if (settings.max_length or 0) > positions:
+        raise ValueError(f"max_length must not exceed the model's {positions} positions; got {settings.max_length}")
+    max_length = settings.max_length or max_length_of(tokenizer, model.config)
+    tokenizer.model_max_length = max_length  # saved with it, and followed by whoever loads it
+    train, validation = (EncodedTexts(tokenizer, data, max_length) for data in (task.train, task.validation))
+    return Prepared(
+        output=output,
+        recipe_name=recipe_name,
+        settings=settings,
+        stages=stages,
+        freeze_backbone=freeze_backbone,
+        quiet=quiet,
+        model=model,
+        tokenizer=tokenizer,
+        task=task,
+        train=train,
+        validation=validation,
+        max_length=max_length,
+        notes=[*notes, *_notes_on(task)],
+        identity=identity,
+    )
+
+
+def _check_stages(stages: Sequence[str], recipe: Recipe, name: str) -> None:
+    unknown = [stage for stage in stages if stage not in STAGES]
+    if unknown or not stages:
+        raise ValueError(f"stages must be out of {', '.join(STAGES)}; got {', '.join(unknown) or 'none'}")
+    without_exits = recipe.config["exit_layers"] == []
+    misplaced = [stage for stage in stages if stage in ("joint", "exits") and without_exits]
+    if "joint" in stages and not recipe.has_exits_on_features:
+        misplaced.append("joint")
+    if misplaced:
+        raise ValueError(f"the recipe {name!r} has no exits that the stage {misplaced[0]!r} could train")
+
+
+def _load(
+    checkpoint: str | Path,
+    recipe: Recipe,
+    settings: Settings,
+    task: Task,
+    stages: Sequence[str],
+    freeze_backbone: bool,
+) -> tuple[PyramidBertForSequenceClassification, Agreement, list[str]]:
+    """The model with the recipe's exits and the task's labels, what was agreed about these, and lines about both."""
+    found = read_classifier(checkpoint, needs_head=False, exit_layers=[], exit_threshold=None)
+    config = found.model.config
+    is_bare = any(name.startswith(OWN_HEAD) for name in found.drawn)
+    agreement = agree(
+        task,
+        None if is_bare else config.label_names,
+        new_head=not freeze_backbone and stages[0] in TEACH_THE_HEAD,
+        bare_head=freeze_backbone,
+    )
+    notes = [] if agreement.said is None else [agreement.said]
+    if config.task != ONE_LABEL:
+        notes.append(f"a fit teaches one label a text: the checkpoint's problem_type, {config.task!r}, is given up")
+    names = dict(enumerate(agreement.label_names))
+    set_seed(settings.seed)  # of the heads that the checkpoint lacks
+    model = read_classifier(
+        checkpoint,
+        needs_head=False,
+        problem_type=ONE_LABEL,
+        id2label=names,
+        label2id={name: number for number, name in names.items()},
+        **model_settings(recipe, settings, config.num_hidden_layers),
+    ).model
+    if not agreement.keeps_head:
+        _reset_heads(model)
+    return model, agreement, notes
+
+
+def _reset_heads(model: PyramidBertForSequenceClassification) -> None:
+    """Draws the classifier and the exit heads anew: those that the checkpoint has are for other labels."""
+    model.config.untrained_exits = model.config.resolved_exit_layers() or None
+    for head in (model.classifier, *model.exits.modules()):
+        if isinstance(head, nn.Linear):
+            nn.init.normal_(head.weight, std=model.config.initializer_range)
+            nn.init.zeros_(head.bias)
+
+
+def _notes_on(task: Task) -> list[str]:
+    """A line for labels that were not matched by name, and for those that no training or no validation text has."""
+    notes = []
+    for kind, data in (("training", task.train), ("validation", task.validation)):
+        if data.note is not None:
+            notes.append(data.note)
+        there = set(data.labels)
+        missing = [name for number, name in enumerate(task.label_names) if number not in there]
+        if missing:
+            notes.append(f"labels without a {kind} text: {listed(missing)}")
+    return notes
