@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from safetensors import SafetensorError
 
 from ..data.files import whole_file
 from ..modelling import PyramidBertForSequenceClassification
@@ -39,7 +40,8 @@ def claimed(output: Path, identity: dict[str, Any], room: int) -> Iterator[None]
 
     Raises:
         ValueError: another fit is running in the folder, or it holds a fit of something else, or no fit.
-        OSError: a folder that cannot be made or written to, or without the room.
+        OSError: a folder that cannot be made or written to, or without the room; a file in it that could not be written
+            while the fit ran, where that is a library's own kind of error.
     """
     state = processes()
     lock = None
@@ -55,6 +57,13 @@ def claimed(output: Path, identity: dict[str, Any], room: int) -> Iterator[None]
                         "checkpoint takes three times the model's room); free some, or choose another disk"
                     )
         yield
+    except (SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "inline_container" not in str(error):  # torch's writer of files
+            raise
+        raise OSError(
+            f"a file in {output} could not be written: is the disk full? Free some room and give the same command again; it "
+            "goes on from the last whole checkpoint"
+        ) from error
     finally:
         if lock is not None:
             os.close(lock)
@@ -74,6 +83,8 @@ def _locked(output: Path) -> int:
     except BlockingIOError:
         os.close(lock)
         raise ValueError(f"another fit is running in {output}; wait for its end, or choose another folder") from None
+    except OSError:
+        pass  # a file system without locks
     return lock
 
 
