@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 
 from support.ragged_batches import cu_seqlens_of, random_heads, stays_of
 
@@ -17,6 +20,47 @@ STAYS = stays_of([1, 0, 0, 1])
 def grown(*shape: int) -> torch.Tensor:
     """Random tensor that requires a gradient."""
     return torch.randn(*shape, requires_grad=True)
+
+
+def spread(sample: tuple) -> tuple:
+    """The same values with other values between them in memory, for kernels that take no strides to trip over."""
+
+    def apart(x: torch.Tensor) -> torch.Tensor:
+        other = ~x if x.dtype == torch.bool else x + 1
+        return torch.stack([x, other], dim=-1).detach()[..., 0]
+
+    return pytree.tree_map_only(torch.Tensor, apart, sample)
+
+
+def on_cuda(sample: tuple) -> tuple:
+    """The same with its tensors on the device, gradients wanted as before."""
+    return pytree.tree_map_only(torch.Tensor, lambda x: x.detach().cuda().requires_grad_(x.requires_grad), sample)
+
+
+def results_of(operator: Callable, sample: tuple) -> list[torch.Tensor]:
+    """Results of a call without gradients, as a list."""
+    with torch.no_grad():
+        results = operator(*sample)
+    return [results] if isinstance(results, torch.Tensor) else list(results)
+
+
+def opcheck(name: str, sample: tuple) -> None:
+    """torch's own checker tests the schema, autograd registration, fake implementation and AOT dispatch.
+
+    It differentiates the sum of all results, but attention refuses a gradient into its log-sum-exp, so that AOT dispatch of
+    attention is checked without gradients here.
+    """
+    operator: Any = getattr(torch.ops.mp_kernels, name).default
+    with warnings.catch_warnings():
+        # From torch 2.14 on, its checks read .grad of samples that are no leaves.
+        warnings.filterwarnings("ignore", r"The \.grad attribute of a Tensor that is not a leaf", UserWarning)
+        if name != "ragged_attention":
+            torch.library.opcheck(operator, sample)
+            return
+        torch.library.opcheck(
+            operator, sample, test_utils=("test_schema", "test_autograd_registration", "test_faketensor")
+        )
+        torch.library.opcheck(operator, pytree.tree_map_only(torch.Tensor, torch.Tensor.detach, sample))
 
 
 def attention_samples() -> list[tuple]:
