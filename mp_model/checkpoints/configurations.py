@@ -47,14 +47,18 @@ def read_config(checkpoint: str | Path, **settings: Any) -> PyramidBertConfig:
 
 
 def _check_file(path: Path) -> None:
-    """Raises ValueError where a folder's configuration is missing, or no JSON object."""
+    """Raises ValueError where a folder's configuration is missing, no JSON object, or of two minds about its labels."""
     if not path.is_file():
         raise ValueError(f"{path} is missing; give the folder of a BERT checkpoint, with config.json")
     why = why_unreadable(path.parent, [path.name])
     if why is not None:
         raise ValueError(why)
-    if not isinstance(json.loads(path.read_text(encoding="utf-8")), dict):
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(found, dict):
         raise ValueError(f"{path} is no model's configuration: it should be a JSON object")
+    names, count = found.get("id2label"), found.get("num_labels")
+    if isinstance(names, dict) and count not in (None, len(names)):  # BERT would lose the names
+        raise ValueError(f"{path}: num_labels is {count}, and id2label names {len(names)} labels; correct one of them")
 
 
 def _what_does_not_fit(error: StrictDataclassError, path: Path) -> str:

@@ -155,6 +155,7 @@ def test_a_configuration_that_is_none(run: Command, folder: Path, text: str) -> 
         ("id2label", ["a", "b", "c"], "id2label must name the labels 0 to N - 1"),
         ("id2label", {"0": "a", "1": " a", "2": "b"}, "id2label must have a name of its own for each label; got 'a'"),
         ("id2label", {"0": "a", "1": [], "2": "b"}, "must be a word or a number; label 1 has []"),
+        ("num_labels", 5, "num_labels is 5, and id2label names 3 labels"),
         ("dtype", "floaty", "its dtype is none that PyTorch has"),
         ("untrained_exits", "all", "untrained_exits must be a list of layer numbers or None; got 'all'"),
     ],
