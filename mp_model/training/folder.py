@@ -35,7 +35,7 @@ def claimed(output: Path, identity: dict[str, Any], room: int) -> Iterator[None]
 
     Args:
         output: the folder.
-        identity: what the fit is made from (:func:`mp_model.training.identity.identity_of`), kept as ``settings.json``.
+        identity: what the fit is made from (:mod:`mp_model.training.identity`), kept as ``settings.json``.
         room: bytes that the fit may still write.
 
     Raises:
@@ -91,14 +91,20 @@ def _locked(output: Path) -> int:
 def _claim(output: Path, identity: dict[str, Any]) -> None:
     path = output / "settings.json"
     if path.exists():
-        changed = changes(json.loads(path.read_text(encoding="utf-8")), json.loads(json.dumps(identity)))
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(
+                f"{path} is damaged, so that nobody knows what the fit in its folder was made from"
+            ) from error
+        changed = changes(before, json.loads(json.dumps(identity)))
         if changed:
             raise ValueError(
                 f"{output} holds a fit that was made from something else: {'; '.join(changed)}. Go on with what it was "
                 "made from, or choose another folder"
             )
         return
-    if any(entry.name != LOCK for entry in output.iterdir()):
+    if any(not entry.name.startswith(".") for entry in output.iterdir()):
         raise ValueError(f"{output} is not empty and holds no fit to go on with; choose another folder")
     with whole_file(path) as stream:
         json.dump(identity, stream, indent=1)

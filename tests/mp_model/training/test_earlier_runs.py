@@ -23,7 +23,7 @@ from mp_model.command_line import app
 from mp_model.data.tables import TableError
 from mp_model.training import fit, folder, load_task
 from mp_model.training.folder import claimed
-from mp_model.training.identity import changes
+from mp_model.training.identity import changes, checkpoint_identity
 from mp_model.training.tasks import held_out_places
 from support import wordpiece
 from support.checkpoints import change_json
@@ -126,6 +126,21 @@ def test_a_folder_of_an_earlier_version_is_refused(checkpoint: Path, files: tupl
         "its training texts were not kept, by an earlier version",
         "its validation texts were not kept, by an earlier version",
     ]
+
+
+def test_a_checkpoint_on_a_hub_is_known_by_its_commit() -> None:
+    before, now = ({"checkpoint": checkpoint_identity("bert-base-uncased", commit)} for commit in ("86b5", "a265"))
+    assert changes(before, before) == []
+    assert changes(before, now) == ["the checkpoint has changed (commit)"]
+
+
+def test_a_damaged_record_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "settings.json").write_text('{"recipe": ')
+    with (
+        pytest.raises(ValueError, match=r"settings\.json is damaged, so that nobody knows what"),
+        claimed(tmp_path, {}, 0),
+    ):
+        pass
 
 
 def test_a_stage_without_passes_is_no_stage_of_0_steps(
