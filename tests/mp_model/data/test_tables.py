@@ -243,6 +243,7 @@ WIDE = "word " * 20
     ("name", "head", "row", "broken", "message"),
     [
         ("a.jsonl", "", json.dumps({"text": WIDE}), '{"text": ', f"a.jsonl: row {LARGE + 1} is not JSON"),
+        ("a.json", "", json.dumps({"text": WIDE}), '{"text": ', f"a.json: row {LARGE + 1} is not JSON"),
         (
             "a.csv",
             "text,label\n",
@@ -382,7 +383,7 @@ WRONG = {
     "txt in Latin-1": (
         "a.txt",
         "é".encode("latin-1"),
-        r"a.txt: row 1 is not UTF-8 \(byte 0xe9\); convert the file, as by: iconv",
+        r"a.txt: row 1 is not UTF-8 \(byte 0xe9\); convert the file, for example with iconv",
     ),
     "jsonl in Latin-1": ("a.jsonl", '{"text": "é"}'.encode("latin-1"), r"a.jsonl: row 1 is not UTF-8 \(byte 0xe9\)"),
     "tsv in Latin-1": ("a.tsv", "text\né\n".encode("latin-1"), r"a.tsv: row 1 is not UTF-8 \(byte 0xe9\)"),
@@ -434,7 +435,9 @@ def test_bytes_that_are_no_utf8(tmp_path: Path, ending: str) -> None:
     assert (first, third) == ("plain", "plain")
     assert isinstance(second, TableError)
     assert second.row == 2
-    assert str(second).endswith("row 2 is not UTF-8 (byte 0xe9); convert the file, as by: iconv -f CP1252 -t UTF-8")
+    assert str(second).endswith(
+        "row 2 is not UTF-8 (byte 0xe9); convert the file, for example with iconv -f CP1252 -t UTF-8"
+    )
 
 
 def test_bytes_that_are_no_utf8_in_parquet(tmp_path: Path) -> None:
