@@ -195,17 +195,12 @@ def test_labels_are_ignored(tmp_path: Path, ending: str) -> None:
 def test_a_pipe_is_read_like_a_file(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    end = os.open(pipe, os.O_RDWR)  # so that neither end waits for the other
-    try:
-        os.write(end, b"text,label\none,1\n")
-        texts = read_texts(pipe, "csv")
-        assert is_file_name(pipe)
-        writer = threading.Timer(0, lambda: (os.write(end, b"two,1\n"), os.close(end)))
-        writer.start()
-        assert list(texts) == ["one", "two"]
-        writer.join()
-    finally:
-        pipe.unlink()
+    assert is_file_name(pipe)
+    # It waits until somebody opens the other end; a daemon, so that nothing waits for it if nobody does.
+    writer = threading.Thread(target=pipe.write_text, args=["text,label\none,1\ntwo,1\n"], daemon=True)
+    writer.start()
+    assert list(read_texts(pipe, "csv")) == ["one", "two"]
+    writer.join()
 
 
 def test_lines_of_a_stream() -> None:
