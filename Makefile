@@ -8,7 +8,7 @@ TORCH_DIR = $(shell $(BIN)/python -c "import pathlib, torch; print(pathlib.Path(
 CMAKE = $(BIN)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DMP_TORCH_DIR=$(TORCH_DIR)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format sanitize simt-sanitize native kernels kernels-all nvcc cuda arm reliability benchmark paper clean
+.PHONY: help demo test lint format sanitize simt-sanitize native kernels kernels-all nvcc cuda lowest newest arm reliability benchmark gpu paper clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -85,12 +85,31 @@ cuda: ## build and load everything with a torch that was built for CUDA; needs n
 	$(CUDA)/bin/python -m pip install --quiet --no-build-isolation --no-deps --force-reinstall .
 	$(CUDA)/bin/python -P -W error csrc/cuda/check_registrations.py
 
+# In environments of their own (6 GB each), since these torches would replace the one that the tests run with. The package is
+# installed there, not linked, as a link would build into the folder that .venv uses.
+LOWEST = $(shell sed -nE 's/^ *"(torch|triton|transformers)>=([0-9.]+).*/\1==\2/p' pyproject.toml)
+lowest: VERSIONS = $(LOWEST)
+lowest: ## test the operators and the models with the oldest torch, Triton and transformers that are allowed
+newest: VERSIONS = --upgrade torch triton transformers
+newest: ## the same with the newest that there are
+lowest newest:
+	test -x .venv/$@/bin/python || $(PYTHON) -m venv .venv/$@
+	.venv/$@/bin/python -m pip install --quiet $(VERSIONS) "setuptools>=77" cmake ninja
+	rm -rf build/lib.*
+	.venv/$@/bin/python -m pip install --quiet --no-build-isolation ".[test]" $(VERSIONS)
+	.venv/$@/bin/python -P -m pytest -o "pythonpath=benchmarks tests" tests/mp_kernels tests/simt tests/mp_model
+	PYTHONPATH=tests .venv/$@/bin/python -P -m ahead_of_time.check
+
 reliability: $(READY) ## write docs/reliability.md from the tests' situations
 	PYTHONPATH=tests $(BIN)/python -m support.situations > docs/reliability.md
 
 benchmark: $(READY) ## measure, and write the figures to docs/performance.md
 	$(BIN)/python -m pytest benchmarks --benchmark-only --figures benchmarks/figures.json
 	$(BIN)/python benchmarks/report.py
+
+# On a lent machine without .venv: a python3 that has torch.
+gpu: ## measure everything on a GPU, in three parts of ten minutes; without one, try all that needs none
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu_day.py
 
 # MAGIC_PYRAMID_CORPORA names a folder of folders with train.tsv and test.tsv. Hours, the first time.
 paper: $(READY) ## train and measure the paper's systems, and write docs/results.md; goes on where it was

@@ -59,8 +59,6 @@ struct AttentionInputs {
             "; got ", max_seqlen);
     shape = {floating_dtype(op, "q", q), queries.data(), keys.data(), q.size(1), q.size(2), q.size(0), k.size(0),
              static_cast<float>(scale)};
-    for (int64_t b = 0; b < keys.batch(); ++b)
-      require(keys.length(b) > 0 || queries.length(b) == 0, op, ": sample ", b, " has queries but no keys");
   }
 };
 
@@ -98,10 +96,10 @@ std::tuple<Tensor, Tensor, Tensor> ragged_attention(const Tensor& q, const Tenso
   run_in_order(in.keys.batch() * heads, kernels.attention_forward_scratch(in.keys.longest(), in.shape.head_dim),
                [&](int64_t task, float* scratch) {
                  const int64_t sample = order[static_cast<size_t>(task / heads)];
-                 if (!computed[sample])
-                   mp::attention_of_absent(forward, sample, task % heads);
-                 else if (in.keys.length(sample))
+                 if (computed[sample] && in.keys.length(sample))
                    kernels.attention_forward(forward, sample, task % heads, scratch);
+                 else
+                   mp::attention_of_absent(forward, sample, task % heads);
                });
   return {out, importance, logsumexp};
 }
@@ -117,8 +115,9 @@ std::tuple<Tensor, Tensor, Tensor> ragged_attention_backward(const Tensor& out_g
   require(shape_of(out_grad) == shape_of(q) && out_grad.scalar_type() == q.scalar_type(), op,
           ": out_grad must be like q, ", shape_of(q), "; got ", shape_of(out_grad));
   require_dtype(op, "logsumexp", logsumexp, ScalarType::Float, "float32");
-  require(logsumexp.is_contiguous() && logsumexp.numel() == heads * in.shape.total_q, op,
-          ": logsumexp must be contiguous [heads, total]; got ", shape_of(logsumexp));
+  require(logsumexp.numel() == heads * in.shape.total_q, op, ": logsumexp must be [heads, total]; got ",
+          shape_of(logsumexp));
+  const Tensor logsumexps = torch::stable::contiguous(logsumexp);
   Tensor importance_grads;
   if (importance_grad) {
     require_dtype(op, "importance_grad", *importance_grad, ScalarType::Float, "float32");
@@ -138,7 +137,7 @@ std::tuple<Tensor, Tensor, Tensor> ragged_attention_backward(const Tensor& out_g
                                        heads_of(in.v),
                                        heads_of(out_grads),
                                        importance_grad ? importance_grads.const_data_ptr<float>() : nullptr,
-                                       logsumexp.const_data_ptr<float>(),
+                                       logsumexps.const_data_ptr<float>(),
                                        heads_of(q_grad),
                                        heads_of(k_grad),
                                        heads_of(v_grad)};
@@ -146,7 +145,10 @@ std::tuple<Tensor, Tensor, Tensor> ragged_attention_backward(const Tensor& out_g
   run_in_order(in.keys.batch() * heads, kernels.attention_backward_scratch(in.keys.longest(), in.shape.head_dim),
                [&](int64_t task, float* scratch) {
                  const int64_t sample = order[static_cast<size_t>(task / heads)];
-                 if (in.keys.length(sample)) kernels.attention_backward(backward, sample, task % heads, scratch);
+                 if (in.keys.length(sample))
+                   kernels.attention_backward(backward, sample, task % heads, scratch);
+                 else
+                   mp::clear_queries(in.shape, backward.q_grad, sample, task % heads);
                });
   return {q_grad, k_grad, v_grad};
 }

@@ -20,7 +20,7 @@ def _register(name: str, backward: Callable[..., Any], setup_context: Callable[[
     torch.library.register_autograd(f"mp_kernels::{name}", backward, setup_context=setup_context, lib=library)
 
 
-# ragged_attention: through out and importance, by the operator ragged_attention_backward
+# ragged_attention: through out and importance, by the operator ragged_attention_backward; not through the log-sum-exp
 
 
 def _setup_attention(ctx: Context, inputs: Inputs, output: Any) -> None:
@@ -30,8 +30,13 @@ def _setup_attention(ctx: Context, inputs: Inputs, output: Any) -> None:
 
 
 def _attention_backward(
-    ctx: Context, out_grad: Tensor | None, importance_grad: Tensor | None, _: Tensor | None
+    ctx: Context, out_grad: Tensor | None, importance_grad: Tensor | None, logsumexp_grad: Tensor | None
 ) -> tuple[Tensor | None, ...]:
+    if logsumexp_grad is not None:  # a missing gradient would go unnoticed
+        raise NotImplementedError(
+            "ragged_attention has no gradient through its log-sum-exp, which its backward pass needs; detach it, "
+            "or differentiate mp_kernels.reference.attention_with_logsumexp"
+        )
     # With create_graph=True the graph would lack this operator's own gradient, and results would be silently wrong.
     if torch.is_grad_enabled():
         raise NotImplementedError(
@@ -84,15 +89,17 @@ def _setup_gather(ctx: Context, inputs: Inputs, output: Any) -> None:
     ctx.set_materialize_grads(False)  # integer tensors may be gathered along, and have no gradient
 
 
+def _gathered_grads(grads: Sequence[Tensor], index: Tensor, rows: Sequence[int]) -> list[Tensor]:
+    sorted_index, order = index.sort(stable=True)
+    return torch.ops.mp_kernels.ragged_gather_backward(grads, sorted_index, order, rows)
+
+
 def _gather_backward(ctx: Context, grads: Sequence[Tensor | None]) -> tuple[list[Tensor | None], None]:
     (index,) = ctx.saved_tensors
-    sorted_index, order = index.sort(stable=True)
-    wanted = [t for t, grad in enumerate(grads) if grad is not None]
-    scattered = torch.ops.mp_kernels.ragged_gather_backward(
-        [grads[t] for t in wanted], sorted_index, order, [ctx.rows[t] for t in wanted]
-    )
+    wanted = [(t, grad) for t, grad in enumerate(grads) if grad is not None]
+    scattered = _gathered_grads([grad for _, grad in wanted], index, [ctx.rows[t] for t, _ in wanted])
     results: list[Tensor | None] = [None] * len(grads)
-    for t, grad in zip(wanted, scattered, strict=True):
+    for (t, _), grad in zip(wanted, scattered, strict=True):
         results[t] = grad
     return results, None
 
@@ -152,7 +159,7 @@ def _add_layer_norm_backward(ctx: Context, grad: Tensor) -> tuple[Tensor | None,
         grad.contiguous(), added, x.shape[-1:], mean, inverse, weight, bias, [True, True, True]
     )
     x_grad, residual_grad = (
-        added_grad if rows is None else torch.zeros_like(source).index_add(0, rows, added_grad)
+        added_grad if rows is None else _gathered_grads([added_grad], rows, [source.shape[0]])[0]
         for source, rows in ((x, x_index), (residual, index))
     )
     return x_grad, None, residual_grad, None, weight_grad, bias_grad, None

@@ -1,7 +1,10 @@
 """The public operators: arguments checked, defaults filled in, results cut to size.
 
-Shapes and dtypes are checked here, for every backend alike. The CPU kernels also check the values of ``cu_seqlens`` and of
-indices; on a GPU that would cost a synchronisation.
+Shapes and dtypes are checked here, for every backend alike, and any strides are welcome. The values of ``cu_seqlens``, of
+``max_seqlen``, of ``k`` and of indices are checked by the kernels. On a CPU a wrong one raises RuntimeError. On a GPU that
+would cost a synchronisation; a kernel that would reach outside its tensors, or leave out keys, stops with a device-side
+assertion instead, as torch's own indexing does: the error comes with a later call, and the process must start anew. Rows
+that ``cu_seqlens`` passes over are undefined there.
 """
 
 from __future__ import annotations
@@ -44,11 +47,11 @@ def ragged_attention(
         q: ``[total, heads, head_dim]``, float32, float16, bfloat16 or float64. Strided views are welcome.
         k, v: like ``q``.
         cu_seqlens: int32 ``[batch + 1]``, the first row of each sample; 0 first, ``total`` last.
-        max_seqlen: length of the longest sample, or more. It is not checked on a GPU, where that would cost a
-            synchronisation: a number that is too small silently leaves tokens out.
+        max_seqlen: length of the longest sample, or more.
         scale: factor on the scores; ``1 / sqrt(head_dim)`` if None.
         cu_seqlens_q: int32 ``[batch + 1]``, the first *query* of each sample, if only some tokens have one (``q`` is then
-            ``[total_q, heads, head_dim]``). Importance is the mean over these queries.
+            ``[total_q, heads, head_dim]``). Importance is the mean over these queries. Queries of a sample without keys
+            get zeros.
         need_importance: False skips the importance; None is returned in its place.
         by_head: True returns the importance by head, ``[heads, total]``, instead of its mean over the heads.
         stays: bool ``[batch]``; samples for which it is False are skipped and get zeros. None: all samples are computed.
@@ -59,7 +62,8 @@ def ragged_attention(
 
     Raises:
         TypeError, ValueError: a wrong dtype, device or shape.
-        RuntimeError: on a CPU, ``cu_seqlens`` decreases or does not end at ``total``, or ``max_seqlen`` is too small.
+        RuntimeError: ``cu_seqlens`` decreases or does not end at ``total``, or ``max_seqlen`` is too small.
+        NotImplementedError: in the backward pass, a second derivative is wanted.
     """
     check_tensor("q", q, 3, FLOATING, q)
     if 0 in q.shape[1:]:

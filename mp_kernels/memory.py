@@ -44,12 +44,13 @@ def cache_blocks(x: torch.Tensor, bytes_per_row: int) -> Sequence[torch.Tensor]:
 def read_by_host(x: torch.Tensor) -> list[int]:
     """Values of a small integer tensor. No other function of this package makes the host wait for a device.
 
-    The copy goes to pinned memory on the current stream, and the host waits for this copy only.
+    The copy goes to pinned memory on the current stream, and the host waits for this copy only. In a graph that
+    ``torch.compile`` traces, the compiler decides how the values are read.
 
     Args:
         x: integers ``[n]``, on any device.
     """
-    if x.device.type != "cuda":
+    if x.device.type != "cuda" or torch.compiler.is_compiling():
         return x.tolist()
     pinned = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
     pinned.copy_(x, non_blocking=True)

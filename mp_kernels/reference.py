@@ -40,6 +40,8 @@ def attention_with_logsumexp(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """``out`` and ``importance`` of :func:`ragged_attention` by head, and the log-sum-exp of each row of scores.
 
+    A sample that does not stay, or has no keys, gets zeros in all three.
+
     Returns:
         out ``[total_q, heads, head_dim]``, importance ``[heads, total]``, log-sum-exp ``[heads, total_q]``.
     """
@@ -50,7 +52,7 @@ def attention_with_logsumexp(
     q_spans, spans = _spans(cu_seqlens_q, q.shape[0], "cu_seqlens_q"), _spans(cu_seqlens, k.shape[0])
     computed = [True] * len(spans) if stays is None else stays.tolist()
     for (q_begin, q_end), (begin, end), wanted in zip(q_spans, spans, computed, strict=True):
-        if not wanted:
+        if not wanted or begin == end:
             outs.append(torch.zeros_like(wide_q[q_begin:q_end]))
             importances.append(wide_k.new_zeros(heads, end - begin))
             logsumexps.append(wide_q.new_zeros(heads, q_end - q_begin))

@@ -1,7 +1,8 @@
 """The operators of ``torch.ops.mp_kernels``: one schema each, in one place.
 
 An operator runs the kernel that :mod:`mp_kernels.backends` has for its tensors' device. Where there is none, it runs the
-implementation given here, which follows :mod:`mp_kernels.reference`.
+implementation given here, which follows :mod:`mp_kernels.reference`. Autocast changes no operator: results have the dtype
+of the arguments.
 
 ``ragged_attention`` returns importance by head, ``[heads, total]``. Compactions return buffers of the full size and
 ``extents``, int64 ``[4]``: rows kept, samples kept, length of the longest sample kept, first row with NaN importance or -1.
@@ -10,10 +11,12 @@ So their shapes are static, and the host needs to read ``extents`` only.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor
 
 from . import reference
@@ -59,8 +62,16 @@ for _name, _schema in SCHEMAS.items():
 
 
 def _implements(function: Function) -> Function:
-    library.impl(function.__name__, function, "CompositeExplicitAutograd")
-    return function
+    @functools.wraps(function)
+    def without_autocast(*arguments: Any) -> Any:
+        device_type = next(x.device.type for x in pytree.tree_leaves(arguments) if isinstance(x, Tensor))
+        if not torch.is_autocast_enabled(device_type):
+            return function(*arguments)
+        with torch.autocast(device_type, enabled=False):
+            return function(*arguments)
+
+    library.impl(function.__name__, without_autocast, "CompositeExplicitAutograd")
+    return cast(Function, without_autocast)
 
 
 @_implements

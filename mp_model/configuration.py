@@ -8,16 +8,11 @@ from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import BertConfig
-from transformers.activations import ACT2FN
 
 from .exits import EXIT_HEADS
 
 NEVER = "never"  # the exit threshold that closes all exits for a call
 ONE_LABEL, SEVERAL_LABELS, VALUES = "single_label_classification", "multi_label_classification", "regression"
-SIZES = (
-    *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
-    *("max_position_embeddings", "type_vocab_size"),
-)
 
 
 @strict
@@ -55,8 +50,10 @@ class PyramidBertConfig(BertConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.id2label is not None:
-            self.id2label = _label_names(self.id2label)
-            self.label2id = {name: number for number, name in self.id2label.items()}
+            names = _label_names(self.id2label)
+            if set(names.values()) != set(self.id2label.values()):
+                self.label2id = {name: number for number, name in names.items()}
+            self.id2label = names
         super().__post_init__(**kwargs)
         self.keys_to_ignore_at_inference = [
             "exit_layer",
@@ -68,8 +65,7 @@ class PyramidBertConfig(BertConfig):
         self.check()
 
     def check(self) -> None:
-        """Raises ValueError or TypeError for settings that cannot be followed."""
-        self._check_bert()
+        """Raises ValueError or TypeError for settings of the pyramid that cannot be followed."""
         self.resolved_thresholds()
         self.resolved_top_k()
         self.resolved_exit_layers()
@@ -83,21 +79,6 @@ class PyramidBertConfig(BertConfig):
         normalizer = self.importance_normalizer
         if normalizer not in ("alive", "input") and not (_is_number(normalizer) and 0 < normalizer < math.inf):
             raise ValueError(f"importance_normalizer must be 'alive', 'input' or a positive number; got {normalizer!r}")
-
-    def _check_bert(self) -> None:
-        for name in SIZES:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more; got {getattr(self, name)}")
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"hidden_size must be a multiple of num_attention_heads, {self.num_attention_heads}; got {self.hidden_size}"
-            )
-        if self.hidden_act not in ACT2FN:
-            raise ValueError(f"hidden_act must be one of {', '.join(sorted(ACT2FN))}; got {self.hidden_act!r}")
-        if self.problem_type not in (None, ONE_LABEL, SEVERAL_LABELS, VALUES):
-            raise ValueError(
-                f"problem_type must be None, {ONE_LABEL!r}, {SEVERAL_LABELS!r} or {VALUES!r}; got {self.problem_type!r}"
-            )
 
     @property
     def label_names(self) -> list[str]:

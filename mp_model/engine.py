@@ -299,10 +299,16 @@ def whole_layer(
     if not pruning.happens(number):
         return block.whole(alive.batch, None, keys_values)
     mask: Tensor | None = None
+    recorded = torch.is_grad_enabled()
 
     def survive(importance: Tensor) -> Kept | None:
         nonlocal mask
         mask = pruning.soft_mask(number, importance, alive.batch, alive.input_lengths)
+        if mask is not None and recorded and not torch.is_grad_enabled():
+            raise ValueError(
+                "soft pruning gets no gradient through reentrant checkpoints; "
+                "set gradient_checkpointing_kwargs={'use_reentrant': False}"
+            )
         return None if mask is not None else pruning.survivors(number, importance, alive.batch, alive.input_lengths)
 
     output, kept = block.whole(alive.batch, survive, keys_values)

@@ -345,17 +345,21 @@ class PyramidBertForSequenceClassification(PyramidBertPreTrainedModel):
         wanted = Wanted.of(self.config, output_hidden_states, output_attentions)
         padded = self.bert.padded(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         if wanted.runs_masked(pyramid.pruning, pyramid.exits, len(pyramid.layers)):
-            output = self._classify_masked(padded, pyramid, wanted, follow_tokens)
-        else:
-            output = self._classify(padded, pyramid, exit_threshold if own else None, follow_tokens)
-        if labels is not None:
-            output["loss"] = self.loss_function(labels, output.logits, self.config)
-        return output
+            return self._classify_masked(padded, labels, pyramid, wanted, follow_tokens)
+        return self._classify_packed(padded, labels, pyramid, exit_threshold if own else None, follow_tokens)
 
-    def _classify(
-        self, padded: PaddedInputs, pyramid: Pyramid, exit_threshold: ExitThreshold, follow_tokens: bool
+    def _loss(self, labels: Tensor | None, logits: Tensor) -> Tensor | None:
+        return None if labels is None else self.loss_function(labels, logits, self.config)
+
+    def _classify_packed(
+        self,
+        padded: PaddedInputs,
+        labels: Tensor | None,
+        pyramid: Pyramid,
+        exit_threshold: ExitThreshold,
+        follow_tokens: bool,
     ) -> PyramidOutput:
-        """Answers without a loss; exit_threshold: one for each sample, or None."""
+        """Answers by the engine; exit_threshold: a tensor with one for each sample, or else it is not read."""
         inputs = pack_inputs(self.config, padded)
         batch = inputs.words
         thresholds = None
@@ -364,7 +368,12 @@ class PyramidBertForSequenceClassification(PyramidBertPreTrainedModel):
             thresholds = thresholds_of_samples(exit_threshold, batch.batch_size, count)
             thresholds = thresholds.to(batch.values.device, non_blocking=True)  # offloaded weights are on no device
         run = run_batch(pyramid, inputs, self.num_labels, thresholds, follow_tokens)
-        output = PyramidOutput(logits=run.logits, exit_layer=run.exit_layer, uncertainty=run.uncertainty)
+        output = PyramidOutput(
+            loss=self._loss(labels, run.logits),
+            logits=run.logits,
+            exit_layer=run.exit_layer,
+            uncertainty=run.uncertainty,
+        )
         if run.pruned_by is not None:
             followed = Ragged(run.pruned_by, batch.cu_seqlens, batch.max_seqlen, batch.index, batch.width)
             output.pruned_by = mp_kernels.unpack(followed, fill=-1)
@@ -372,14 +381,15 @@ class PyramidBertForSequenceClassification(PyramidBertPreTrainedModel):
         return output
 
     def _classify_masked(
-        self, padded: PaddedInputs, pyramid: Pyramid, wanted: Wanted, follow_tokens: bool
+        self, padded: PaddedInputs, labels: Tensor | None, pyramid: Pyramid, wanted: Wanted, follow_tokens: bool
     ) -> PyramidOutput:
-        """Answers without a loss, from a padded run: everybody goes to layer L."""
+        """Answers by a run on the padded batch: everybody goes to layer L."""
         run = self.bert.run_masked(padded, pyramid.pruning, wanted.attentions)
         first = run.first()
         logits = self.final_head(first).to(first.dtype)
         exit_layer = torch.full_like(first[:, 0], len(pyramid.layers), dtype=torch.int64)
         output = PyramidOutput(
+            loss=self._loss(labels, logits),
             logits=logits,
             exit_layer=exit_layer,
             uncertainty=uncertainty_of(logits, self.num_labels),
@@ -420,7 +430,7 @@ def _as_pyramid(config: PreTrainedConfig) -> PyramidBertConfig:
 
 
 # Arguments of BertModel that a pyramid cannot follow; None or False asks for nothing.
-UNSUPPORTED = (*("past_key_values", "encoder_hidden_states", "encoder_attention_mask", "head_mask", "cache_position"),)
+UNSUPPORTED = "past_key_values", "encoder_hidden_states", "encoder_attention_mask", "head_mask", "cache_position"
 
 
 def _refuse_unsupported(kwargs: dict[str, Any]) -> None:

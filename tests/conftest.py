@@ -51,10 +51,13 @@ def seeded() -> None:
 
 
 @pytest.fixture
-def on_triton() -> Iterator[None]:
+def on_triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The Triton kernels stand behind every operator on CPU tensors, through Triton's interpreter."""
     if os.environ.get("TRITON_INTERPRET") != "1":
         pytest.skip("kernels are compiled for the device here; TRITON_INTERPRET=1 runs them in the interpreter")
+    from support import interpreter
+
+    interpreter.mend(monkeypatch)
     registrations = torch.library.Library("mp_kernels", "IMPL")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "(?s).*Overriding a previously registered kernel", UserWarning)

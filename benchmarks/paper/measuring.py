@@ -14,7 +14,7 @@ from rich.progress import track
 from safetensors.torch import load_file, save_file
 
 from mp_model import PyramidBertConfig, PyramidBertForSequenceClassification
-from mp_model.checkpoints.tokenizers import load_tokenizer
+from mp_model.checkpoints.tokenizers import load_tokenizer, max_length_of
 from mp_model.data.batches import encode, length_sorted_batches
 from mp_model.data.labels import LabelledTexts
 from mp_model.measuring.all_exits import AllExits, read_all_exits
@@ -48,7 +48,7 @@ def read_texts(model_folder: Path, data: LabelledTexts, what: str, console: Cons
     """The exits of a trained model on labelled texts, in one run."""
     model = PyramidBertForSequenceClassification.from_pretrained(model_folder).eval()
     tokenizer = load_tokenizer(model_folder)
-    rows = encode(tokenizer, data.texts, model.config.max_position_embeddings)
+    rows = encode(tokenizer, data.texts, max_length_of(tokenizer, model.config))
     batches = list(length_sorted_batches(rows, BATCH_SIZE, tokenizer.pad_token_id))
     watched = track(batches, what, console=console, transient=True, disable=not console.is_terminal)
     return read_all_exits(model, watched, data.labels)
@@ -62,7 +62,7 @@ def read_job(job: Job, corpora: Path | None, console: Console) -> Reading:
     for split in ("validation", "test"):
         path = job.folder / f"{split}.safetensors"
         if not path.exists():
-            task = task or task_of(corpora, job.corpus, job.seed)
+            task = task or task_of(corpora, job.corpus, job.seed).in_the_order_of(config.label_names)
             data = task.validation if split == "validation" else test_texts(corpora, job.corpus, task)
             begin = time.monotonic()
             what = f"{job.corpus.title}, seed {job.seed}: {job.fit.name}, {split}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import shutil
 from pathlib import Path
 
 from rich.console import Console
@@ -46,7 +45,7 @@ def test_texts(corpora: Path | None, corpus: Corpus, task: Task) -> LabelledText
 
 
 def train(job: Job, corpora: Path | None, checkpoint: Path | str, console: Console) -> None:
-    """Trains one fit; its checkpoints are removed at the end, since each takes three times the model's room."""
+    """Trains one fit."""
     if job.model.is_dir():
         return
     start = checkpoint if job.fit.start is None else job.folder.parent / job.fit.start
@@ -57,5 +56,3 @@ def train(job: Job, corpora: Path | None, checkpoint: Path | str, console: Conso
     )
     for stage, facts in trained.stages.items():
         console.print(f"  {stage}: {facts['steps']:.0f} steps, {facts['seconds']:.0f} s, mean loss {facts['loss']:.3f}")
-    for leftover in job.folder.glob("stages/*/checkpoint-*"):
-        shutil.rmtree(leftover)

@@ -33,18 +33,23 @@ struct AttentionForward {
   float* logsumexp;     // [heads, total_q]
 };
 
-// Writes zeros to all results of one head of a sample that is skipped.
+// Writes zeros to one head of x in the rows of a sample's queries.
+inline void clear_queries(const AttentionShape& shape, const Heads& x, int64_t sample, int64_t head) {
+  for (int64_t i = shape.cu_seqlens_q[sample]; i < shape.cu_seqlens_q[sample + 1]; ++i) {
+    const int64_t first = i * x.token_stride + head * x.head_stride;
+    with_type(shape.dtype, [&](auto t) {
+      using T = decltype(t);
+      std::fill_n(static_cast<T*>(x.data) + first, shape.head_dim, from_float<T>(0.0f));
+    });
+  }
+}
+
+// Writes zeros to all results of one head of a sample that is skipped or has no keys.
 inline void attention_of_absent(const AttentionForward& f, int64_t sample, int64_t head) {
   const AttentionShape& shape = f.shape;
   const int64_t q_begin = shape.cu_seqlens_q[sample], q_end = shape.cu_seqlens_q[sample + 1];
   const int64_t k_begin = shape.cu_seqlens_k[sample], k_end = shape.cu_seqlens_k[sample + 1];
-  for (int64_t i = q_begin; i < q_end; ++i) {
-    const int64_t first = i * f.out.token_stride + head * f.out.head_stride;
-    with_type(shape.dtype, [&](auto t) {
-      using T = decltype(t);
-      std::fill_n(static_cast<T*>(f.out.data) + first, shape.head_dim, from_float<T>(0.0f));
-    });
-  }
+  clear_queries(shape, f.out, sample, head);
   std::fill(f.logsumexp + head * shape.total_q + q_begin, f.logsumexp + head * shape.total_q + q_end, 0.0f);
   if (f.column_means)
     std::fill(f.column_means + head * shape.total_k + k_begin, f.column_means + head * shape.total_k + k_end, 0.0f);

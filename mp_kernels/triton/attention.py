@@ -1,9 +1,13 @@
 """Forward pass of attention within the samples of a packed batch, with the column means of the probabilities.
 
-If the keys of every sample fit one tile, there is one pass: a program owns a sample and a head, keeps its keys and values on
-the processor, and adds up the column sums of its blocks of queries. Otherwise there are two: in the first a program owns a
-block of queries and uses FlashAttention's running softmax, in the second a program owns a block of keys and sums its columns
-from the log-sum-exp. There are no atomics, so sums have a fixed order and runs repeat bit by bit.
+In half precision, if the keys of every sample fit one tile, there is one pass: a program owns a sample and a head, keeps its
+keys and values on the processor, and adds up the column sums of its blocks of queries. Otherwise there are two: in the first
+a program owns a block of queries and uses FlashAttention's running softmax, in the second a program owns a block of keys and
+sums its columns from the log-sum-exp. There are no atomics, so sums have a fixed order and runs repeat bit by bit.
+
+In float32 there are always two passes, in tiles of one size, so that a sample's results do not depend on the samples beside
+it. In half precision they depend on these by less than the rounding of the results: the longest sample chooses the tile, and
+a batch too small for the device takes two passes.
 
 Probabilities are computed by ``exp2`` of scores in units of log 2. The log-sum-exp returned is natural.
 """
@@ -19,7 +23,7 @@ from . import configurations, launching
 from .tiles import LOG2_E, fill_rows, load_rows, sample_span, store_rows
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["total_q", "total"])
 def attention_one_pass(
     p_q,
     p_k,
@@ -47,11 +51,11 @@ def attention_one_pass(
     NEED_IMPORTANCE: tl.constexpr,
     HAS_STAYS: tl.constexpr,
 ):
-    """Program (head, sample): all results of a head of a sample with at most BLOCK_K keys."""
+    """Program (head, sample): all results of a head of a sample with at most BLOCK_K keys of a half type."""
     head = tl.program_id(0).to(tl.int64)
     sample = tl.program_id(1)
-    q_begin, queries = sample_span(p_cu_seqlens_q, sample)
-    k_begin, keys = sample_span(p_cu_seqlens, sample)
+    q_begin, queries = sample_span(p_cu_seqlens_q, sample, total_q)
+    k_begin, keys = sample_span(p_cu_seqlens, sample, total)
     p_q += q_begin * q_row_stride + head * q_head_stride
     p_k += k_begin * k_row_stride + head * k_head_stride
     p_v += k_begin * v_row_stride + head * v_head_stride
@@ -59,12 +63,15 @@ def attention_one_pass(
     p_logsumexp += head * total_q + q_begin
     p_importance += head * total + k_begin
     columns = tl.arange(0, BLOCK_K)
+    tl.device_assert(keys <= BLOCK_K, "max_seqlen must be at least the longest sample")
+    skipped = keys == 0
     if HAS_STAYS:
-        if tl.load(p_stays + sample) == 0:
-            fill_rows(p_out, out_row_stride, p_logsumexp, 0, queries, BLOCK_Q, HEAD_DIM, BLOCK_D)
-            if NEED_IMPORTANCE:
-                tl.store(p_importance + columns, tl.zeros([BLOCK_K], tl.float32), mask=columns < keys)
-            return
+        skipped |= tl.load(p_stays + sample) == 0
+    if skipped:
+        fill_rows(p_out, out_row_stride, p_logsumexp, 0, queries, BLOCK_Q, HEAD_DIM, BLOCK_D)
+        if NEED_IMPORTANCE:
+            tl.store(p_importance + columns, tl.zeros([BLOCK_K], tl.float32), mask=columns < keys)
+        return
 
     b_k = load_rows(p_k, k_row_stride, 0, keys, BLOCK_K, HEAD_DIM, BLOCK_D)  # [BLOCK_K, BLOCK_D]
     b_v = load_rows(p_v, v_row_stride, 0, keys, BLOCK_K, HEAD_DIM, BLOCK_D)  # [BLOCK_K, BLOCK_D]
@@ -72,7 +79,7 @@ def attention_one_pass(
     for first in range(0, queries, BLOCK_Q):
         rows = first + tl.arange(0, BLOCK_Q)
         b_q = load_rows(p_q, q_row_stride, first, queries, BLOCK_Q, HEAD_DIM, BLOCK_D)  # [BLOCK_Q, BLOCK_D]
-        b_s = tl.dot(b_q, tl.trans(b_k), input_precision="ieee") * (scale * LOG2_E)  # [BLOCK_Q, BLOCK_K]
+        b_s = tl.dot(b_q, tl.trans(b_k)) * (scale * LOG2_E)  # [BLOCK_Q, BLOCK_K]
         b_s = tl.where(columns[None, :] < keys, b_s, float("-inf"))
         b_max = tl.max(b_s, 1)  # [BLOCK_Q]
         b_p = tl.exp2(b_s - b_max[:, None])  # [BLOCK_Q, BLOCK_K]
@@ -80,14 +87,14 @@ def attention_one_pass(
         b_p *= (1.0 / b_norm)[:, None]
         if NEED_IMPORTANCE:
             b_sums += tl.sum(tl.where(rows[:, None] < queries, b_p, 0.0), 0)
-        b_out = tl.dot(b_p.to(b_v.dtype), b_v, input_precision="ieee")  # [BLOCK_Q, BLOCK_D]
+        b_out = tl.dot(b_p.to(b_v.dtype), b_v)  # [BLOCK_Q, BLOCK_D]
         store_rows(p_out, out_row_stride, first, queries, b_out, BLOCK_Q, HEAD_DIM, BLOCK_D)
         tl.store(p_logsumexp + rows, (b_max + tl.log2(b_norm)) / LOG2_E, mask=rows < queries)
     if NEED_IMPORTANCE:
         tl.store(p_importance + columns, b_sums / tl.maximum(queries, 1).to(tl.float32), mask=columns < keys)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["total_q", "total"])
 def attention_streaming(
     p_q,
     p_k,
@@ -98,6 +105,7 @@ def attention_streaming(
     p_cu_seqlens,
     p_stays,
     total_q,
+    total,
     q_row_stride,
     q_head_stride,
     k_row_stride,
@@ -110,6 +118,7 @@ def attention_streaming(
     BLOCK_D: tl.constexpr,
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr,
     HAS_STAYS: tl.constexpr,
 ):
     """Program (query blocks, head, sample): out and log-sum-exp for any number of keys.
@@ -118,19 +127,21 @@ def attention_streaming(
     """
     head = tl.program_id(1).to(tl.int64)
     sample = tl.program_id(2)
-    q_begin, queries = sample_span(p_cu_seqlens_q, sample)
-    k_begin, keys = sample_span(p_cu_seqlens, sample)
+    q_begin, queries = sample_span(p_cu_seqlens_q, sample, total_q)
+    k_begin, keys = sample_span(p_cu_seqlens, sample, total)
     p_q += q_begin * q_row_stride + head * q_head_stride
     p_k += k_begin * k_row_stride + head * k_head_stride
     p_v += k_begin * v_row_stride + head * v_head_stride
     p_out += q_begin * out_row_stride + head * HEAD_DIM
     p_logsumexp += head * total_q + q_begin
+    skipped = keys == 0
     if HAS_STAYS:
-        if tl.load(p_stays + sample) == 0:
-            for first in range(tl.program_id(0) * BLOCK_Q, queries, tl.num_programs(0) * BLOCK_Q):
-                last = tl.minimum(first + BLOCK_Q, queries)
-                fill_rows(p_out, out_row_stride, p_logsumexp, first, last, BLOCK_Q, HEAD_DIM, BLOCK_D)
-            return
+        skipped |= tl.load(p_stays + sample) == 0
+    if skipped:
+        for first in range(tl.program_id(0) * BLOCK_Q, queries, tl.num_programs(0) * BLOCK_Q):
+            last = tl.minimum(first + BLOCK_Q, queries)
+            fill_rows(p_out, out_row_stride, p_logsumexp, first, last, BLOCK_Q, HEAD_DIM, BLOCK_D)
+        return
 
     for first in range(tl.program_id(0) * BLOCK_Q, queries, tl.num_programs(0) * BLOCK_Q):
         rows = first + tl.arange(0, BLOCK_Q)
@@ -142,21 +153,21 @@ def attention_streaming(
             columns = key + tl.arange(0, BLOCK_K)
             b_k = load_rows(p_k, k_row_stride, key, keys, BLOCK_K, HEAD_DIM, BLOCK_D)  # [BLOCK_K, BLOCK_D]
             b_v = load_rows(p_v, v_row_stride, key, keys, BLOCK_K, HEAD_DIM, BLOCK_D)  # [BLOCK_K, BLOCK_D]
-            b_s = tl.dot(b_q, tl.trans(b_k), input_precision="ieee") * (scale * LOG2_E)  # [BLOCK_Q, BLOCK_K]
+            b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION) * (scale * LOG2_E)  # [BLOCK_Q, BLOCK_K]
             b_s = tl.where(columns[None, :] < keys, b_s, float("-inf"))
             b_new_max = tl.maximum(b_max, tl.max(b_s, 1))
             b_p = tl.exp2(b_s - b_new_max[:, None])  # [BLOCK_Q, BLOCK_K]
             b_shrink = tl.exp2(b_max - b_new_max)
             b_norm = b_norm * b_shrink + tl.sum(b_p, 1)
             b_out = b_out * b_shrink[:, None]
-            b_out = tl.dot(b_p.to(b_v.dtype), b_v, b_out, input_precision="ieee")
+            b_out = tl.dot(b_p.to(b_v.dtype), b_v, b_out, input_precision=PRECISION)
             b_max = b_new_max
         b_out *= (1.0 / b_norm)[:, None]
         store_rows(p_out, out_row_stride, first, queries, b_out, BLOCK_Q, HEAD_DIM, BLOCK_D)
         tl.store(p_logsumexp + rows, (b_max + tl.log2(b_norm)) / LOG2_E, mask=rows < queries)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["total_q", "total"])
 def attention_column_means(
     p_q,
     p_k,
@@ -176,14 +187,16 @@ def attention_column_means(
     BLOCK_D: tl.constexpr,
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr,
     HAS_STAYS: tl.constexpr,
 ):
     """Program (key block, head, sample): column means of a block of keys, from the queries' log-sum-exp."""
     first = tl.program_id(0) * BLOCK_K
     head = tl.program_id(1).to(tl.int64)
     sample = tl.program_id(2)
-    q_begin, queries = sample_span(p_cu_seqlens_q, sample)
-    k_begin, keys = sample_span(p_cu_seqlens, sample)
+    q_begin, queries = sample_span(p_cu_seqlens_q, sample, total_q)
+    k_begin, keys = sample_span(p_cu_seqlens, sample, total)
+    tl.device_assert(keys <= tl.num_programs(0) * BLOCK_K, "max_seqlen must be at least the longest sample")
     if first >= keys:
         return
     p_q += q_begin * q_row_stride + head * q_head_stride
@@ -203,7 +216,7 @@ def attention_column_means(
         b_q = load_rows(p_q, q_row_stride, query, queries, BLOCK_Q, HEAD_DIM, BLOCK_D)  # [BLOCK_Q, BLOCK_D]
         # Beyond the last query, infinity makes every probability zero.
         b_logsumexp = tl.load(p_logsumexp + rows, mask=rows < queries, other=float("inf"))
-        b_s = tl.dot(b_k, tl.trans(b_q), input_precision="ieee") * (scale * LOG2_E)  # [BLOCK_K, BLOCK_Q]
+        b_s = tl.dot(b_k, tl.trans(b_q), input_precision=PRECISION) * (scale * LOG2_E)  # [BLOCK_K, BLOCK_Q]
         b_sums += tl.sum(tl.exp2(b_s - (b_logsumexp * LOG2_E)[None, :]), 1)
     tl.store(p_importance + columns, b_sums / tl.maximum(queries, 1).to(tl.float32), mask=columns < keys)
 
@@ -221,14 +234,15 @@ def ragged_attention(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Implementation of the operator of this name in :mod:`mp_kernels.schemas`."""
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+    cu_seqlens_q, cu_seqlens = cu_seqlens_q.contiguous(), cu_seqlens.contiguous()
     total_q, heads, head_dim = q.shape
     total, batch = k.shape[0], cu_seqlens.shape[0] - 1
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     logsumexp = q.new_empty(heads, total_q, dtype=torch.float32)
     importance = q.new_empty(heads, total if need_importance else 0, dtype=torch.float32)
     width = launching.padded_width(head_dim)
-    constants = {"HEAD_DIM": head_dim, "BLOCK_D": width, "HAS_STAYS": stays is not None}
-    flags = cu_seqlens if stays is None else stays  # stands in for a pointer that is not read
+    constants: dict[str, int | str] = {"HEAD_DIM": head_dim, "BLOCK_D": width, "HAS_STAYS": stays is not None}
+    flags = cu_seqlens if stays is None else stays.contiguous()  # stands in for a pointer that is not read
     strides = (*q.stride()[:2], *k.stride()[:2], *v.stride()[:2])
 
     architecture = configurations.architecture_of(q.device)
@@ -251,10 +265,12 @@ def ragged_attention(
         return out, importance, logsumexp
 
     tile = configurations.streaming(architecture, width, q.element_size())
+    constants["PRECISION"] = configurations.precision(architecture)
     launching.launch(
         attention_streaming,
         (triton.cdiv(max_seqlen, tile.rows), heads, batch),
-        *(q, k, v, out, logsumexp, cu_seqlens_q, cu_seqlens, flags, total_q, *strides, out.stride(0), scale),
+        *(q, k, v, out, logsumexp, cu_seqlens_q, cu_seqlens, flags, total_q, total),
+        *(*strides, out.stride(0), scale),
         tile=tile,
         BLOCK_Q=tile.rows,
         BLOCK_K=tile.columns,

@@ -16,7 +16,7 @@ from . import configurations, launching
 from .tiles import LOG2_E, load_rows, sample_span, store_rows
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["total_q", "total"])
 def attention_query_gradient(
     p_out_grad,
     p_importance_grad,
@@ -30,6 +30,7 @@ def attention_query_gradient(
     p_cu_seqlens_q,
     p_cu_seqlens,
     total_q,
+    total,
     out_grad_row_stride,
     out_grad_head_stride,
     importance_grad_head_stride,
@@ -45,6 +46,7 @@ def attention_query_gradient(
     BLOCK_D: tl.constexpr,
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr,
     HAS_IMPORTANCE_GRAD: tl.constexpr,
 ):
     """Program (query blocks, head, sample): dQ of the blocks of queries p, p + P, p + 2 P and so on, for program p of P.
@@ -54,8 +56,8 @@ def attention_query_gradient(
     """
     head = tl.program_id(1).to(tl.int64)
     sample = tl.program_id(2)
-    q_begin, queries = sample_span(p_cu_seqlens_q, sample)
-    k_begin, keys = sample_span(p_cu_seqlens, sample)
+    q_begin, queries = sample_span(p_cu_seqlens_q, sample, total_q)
+    k_begin, keys = sample_span(p_cu_seqlens, sample, total)
     p_out_grad += q_begin * out_grad_row_stride + head * out_grad_head_stride
     p_importance_grad += head * importance_grad_head_stride + k_begin
     p_q += q_begin * q_row_stride + head * q_head_stride
@@ -78,9 +80,9 @@ def attention_query_gradient(
             columns = key + tl.arange(0, BLOCK_K)
             b_k = load_rows(p_k, k_row_stride, key, keys, BLOCK_K, HEAD_DIM, BLOCK_D)  # [BLOCK_K, BLOCK_D]
             b_v = load_rows(p_v, v_row_stride, key, keys, BLOCK_K, HEAD_DIM, BLOCK_D)  # [BLOCK_K, BLOCK_D]
-            b_s = tl.dot(b_q, tl.trans(b_k), input_precision="ieee") * (scale * LOG2_E)  # [BLOCK_Q, BLOCK_K]
+            b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION) * (scale * LOG2_E)  # [BLOCK_Q, BLOCK_K]
             b_p = tl.where(columns[None, :] < keys, tl.exp2(b_s - b_logsumexp[:, None]), 0.0)
-            b_dp = tl.dot(b_out_grad, tl.trans(b_v), input_precision="ieee")
+            b_dp = tl.dot(b_out_grad, tl.trans(b_v), input_precision=PRECISION)
             if HAS_IMPORTANCE_GRAD:
                 b_dp += tl.load(p_importance_grad + columns, mask=columns < keys, other=0.0)[None, :] * share
             b_norm += tl.sum(b_p, 1)
@@ -93,19 +95,19 @@ def attention_query_gradient(
             columns = key + tl.arange(0, BLOCK_K)
             b_k = load_rows(p_k, k_row_stride, key, keys, BLOCK_K, HEAD_DIM, BLOCK_D)  # [BLOCK_K, BLOCK_D]
             b_v = load_rows(p_v, v_row_stride, key, keys, BLOCK_K, HEAD_DIM, BLOCK_D)  # [BLOCK_K, BLOCK_D]
-            b_s = tl.dot(b_q, tl.trans(b_k), input_precision="ieee") * (scale * LOG2_E)  # [BLOCK_Q, BLOCK_K]
+            b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION) * (scale * LOG2_E)  # [BLOCK_Q, BLOCK_K]
             b_p = tl.where(columns[None, :] < keys, tl.exp2(b_s - b_logsumexp[:, None]), 0.0)
-            b_dp = tl.dot(b_out_grad, tl.trans(b_v), input_precision="ieee")
+            b_dp = tl.dot(b_out_grad, tl.trans(b_v), input_precision=PRECISION)
             if HAS_IMPORTANCE_GRAD:
                 b_dp += tl.load(p_importance_grad + columns, mask=columns < keys, other=0.0)[None, :] * share
             b_ds = b_p * (b_dp - b_mean[:, None])
-            b_q_grad = tl.dot(b_ds.to(b_k.dtype), b_k, b_q_grad, input_precision="ieee")
+            b_q_grad = tl.dot(b_ds.to(b_k.dtype), b_k, b_q_grad, input_precision=PRECISION)
         store_rows(p_q_grad, q_grad_row_stride, first, queries, b_q_grad * scale, BLOCK_Q, HEAD_DIM, BLOCK_D)
         tl.store(p_row_logsumexp + rows, b_logsumexp, mask=rows < queries)
         tl.store(p_row_mean + rows, b_mean, mask=rows < queries)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["total_q", "total"])
 def attention_key_value_gradient(
     p_out_grad,
     p_importance_grad,
@@ -119,6 +121,7 @@ def attention_key_value_gradient(
     p_cu_seqlens_q,
     p_cu_seqlens,
     total_q,
+    total,
     out_grad_row_stride,
     out_grad_head_stride,
     importance_grad_head_stride,
@@ -134,14 +137,16 @@ def attention_key_value_gradient(
     BLOCK_D: tl.constexpr,
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr,
     HAS_IMPORTANCE_GRAD: tl.constexpr,
 ):
     """Program (key block, head, sample): dK and dV of a block of keys, summed over all queries."""
     first = tl.program_id(0) * BLOCK_K
     head = tl.program_id(1).to(tl.int64)
     sample = tl.program_id(2)
-    q_begin, queries = sample_span(p_cu_seqlens_q, sample)
-    k_begin, keys = sample_span(p_cu_seqlens, sample)
+    q_begin, queries = sample_span(p_cu_seqlens_q, sample, total_q)
+    k_begin, keys = sample_span(p_cu_seqlens, sample, total)
+    tl.device_assert(keys <= tl.num_programs(0) * BLOCK_K, "max_seqlen must be at least the longest sample")
     if first >= keys:
         return
     p_out_grad += q_begin * out_grad_row_stride + head * out_grad_head_stride
@@ -169,14 +174,14 @@ def attention_key_value_gradient(
         # Beyond the last query, infinity makes every probability zero.
         b_logsumexp = tl.load(p_row_logsumexp + rows, mask=rows < queries, other=float("inf"))
         b_mean = tl.load(p_row_mean + rows, mask=rows < queries, other=0.0)
-        b_s = tl.dot(b_k, tl.trans(b_q), input_precision="ieee") * (scale * LOG2_E)  # [BLOCK_K, BLOCK_Q]
+        b_s = tl.dot(b_k, tl.trans(b_q), input_precision=PRECISION) * (scale * LOG2_E)  # [BLOCK_K, BLOCK_Q]
         b_p = tl.exp2(b_s - b_logsumexp[None, :])
-        b_v_grad = tl.dot(b_p.to(b_out_grad.dtype), b_out_grad, b_v_grad, input_precision="ieee")
-        b_dp = tl.dot(b_v, tl.trans(b_out_grad), input_precision="ieee")  # [BLOCK_K, BLOCK_Q]
+        b_v_grad = tl.dot(b_p.to(b_out_grad.dtype), b_out_grad, b_v_grad, input_precision=PRECISION)
+        b_dp = tl.dot(b_v, tl.trans(b_out_grad), input_precision=PRECISION)  # [BLOCK_K, BLOCK_Q]
         if HAS_IMPORTANCE_GRAD:
             b_dp += b_column_grad[:, None]
         b_ds = b_p * (b_dp - b_mean[None, :])
-        b_k_grad = tl.dot(b_ds.to(b_q.dtype), b_q, b_k_grad, input_precision="ieee")
+        b_k_grad = tl.dot(b_ds.to(b_q.dtype), b_q, b_k_grad, input_precision=PRECISION)
     store_rows(p_k_grad, k_grad_row_stride, first, keys, b_k_grad * scale, BLOCK_K, HEAD_DIM, BLOCK_D)
     store_rows(p_v_grad, k_grad_row_stride, first, keys, b_v_grad, BLOCK_K, HEAD_DIM, BLOCK_D)
 
@@ -195,15 +200,17 @@ def ragged_attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Implementation of the operator of this name in :mod:`mp_kernels.schemas`."""
     out_grad, q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (out_grad, q, k, v))
+    logsumexp, cu_seqlens_q, cu_seqlens = (x.contiguous() for x in (logsumexp, cu_seqlens_q, cu_seqlens))
     column_grad = logsumexp if importance_grad is None else importance_grad  # stands in for a pointer that is not read
     column_grad = column_grad if column_grad.stride(-1) == 1 else column_grad.contiguous()
     total_q, heads, head_dim = q.shape
-    batch = cu_seqlens.shape[0] - 1
+    total, batch = k.shape[0], cu_seqlens.shape[0] - 1
     q_grad, k_grad, v_grad = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
     row_logsumexp, row_mean = torch.empty_like(logsumexp), torch.empty_like(logsumexp)
 
     width = launching.padded_width(head_dim)
-    tile = configurations.backward(configurations.architecture_of(q.device), width, q.element_size())
+    architecture = configurations.architecture_of(q.device)
+    of_queries, of_keys = configurations.backward(architecture, width, q.element_size())
     strides = (
         *out_grad.stride()[:2],
         column_grad.stride(0),
@@ -212,24 +219,27 @@ def ragged_attention_backward(
     constants = {
         "HEAD_DIM": head_dim,
         "BLOCK_D": width,
-        "BLOCK_Q": tile.rows,
-        "BLOCK_K": tile.columns,
+        "PRECISION": configurations.precision(architecture),
         "HAS_IMPORTANCE_GRAD": importance_grad is not None,
     }
     launching.launch(
         attention_query_gradient,
-        (triton.cdiv(max_seqlen, tile.rows), heads, batch),
+        (triton.cdiv(max_seqlen, of_queries.rows), heads, batch),
         *(out_grad, column_grad, q, k, v, logsumexp, q_grad, row_logsumexp, row_mean, cu_seqlens_q, cu_seqlens),
-        *(total_q, *strides, q_grad.stride(0), scale),
-        tile=tile,
+        *(total_q, total, *strides, q_grad.stride(0), scale),
+        tile=of_queries,
+        BLOCK_Q=of_queries.rows,
+        BLOCK_K=of_queries.columns,
         **constants,
     )
     launching.launch(
         attention_key_value_gradient,
-        (triton.cdiv(max_seqlen, tile.columns), heads, batch),
+        (triton.cdiv(max_seqlen, of_keys.columns), heads, batch),
         *(out_grad, column_grad, q, k, v, k_grad, v_grad, row_logsumexp, row_mean, cu_seqlens_q, cu_seqlens),
-        *(total_q, *strides, k_grad.stride(0), scale),
-        tile=tile,
+        *(total_q, total, *strides, k_grad.stride(0), scale),
+        tile=of_keys,
+        BLOCK_Q=of_keys.rows,
+        BLOCK_K=of_keys.columns,
         **constants,
     )
     return q_grad, k_grad, v_grad

@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import configurations, launching
+from .tiles import sample_span
 
 
 @triton.jit
@@ -86,6 +87,7 @@ def bound_samples(
     p_extents,
     kept,
     first_nan,
+    total,
     batch,
     BLOCK: tl.constexpr,
     HAS_STAYS: tl.constexpr,
@@ -99,8 +101,12 @@ def bound_samples(
         stays = inside
         if HAS_STAYS:
             stays = tl.load(p_stays + samples, mask=inside, other=0) != 0
-        begins = tl.load(p_places + tl.load(p_cu_seqlens + samples, mask=inside, other=0), mask=inside, other=0)
-        ends = tl.load(p_places + tl.load(p_cu_seqlens + samples + 1, mask=inside, other=0), mask=inside, other=0)
+        first_row = tl.load(p_cu_seqlens + samples, mask=inside, other=0)
+        beyond = tl.load(p_cu_seqlens + samples + 1, mask=inside, other=0)
+        ascend = (first_row >= 0) & (first_row <= beyond) & (beyond <= total)
+        tl.device_assert(ascend, "cu_seqlens must ascend from 0 to the number of rows")
+        begins = tl.load(p_places + first_row, mask=inside, other=0)
+        ends = tl.load(p_places + beyond, mask=inside, other=0)
         staying = stays.to(tl.int32)
         rank = count + tl.cumsum(staying, 0) - staying
         tl.store(p_new_cu_seqlens + rank, begins, mask=stays)
@@ -120,7 +126,7 @@ def bound_samples(
     tl.store(p_extents + 3, tl.where(first_nan == 2147483647, -1, first_nan).to(tl.int64))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["total", "batch"])
 def compact(
     p_importance,
     p_flags,
@@ -161,12 +167,12 @@ def compact(
         tl.store(p_index + rows, tl.zeros([BLOCK], tl.int64), mask=(rows >= kept) & (rows < total))
     tl.debug_barrier()  # threads read places that other threads wrote
     bound_samples(
-        *(p_places, p_cu_seqlens, p_stays, p_new_cu_seqlens, p_samples, p_extents, kept, first_nan, batch),
-        *(BLOCK, HAS_STAYS),
+        *(p_places, p_cu_seqlens, p_stays, p_new_cu_seqlens, p_samples, p_extents, kept, first_nan, total),
+        *(batch, BLOCK, HAS_STAYS),
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["total", "batch"])
 def count_kept(
     p_importance,
     p_flags,
@@ -207,7 +213,7 @@ def sum_before(p_counts, count, BLOCK: tl.constexpr):
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["total", "blocks"])
 def place_kept(p_keep, p_counts, p_index, p_places, total, blocks, BLOCK: tl.constexpr):
     """Program (row block): the places of the block's rows, and row 0 in the rest of the index."""
     block = tl.program_id(0)
@@ -223,7 +229,7 @@ def place_kept(p_keep, p_counts, p_index, p_places, total, blocks, BLOCK: tl.con
     tl.store(p_index + rows, tl.zeros([BLOCK], tl.int64), mask=(rows >= everything) & (rows < total))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["total", "blocks", "batch"])
 def place_samples(
     p_places,
     p_first_nan,
@@ -246,20 +252,20 @@ def place_samples(
         first_nan = tl.minimum(first_nan, tl.min(found, 0))
     bound_samples(
         *(p_places, p_cu_seqlens, p_stays, p_new_cu_seqlens, p_samples, p_extents, tl.load(p_places + total)),
-        *(first_nan, batch, BLOCK, HAS_STAYS),
+        *(first_nan, total, batch, BLOCK, HAS_STAYS),
     )
 
 
-@triton.jit
-def rank_tokens(p_importance, p_cu_seqlens, p_k, p_flags, BLOCK: tl.constexpr):
+@triton.jit(do_not_specialize=["total"])
+def rank_tokens(p_importance, p_cu_seqlens, p_k, p_flags, total, BLOCK: tl.constexpr):
     """Program (sample): flag 1 for the k most important rows, the first always among them; 0 for the others; 2 for NaN.
 
     Ties go to the lower row.
     """
     sample = tl.program_id(0)
-    begin = tl.load(p_cu_seqlens + sample)
-    length = tl.load(p_cu_seqlens + sample + 1) - begin
+    begin, length = sample_span(p_cu_seqlens, sample, total)
     k = tl.load(p_k + sample)
+    tl.device_assert(k >= 1, "k must be at least 1")
     for first in range(0, length, BLOCK):
         rows = first + tl.arange(0, BLOCK)
         b_row = tl.load(p_importance + begin + rows, mask=rows < length, other=0.0)
@@ -277,7 +283,7 @@ def rank_tokens(p_importance, p_cu_seqlens, p_k, p_flags, BLOCK: tl.constexpr):
         tl.store(p_flags + begin + rows, flags.to(tl.int8), mask=rows < length)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["total"])
 def mean_heads(p_importance, p_mean, head_stride, total, BLOCK: tl.constexpr, HEADS: tl.constexpr):
     """Program (row block): mean over the heads of ``[heads, total]``."""
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -387,7 +393,7 @@ def top_k_tokens(
     launching.launch(
         rank_tokens,
         (k.shape[0],),
-        *(of_tokens, cu_seqlens.contiguous(), k.contiguous(), flags),
+        *(of_tokens, cu_seqlens.contiguous(), k.contiguous(), flags, of_tokens.shape[0]),
         tile=tile,
         BLOCK=tile.columns,
     )

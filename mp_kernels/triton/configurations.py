@@ -9,6 +9,9 @@ The limits of the attention kernels, for ``n`` keys of ``d`` elements in half pr
   ``32 num_warps`` threads of at most 255 registers each, and few enough that a processor holds several programs. This
   allows 32 x 128 scores on 4 warps, 32 x 256 on 8 (they fit on 4, at half the occupancy) and 32 x 512 on 16.
 * More keys pass block by block through a tile that leaves room for two programs on a processor.
+
+float32 always takes two passes: a block of all keys in float32 would spill registers by the thousand. So a sample's results
+in float32 do not depend on the samples beside it.
 """
 
 from __future__ import annotations
@@ -52,6 +55,15 @@ def architecture_of(device: torch.device) -> str:
     return name if name in SHARED_MEMORY else "sm_86"
 
 
+def precision(architecture: str) -> str:
+    """Precision in which tensor cores multiply float32 matrices; products of half types are exact in any.
+
+    NVIDIA's multiply TF32, so each factor is split into two such numbers and three products are added, which loses little
+    more than float32 itself. AMD's multiply float32.
+    """
+    return "tf32x3" if architecture.startswith("sm_") else "ieee"
+
+
 @functools.cache
 def processors_of(device: torch.device) -> int:
     """Number of processors of ``device`` that run programs side by side; 1 if it is not a GPU."""
@@ -73,8 +85,10 @@ _ONE_PASS_NARROW = {
 def one_pass(architecture: str, keys: int, width: int, itemsize: int) -> Tile | None:
     """Tile of the one-pass attention for at most ``keys`` keys of padded ``width``; None if they do not fit.
 
-    ``itemsize`` is the size of an element in bytes, here and below.
+    ``itemsize`` is the size of an element in bytes, here and below. In float32 none fit.
     """
+    if itemsize > 2:
+        return None
     room = SHARED_MEMORY[architecture] * 1024
     table = _ONE_PASS_NARROW if width <= 32 else _ONE_PASS
     for rows, most_keys, num_warps in table.get(architecture, table["others"]):
@@ -86,16 +100,22 @@ def one_pass(architecture: str, keys: int, width: int, itemsize: int) -> Tile | 
 
 def streaming(architecture: str, width: int, itemsize: int) -> Tile:
     """Tile of the kernels that pass over keys or queries block by block: streaming attention and column means."""
+    if itemsize > 2 and width > 64:
+        return Tile(16, 32, 4)
     if itemsize > 2 or architecture == "gfx942":
         return Tile(32, 32, 4)
     return Tile(64, 64, 4, 2) if width == 64 else Tile(64, 32, 4, 2)
 
 
-def backward(architecture: str, width: int, itemsize: int) -> Tile:
-    """Tile of the backward kernels, smaller because they hold five blocks at once."""
+def backward(architecture: str, width: int, itemsize: int) -> tuple[Tile, Tile]:
+    """Tiles of the backward kernels, the queries' and the keys', smaller because they hold five blocks at once."""
+    if itemsize > 2 and width > 64:
+        return Tile(16, 32, 8), Tile(16, 16, 4)
     if itemsize > 2:
-        return Tile(32, 32, 4)
-    return Tile(64, 32, 4) if width == 64 else Tile(32, 32, 4)
+        tile = Tile(16, 32, 4) if width > 16 else Tile(32, 32, 4)
+    else:
+        tile = Tile(64, 32, 4) if width == 64 else Tile(32, 32, 4)
+    return tile, tile
 
 
 # A row, or a piece of one, that passes through registers once: a few accesses of 16 bytes for each thread.

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mp_kernels import reference
+from mp_kernels import schemas
 
 from . import configurations, launching
 from .rows import entropy, entropy_of_logits
@@ -21,7 +21,7 @@ from .rows import entropy, entropy_of_logits
 MOST_CLASSES_AT_ONCE = 128
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch"])
 def head_shares(
     p_features,
     p_dense_weight,
@@ -37,6 +37,7 @@ def head_shares(
     BLOCK_F: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
     """Program (sample block, block of hidden units): the units' share in the samples' logits."""
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -55,7 +56,7 @@ def head_shares(
             mask=(units[:, None] < hidden) & (columns[None, :] < width),
             other=0.0,
         )
-        b_hidden = tl.dot(b_features, tl.trans(b_weight), b_hidden, input_precision="ieee")
+        b_hidden = tl.dot(b_features, tl.trans(b_weight), b_hidden, input_precision=PRECISION)
     b_hidden += tl.load(p_dense_bias + units, mask=units < hidden, other=0.0).to(tl.float32)[None, :]
     b_hidden = 2.0 * tl.sigmoid(2.0 * b_hidden) - 1.0  # tanh
     b_weight = tl.load(
@@ -63,13 +64,13 @@ def head_shares(
         mask=(labels[:, None] < classes) & (units[None, :] < hidden),
         other=0.0,
     )
-    b_share = tl.dot(b_hidden.to(b_weight.dtype), tl.trans(b_weight), input_precision="ieee")  # [ROWS, BLOCK_C]
+    b_share = tl.dot(b_hidden.to(b_weight.dtype), tl.trans(b_weight), input_precision=PRECISION)  # [ROWS, BLOCK_C]
     p_shares += tl.program_id(1).to(tl.int64) * batch * classes
     offsets = rows[:, None].to(tl.int64) * classes + labels[None, :]
     tl.store(p_shares + offsets, b_share, mask=(rows[:, None] < batch) & (labels[None, :] < classes))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch"])
 def head_decision(
     p_shares,
     p_bias,
@@ -120,9 +121,7 @@ def exit_head(
     batch, width = features.shape
     hidden, classes = dense_weight.shape[0], weight.shape[0]
     if classes > MOST_CLASSES_AT_ONCE:
-        logits = reference.head_logits(features, dense_weight, dense_bias, weight, bias)
-        uncertainty = normalized_entropy(logits)
-        return logits, uncertainty, ~(uncertainty <= (threshold if thresholds is None else thresholds))
+        return schemas.exit_head(features, dense_weight, dense_bias, weight, bias, thresholds, threshold)
     features = features if features.stride(1) == 1 else features.contiguous()
     tile = configurations.HEAD
     block_c = launching.padded_width(classes)
@@ -141,6 +140,7 @@ def exit_head(
         BLOCK_F=64,
         BLOCK_H=tile.columns,
         BLOCK_C=block_c,
+        PRECISION=configurations.precision(configurations.architecture_of(features.device)),
     )
     launching.launch(
         head_decision,

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from .configurations import Tile
 
+# ``tl.device_assert`` is compiled in, so that no kernel reaches outside its tensors; checks of integer overflow are not.
+CHECKED = {"debug": True, "sanitize_overflow": False}
 LONGEST_AXIS = 65_535  # the most programs along the second and the third axis of a grid, on CUDA devices
 
 
@@ -34,7 +36,7 @@ def launch(kernel: triton.JITFunction, grid: tuple[int, ...], *arguments: Any, t
             f"a GPU takes at most {LONGEST_AXIS:,} samples at once; got {max(grid[1:]):,}, split the batch"
         )
     with _on_device_of(next(x for x in arguments if isinstance(x, Tensor))):
-        kernel[grid](*arguments, **constants, num_warps=tile.num_warps, num_stages=tile.num_stages)
+        kernel[grid](*arguments, **constants, num_warps=tile.num_warps, num_stages=tile.num_stages, **CHECKED)
 
 
 def _on_device_of(x: Tensor) -> AbstractContextManager[object]:

@@ -10,9 +10,10 @@ import triton.language as tl
 from torch import Tensor
 
 from . import configurations, launching
+from .tiles import sample_span
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["x_rows", "residual_rows"])
 def add_norm(
     p_x,
     p_x_index,
@@ -23,6 +24,8 @@ def add_norm(
     p_out,
     x_stride,
     residual_stride,
+    x_rows,
+    residual_rows,
     width,
     eps,
     BLOCK: tl.constexpr,
@@ -33,6 +36,8 @@ def add_norm(
     row = tl.program_id(0).to(tl.int64)
     x_row = tl.load(p_x_index + row) if HAS_X_INDEX else row
     residual_row = tl.load(p_index + row) if HAS_INDEX else row
+    tl.device_assert((x_row >= 0) & (x_row < x_rows), "x_index must lie within the rows of x")
+    tl.device_assert((residual_row >= 0) & (residual_row < residual_rows), "index must lie within the rows of residual")
     columns = tl.arange(0, BLOCK)
     inside = columns < width
     b_x = tl.load(p_x + x_row * x_stride + columns, mask=inside, other=0.0).to(tl.float32)
@@ -58,14 +63,13 @@ def add_bias_gelu(p_x, p_bias, p_out, x_stride, width, BLOCK: tl.constexpr, HAS_
     tl.store(p_out + row * width + columns, b_y.to(p_out.dtype.element_ty), mask=inside)
 
 
-@triton.jit
-def mean_of_rows(p_x, p_cu_seqlens, p_out, x_stride, width, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+@triton.jit(do_not_specialize=["total"])
+def mean_of_rows(p_x, p_cu_seqlens, p_out, x_stride, total, width, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     """Program (sample, column block): mean of the sample's rows; zero for a sample without rows."""
     sample = tl.program_id(0)
-    begin = tl.load(p_cu_seqlens + sample)
-    length = tl.load(p_cu_seqlens + sample + 1) - begin
+    begin, length = sample_span(p_cu_seqlens, sample, total)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    p_x += begin.to(tl.int64) * x_stride
+    p_x += begin * x_stride
     b_sum = tl.zeros([BLOCK], tl.float32)
     for first in range(0, length, ROWS):
         rows = first + tl.arange(0, ROWS)
@@ -76,19 +80,19 @@ def mean_of_rows(p_x, p_cu_seqlens, p_out, x_stride, width, ROWS: tl.constexpr, 
     tl.store(p_out + sample.to(tl.int64) * width + columns, b_mean.to(p_out.dtype.element_ty), mask=columns < width)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["x_rows"])
 def gather_rows(p_x, p_index, p_out, x_stride, x_rows, width, BLOCK: tl.constexpr):
-    """Program (row, column block): the row of x that the index names; zeros for an index outside x."""
+    """Program (row, column block): the row of x that the index names."""
     row = tl.program_id(0).to(tl.int64)
     source = tl.load(p_index + row)
     tl.device_assert((source >= 0) & (source < x_rows), "index must lie within the rows of x")
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = (columns < width) & (source >= 0) & (source < x_rows)
+    inside = columns < width
     b_x = tl.load(p_x + source * x_stride + columns, mask=inside, other=0)
-    tl.store(p_out + row * width + columns, b_x, mask=columns < width)
+    tl.store(p_out + row * width + columns, b_x, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def add_gathered(
     p_grad, p_sorted, p_order, p_out, grad_stride, count, width, LOG_COUNT: tl.constexpr, BLOCK: tl.constexpr,
     HAS_ORDER: tl.constexpr,
@@ -105,6 +109,7 @@ def add_gathered(
     entry = first
     while (entry < count) & (tl.load(p_sorted + entry, mask=entry < count, other=-1) == row):
         copy = tl.load(p_order + entry) if HAS_ORDER else entry
+        tl.device_assert((copy >= 0) & (copy < count), "order must lie within the rows of grads")
         b_grad = tl.load(p_grad + copy * grad_stride + columns, mask=columns < width, other=0.0)
         b_sum += b_grad.to(b_sum.dtype)
         entry += 1
@@ -126,7 +131,7 @@ def entropy_of_logits(b_logits, inside, log_classes):
     return tl.where(b_entropy > 1.0, 1.0, b_entropy)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch"])
 def entropy(p_logits, p_out, logits_stride, batch, classes, log_classes, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     """Program (sample block): uncertainty of each prediction."""
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -157,7 +162,8 @@ def add_layer_norm(
         add_norm,
         (rows,),
         *(x, x if x_index is None else x_index.contiguous(), residual, x if index is None else index.contiguous()),
-        *(weight.contiguous(), bias.contiguous(), out, x.stride(0), residual.stride(0), width, eps),
+        *(weight.contiguous(), bias.contiguous(), out, x.stride(0), residual.stride(0)),
+        *(x.shape[0], residual.shape[0], width, eps),
         tile=configurations.one_row(block),
         BLOCK=block,
         HAS_X_INDEX=x_index is not None,
@@ -192,7 +198,7 @@ def ragged_mean(x: Tensor, cu_seqlens: Tensor) -> Tensor:
     launching.launch(
         mean_of_rows,
         (batch, triton.cdiv(width, tile.columns)),
-        *(x, cu_seqlens.contiguous(), out, x.stride(0), width),
+        *(x, cu_seqlens.contiguous(), out, x.stride(0), x.shape[0], width),
         tile=tile,
         ROWS=tile.rows,
         BLOCK=tile.columns,

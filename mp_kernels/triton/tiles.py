@@ -9,10 +9,13 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def sample_span(p_cu_seqlens, sample):
-    """First row of a sample (int64) and number of its rows (int32)."""
-    begin = tl.load(p_cu_seqlens + sample)
-    return begin.to(tl.int64), tl.load(p_cu_seqlens + sample + 1) - begin
+def sample_span(p_cu_seqlens, sample, total):
+    """First row of a sample (int64) and number of its rows (int32), which must lie within ``total`` rows."""
+    begin, end = tl.load(p_cu_seqlens + sample), tl.load(p_cu_seqlens + sample + 1)
+    tl.device_assert(
+        (begin >= 0) & (begin <= end) & (end <= total), "cu_seqlens must ascend from 0 to the number of rows"
+    )
+    return begin.to(tl.int64), end - begin
 
 
 @triton.jit

@@ -8,9 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
+from transformers.activations import ACT2FN
 
-from ..configuration import PyramidBertConfig
+from ..configuration import ONE_LABEL, SEVERAL_LABELS, VALUES, PyramidBertConfig
 from .files import why_unreadable
+
+SIZES = (
+    *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
+    *("max_position_embeddings", "type_vocab_size"),
+)
 
 
 def read_config(checkpoint: str | Path, **settings: Any) -> PyramidBertConfig:
@@ -29,7 +35,7 @@ def read_config(checkpoint: str | Path, **settings: Any) -> PyramidBertConfig:
         _check_file(path)
     try:
         config = PyramidBertConfig.from_pretrained(checkpoint)
-        config.check()
+        _check_bert(config)
     except StrictDataclassError as error:
         raise ValueError(f"{path} cannot be used: {_what_does_not_fit(error, path)}") from error
     except (TypeError, ValueError) as error:
@@ -46,15 +52,36 @@ def read_config(checkpoint: str | Path, **settings: Any) -> PyramidBertConfig:
     return config
 
 
+def _check_bert(config: PyramidBertConfig) -> None:
+    """Raises ValueError for settings that BERT itself finds out about only while it is built or used."""
+    for name in SIZES:
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name} must be 1 or more; got {getattr(config, name)}")
+    if config.hidden_size % config.num_attention_heads:
+        raise ValueError(
+            f"hidden_size must be a multiple of num_attention_heads, {config.num_attention_heads}; got {config.hidden_size}"
+        )
+    if config.hidden_act not in ACT2FN:
+        raise ValueError(f"hidden_act must be one of {', '.join(sorted(ACT2FN))}; got {config.hidden_act!r}")
+    if config.problem_type not in (None, ONE_LABEL, SEVERAL_LABELS, VALUES):
+        raise ValueError(
+            f"problem_type must be None, {ONE_LABEL!r}, {SEVERAL_LABELS!r} or {VALUES!r}; got {config.problem_type!r}"
+        )
+
+
 def _check_file(path: Path) -> None:
-    """Raises ValueError where a folder's configuration is missing, or no JSON object."""
+    """Raises ValueError where a folder's configuration is missing, no JSON object, or of two minds about its labels."""
     if not path.is_file():
         raise ValueError(f"{path} is missing; give the folder of a BERT checkpoint, with config.json")
     why = why_unreadable(path.parent, [path.name])
     if why is not None:
         raise ValueError(why)
-    if not isinstance(json.loads(path.read_text(encoding="utf-8")), dict):
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(found, dict):
         raise ValueError(f"{path} is no model's configuration: it should be a JSON object")
+    names, count = found.get("id2label"), found.get("num_labels")
+    if isinstance(names, dict) and count not in (None, len(names)):  # BERT would lose the names
+        raise ValueError(f"{path}: num_labels is {count}, and id2label names {len(names)} labels; correct one of them")
 
 
 def _what_does_not_fit(error: StrictDataclassError, path: Path) -> str:
@@ -63,5 +90,5 @@ def _what_does_not_fit(error: StrictDataclassError, path: Path) -> str:
     if field is None:
         return "its settings do not fit each other"
     name = field.group(1)
-    value = f", {json.loads(path.read_text())[name]!r}" if path.is_file() else ""
+    value = f", {json.loads(path.read_text(encoding='utf-8')).get(name)!r}," if path.is_file() else ""
     return f"its {name}{value} is of another type than BERT's"

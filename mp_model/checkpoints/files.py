@@ -32,7 +32,10 @@ def _why(path: Path) -> str | None:
     if path.suffix == ".json" and not _is_json(path):
         return "is not JSON: it is cut short or damaged; copy it again"
     if path.name.endswith(".index.json"):
-        missing = [name for name in _shards(path) if not path.with_name(name).is_file()]
+        shards = _shards(path)
+        missing = [name for name in shards if not path.with_name(name).is_file()]
+        if not shards:
+            return "names no files of weights; copy it again"
         return f"names {missing[0]}, which is missing; copy it too" if missing else None
     if path.suffix == ".safetensors":
         return None if _is_safetensors(path) else "is cut short or damaged; copy it again"
@@ -55,7 +58,8 @@ def _is_json(path: Path) -> bool:
 def _shards(index: Path) -> list[str]:
     """Names of the files that an index of shards says there are."""
     found = json.loads(index.read_text(encoding="utf-8"))
-    return sorted(set(found["weight_map"].values()))
+    files = found.get("weight_map") if isinstance(found, dict) else None
+    return sorted(set(files.values())) if isinstance(files, dict) else []
 
 
 def _is_safetensors(path: Path) -> bool:

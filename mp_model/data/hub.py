@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from .batches import Text
@@ -32,13 +32,7 @@ def read_data_set(name: str, splits: Sequence[str]) -> Iterator[tuple[Text, str]
         ModuleNotFoundError: ``datasets`` is not installed.
         TableError: no such data set, none of the splits, columns of other names, a row without a label.
     """
-    try:
-        from datasets import load_dataset
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"{name!r} is no file, and reading a data set of that name needs `pip install datasets`"
-        ) from error
-    found = _loaded(name, load_dataset)
+    found = _loaded(name)
     split = next((split for split in splits if split in found), None)
     if split is None:
         raise TableError(f"data set {name!r} has the splits {listed(found)}; expected {' or '.join(splits)}")
@@ -60,9 +54,17 @@ def read_data_set(name: str, splits: Sequence[str]) -> Iterator[tuple[Text, str]
         yield labelled
 
 
-def _loaded(name: str, load_dataset: Callable[..., Any]) -> Any:
+def _loaded(name: str) -> Any:
     """The splits of a data set by their names; no code of the data set's own is run."""
+    try:
+        from datasets import load_dataset, logging
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{name!r} is no file, and reading a data set of that name needs `pip install datasets`"
+        ) from error
     path, _, configuration = name.partition(":")
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)  # an error is told in one line, here
     try:
         return load_dataset(path, configuration or None, trust_remote_code=False)
     except Exception as error:  # whatever the hub, the network or the files make it raise
@@ -74,6 +76,8 @@ def _loaded(name: str, load_dataset: Callable[..., Any]) -> Any:
         )
         reason = next(words for kind, words in reasons if isinstance(error, kind))
         raise TableError(f"{name!r} is no file, and cannot be read as a data set: {reason}") from error
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def _label_of(value: Any, column: str, names: Sequence[str] | None) -> str:

@@ -57,7 +57,7 @@ def rows_of_stream(stream: TextIO, file_format: str, name: str, labelled: bool) 
             map(_tsv_fields, lines), name, labelled, "a tab or line break in a text must be replaced by a blank"
         )
     if file_format == "csv":
-        csv.field_size_limit(max(LONGEST_FIELD, csv.field_size_limit()))  # there is one for all readers alone
+        csv.field_size_limit(max(LONGEST_FIELD, csv.field_size_limit()))  # one limit for all readers of the process
         records = csv.reader(lines, strict=True)
         return _delimited_rows(
             records, name, labelled, "a text with a comma or line break needs quotation marks around it"
@@ -221,5 +221,7 @@ def _not_utf8(text: str) -> RowError | None:
     except UnicodeEncodeError as error:
         byte = ord(text[error.start]) - 0xDC00
         if 0x80 <= byte <= 0xFF:
-            return RowError(f"is not UTF-8 (byte {byte:#04x}); convert the file, as by: iconv -f CP1252 -t UTF-8")
+            return RowError(
+                f"is not UTF-8 (byte {byte:#04x}); convert the file, for example with iconv -f CP1252 -t UTF-8"
+            )
     return None

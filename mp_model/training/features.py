@@ -66,7 +66,14 @@ def standardise(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @torch.no_grad()
+def read_standardised(dense: nn.Linear, mean: Tensor, scale: Tensor) -> None:
+    """Makes a layer that reads plain features read standardised ones, with the same results."""
+    dense.bias.add_(dense.weight @ mean)
+    dense.weight.mul_(scale)
+
+
+@torch.no_grad()
 def unstandardise(dense: nn.Linear, mean: Tensor, scale: Tensor) -> None:
-    """Makes a layer that was trained on standardised features read plain ones."""
+    """Makes a layer that was trained on standardised features read plain ones, with the same results."""
     dense.weight.div_(scale)
     dense.bias.sub_(dense.weight @ mean)

@@ -182,7 +182,7 @@ def _tune(trained: Trained, prepared: Prepared, max_drop: float) -> tuple[Outcom
     exits, config = read_validation(trained), trained.model.config
     there, given = exits.labels.unique(), exits.predictions[-1].unique()
     never = [prepared.task.label_names[number] for number in there[~torch.isin(there, given)].tolist()]
-    notes = [f"labels that no validation text was given, though some have them: {listed(never)}"] if never else []
+    notes = [f"labels that validation texts have and the model gave to none: {listed(never)}"] if never else []
     offers = trade_off({1.0: exits}, layered=False)
     if not config.resolved_exit_layers() or config.why_untrained() is not None:
         return offers.reference, None, notes

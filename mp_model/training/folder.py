@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from safetensors import SafetensorError
 
 from ..data.files import whole_file
 from ..modelling import PyramidBertForSequenceClassification
@@ -34,12 +35,13 @@ def claimed(output: Path, identity: dict[str, Any], room: int) -> Iterator[None]
 
     Args:
         output: the folder.
-        identity: what the fit is made from (:func:`mp_model.training.identity.identity_of`), kept as ``settings.json``.
+        identity: what the fit is made from (:mod:`mp_model.training.identity`), kept as ``settings.json``.
         room: bytes that the fit may still write.
 
     Raises:
         ValueError: another fit is running in the folder, or it holds a fit of something else, or no fit.
-        OSError: a folder that cannot be made or written to, or without the room.
+        OSError: a folder that cannot be made or written to, or without the room; a file in it that could not be written
+            while the fit ran, where that is a library's own kind of error.
     """
     state = processes()
     lock = None
@@ -55,6 +57,13 @@ def claimed(output: Path, identity: dict[str, Any], room: int) -> Iterator[None]
                         "checkpoint takes three times the model's room); free some, or choose another disk"
                     )
         yield
+    except (SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "inline_container" not in str(error):  # torch's writer of files
+            raise
+        raise OSError(
+            f"a file in {output} could not be written: is the disk full? Free some room and give the same command again; it "
+            "goes on from the last whole checkpoint"
+        ) from error
     finally:
         if lock is not None:
             os.close(lock)
@@ -74,20 +83,28 @@ def _locked(output: Path) -> int:
     except BlockingIOError:
         os.close(lock)
         raise ValueError(f"another fit is running in {output}; wait for its end, or choose another folder") from None
+    except OSError:
+        pass  # a file system without locks
     return lock
 
 
 def _claim(output: Path, identity: dict[str, Any]) -> None:
     path = output / "settings.json"
     if path.exists():
-        changed = changes(json.loads(path.read_text(encoding="utf-8")), json.loads(json.dumps(identity)))
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(
+                f"{path} is damaged, so that nobody knows what the fit in its folder was made from"
+            ) from error
+        changed = changes(before, json.loads(json.dumps(identity)))
         if changed:
             raise ValueError(
                 f"{output} holds a fit that was made from something else: {'; '.join(changed)}. Go on with what it was "
                 "made from, or choose another folder"
             )
         return
-    if any(entry.name != LOCK for entry in output.iterdir()):
+    if any(not entry.name.startswith(".") for entry in output.iterdir()):
         raise ValueError(f"{output} is not empty and holds no fit to go on with; choose another folder")
     with whole_file(path) as stream:
         json.dump(identity, stream, indent=1)

@@ -44,7 +44,7 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         if was == value:
             continue
         if type(was) is not type(value):
-            found.append(f"its {name} were not kept, by an earlier version")
+            found.append(f"its {name} {'were' if name.endswith('s') else 'was'} not kept, by an earlier version")
         elif name.endswith("texts"):
             found.append(f"the {name} have changed ({value['texts']}, before {was['texts']})")
         elif name == "checkpoint":

@@ -89,23 +89,11 @@ def prepare(
     stages = recipe.planned_stages(freeze_backbone=freeze_backbone) if stages is None else tuple(stages)
     _check_stages(stages, recipe, recipe_name)
     settings = settings.for_texts(len(task.train))
-    identity = {
-        "checkpoint": {},
-        "recipe": recipe_name,
-        "stages": list(stages),
-        "freeze_backbone": freeze_backbone,
-        "settings": asdict(settings),
-        "label_names": [],
-        "training texts": texts_identity(task.train, task.label_names),
-        "validation texts": texts_identity(task.validation, task.label_names),
-    }
     tokenizer = load_tokenizer(checkpoint)
     model, agreement, notes = _load(checkpoint, recipe, settings, task, stages, freeze_backbone)
-    identity["checkpoint"] = checkpoint_identity(checkpoint, getattr(model.config, "_commit_hash", None))
-    identity["label_names"] = agreement.label_names
+    task = task.in_the_order_of(agreement.label_names)
     if freeze_backbone and not agreement.keeps_head and "head" not in stages:
         stages = ("head", *stages)
-    task = task.in_the_order_of(agreement.label_names)
     positions = model.config.max_position_embeddings
     if (settings.max_length or 0) > positions:
         raise ValueError(f"max_length must not exceed the model's {positions} positions; got {settings.max_length}")
@@ -126,7 +114,16 @@ def prepare(
         validation=validation,
         max_length=max_length,
         notes=[*notes, *_notes_on(task)],
-        identity=identity,
+        identity={
+            "checkpoint": checkpoint_identity(checkpoint, getattr(model.config, "_commit_hash", None)),
+            "recipe": recipe_name,
+            "stages": list(stages),
+            "freeze_backbone": freeze_backbone,
+            "settings": asdict(settings),
+            "label_names": task.label_names,
+            "training texts": texts_identity(task.train, task.label_names),
+            "validation texts": texts_identity(task.validation, task.label_names),
+        },
     )
 
 

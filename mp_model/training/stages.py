@@ -24,7 +24,7 @@ from ..data.files import whole_file
 from ..exits import EXIT_HEADS
 from ..registration import PyramidBertForSequenceClassification
 from . import objectives
-from .features import Features, collect_features, standardise, unstandardise
+from .features import Features, collect_features, read_standardised, standardise, unstandardise
 from .folder import claimed, processes, save_whole
 from .preparing import Prepared, prepare
 from .recipes import STAGES, Settings
@@ -155,7 +155,8 @@ def _run(
         if EXIT_HEADS[model.config.exit_head].reads_survivors:
             module = objectives.FrozenExits(model, settings.reverse_kl)
         else:
-            data, finish = _features_of(model, model.exits, train, tokenizer, settings.batch_size)
+            trained = [layer for layer in model.exits if int(layer) not in (model.config.untrained_exits or ())]
+            data, finish = _features_of(model, model.exits, train, tokenizer, settings.batch_size, trained)
             collator = torch.utils.data.default_collate
             module = objectives.HeadsOnFeatures(model.exits, recipe.share_of_teacher, settings.reverse_kl)
     elif stage == "head":
@@ -227,10 +228,12 @@ def _features_of(
     data: EncodedTexts,
     tokenizer: Any,
     batch_size: int,
+    trained: Sequence[str] = (),
 ) -> tuple[FeatureRows, Callable[[], None]]:
     """Standardised features of the training texts, and a function that makes the trained heads read plain ones.
 
     heads: heads that begin with a linear layer ``dense``, by the number of the layer that they read.
+    trained: the numbers of those that go on from what they learned of plain features.
     """
     model.eval()
     batches = length_sorted_batches(data.rows, batch_size, tokenizer.pad_token_id)
@@ -241,6 +244,8 @@ def _features_of(
     scales = {}
     for layer in dense:
         features.layers[layer], *scales[layer] = standardise(features.layers[layer])
+        if str(layer) in trained:
+            read_standardised(dense[layer], *scales[layer])
 
     def finish() -> None:
         for layer, reading in dense.items():

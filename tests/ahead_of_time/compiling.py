@@ -127,9 +127,13 @@ def compile_launch(launch: Launch, architecture: str) -> Compiled:
         fn=launch.kernel,
         signature=launch.signature,
         constexprs={(launch.kernel.arg_names.index(name),): value for name, value in launch.constants.items()},
-        attrs={(place,): [["tt.divisibility", 16]] for place in launch.aligned},
+        attrs={
+            (place,): [["tt.divisibility", 16]]
+            for place in launch.aligned
+            if not launch.kernel.params[place].do_not_specialize
+        },
     )
-    options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
+    options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages, **launching.CHECKED}
     made = triton.compile(source, target=TARGETS[architecture], options=options)
     if architecture == "gfx942":
         return _read_amd(made.asm["amdgcn"], made.metadata.shared)

@@ -12,7 +12,7 @@ import mp_kernels
 from mp_kernels import reference
 from support import tiny
 from support.accuracy import assert_accurate, assert_no_worse_than_plain, assert_same_bits, with_gradients
-from support.operator_samples import SAMPLES
+from support.operator_samples import SAMPLES, on_cuda, opcheck, results_of
 from support.ragged_batches import cu_seqlens_of, random_heads, rows_of_samples
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -20,13 +20,6 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA d
 LENGTHS = (65, 0, 1, 2, 15, 16, 17, 31, 32, 33, 63, 64, 127, 128, 129, 255, 256, 257)
 LONG = (*LENGTHS, 511, 512, 513, 1025)
 HALF = (torch.float16, torch.bfloat16)
-
-
-def on_cuda(x: object) -> object:
-    """The same structure with its tensors on the device, gradients wanted as before."""
-    if isinstance(x, list | tuple):
-        return type(x)(map(on_cuda, x))
-    return x.detach().cuda().requires_grad_(x.requires_grad) if isinstance(x, torch.Tensor) else x
 
 
 @pytest.fixture(autouse=True)
@@ -42,18 +35,14 @@ def full_precision() -> Iterator[None]:
 def test_operators_give_the_cpu_results(name: str) -> None:
     operator = getattr(torch.ops.mp_kernels, name)
     for sample in SAMPLES[name]():
-        with torch.no_grad():
-            expected, got = operator(*sample), operator(*on_cuda(sample))
-        if isinstance(got, torch.Tensor):
-            got, expected = [got], [expected]
-        for x, y in zip(got, expected, strict=True):
+        for x, y in zip(results_of(operator, on_cuda(sample)), results_of(operator, sample), strict=True):
             torch.testing.assert_close(x.cpu(), y, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("name", SAMPLES)
 def test_opcheck(name: str) -> None:
     for sample in SAMPLES[name]():
-        torch.library.opcheck(getattr(torch.ops.mp_kernels, name).default, on_cuda(sample))
+        opcheck(name, on_cuda(sample))
 
 
 def attention_of(cu_seqlens: torch.Tensor, longest: int, module: object) -> Callable:
@@ -64,7 +53,7 @@ def attention_of(cu_seqlens: torch.Tensor, longest: int, module: object) -> Call
 
 
 @pytest.mark.parametrize("head_dim", [16, 32, 64, 128])
-@pytest.mark.parametrize("lengths", [LENGTHS, LONG], ids=["one_pass", "two_passes"])
+@pytest.mark.parametrize("lengths", [LENGTHS, LONG], ids=["short", "long"])
 def test_attention_in_float32(lengths: tuple[int, ...], head_dim: int) -> None:
     cu_seqlens = cu_seqlens_of(lengths).cuda()
     qkv = [x.cuda() for x in random_heads(sum(lengths), 3, head_dim)]

@@ -244,6 +244,9 @@ def test_refused_arguments(changed: dict, error: type[Exception], message: str) 
         mp_kernels.ragged_attention(**arguments)
 
 
-def test_queries_need_keys() -> None:
-    with pytest.raises(RuntimeError, match="sample 0 has queries but no keys"):
-        mp_kernels.ragged_attention(Q[:2], Q, Q, cu_seqlens_of((0, 10)), 10, cu_seqlens_q=cu_seqlens_of((1, 1)))
+def test_queries_without_keys_get_zeros() -> None:
+    lengths, lengths_q = (0, 9, 0, 4), (1, 2, 3, 40)
+    q, (k, v) = random_heads(sum(lengths_q), 2, 16, 1)[0], random_heads(sum(lengths), 2, 16, 2)
+    assert_matches_definition((q, k, v), lengths, lengths_q)
+    out, _ = attention(lengths, lengths_q)(q, k, v)
+    assert not out[[0, 3, 4, 5]].any()

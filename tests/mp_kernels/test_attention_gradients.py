@@ -9,7 +9,7 @@ import torch
 
 from support.accuracy import assert_accurate, assert_same_bits, with_gradients
 from support.attention import FEW_LENGTHS, ONE_QUERY, attention
-from support.ragged_batches import random_heads, stays_of
+from support.ragged_batches import cu_seqlens_of, random_heads, stays_of
 
 
 @pytest.mark.parametrize("by_head", [False, True])
@@ -61,6 +61,15 @@ def test_second_derivative_is_refused() -> None:
     out, _ = attention((4, 5))(q, k, v)
     with pytest.raises(NotImplementedError, match="ragged_attention has no second derivative"):
         torch.autograd.grad(out.sum(), q, create_graph=True)
+
+
+def test_gradient_through_the_log_sum_exp_is_refused() -> None:
+    """It would be missing from the result, and nobody would notice."""
+    q, k, v = (x.requires_grad_() for x in random_heads(9, 2, 16))
+    starts = cu_seqlens_of((4, 5))
+    out, _, logsumexp = torch.ops.mp_kernels.ragged_attention(q, k, v, starts, starts, None, 5, 0.25, True)
+    with pytest.raises(NotImplementedError, match="no gradient through its log-sum-exp"):
+        torch.autograd.grad(out.sum() + logsumexp.sum(), q)
 
 
 @pytest.mark.parametrize("options", [{}, {"by_head": True, "stays": stays_of([0, 1, 1])}], ids=["plain", "options"])

@@ -8,11 +8,24 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+import torch.utils._pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import mp_kernels
 from mp_kernels import reference, schemas
+from mp_kernels.memory import read_by_host
 from support.accuracy import assert_same_bits
-from support.operator_samples import CU_SEQLENS, LENGTHS, SAMPLES, STAYS, TOTAL, grown
+from support.operator_samples import (
+    CU_SEQLENS,
+    LENGTHS,
+    SAMPLES,
+    STAYS,
+    TOTAL,
+    grown,
+    opcheck,
+    results_of,
+    spread,
+)
 from support.ragged_batches import cu_seqlens_of, random_heads, stays_of
 
 
@@ -48,22 +61,69 @@ def test_no_operator_is_forgotten_here() -> None:
 
 @pytest.mark.parametrize("name", schemas.SCHEMAS)
 def test_opcheck(name: str) -> None:
-    """torch's own checker tests the schema, autograd registration, fake implementation and AOT dispatch."""
     for sample in SAMPLES[name]():
-        torch.library.opcheck(getattr(torch.ops.mp_kernels, name).default, sample)
+        opcheck(name, sample)
 
 
 @pytest.mark.parametrize("name", schemas.SCHEMAS)
 def test_compiled_kernel_agrees_with_the_fallback(name: str) -> None:
     """Both implementations of one schema give the same whole buffers."""
     for sample in SAMPLES[name]():
-        with torch.no_grad():
-            got = getattr(torch.ops.mp_kernels, name)(*sample)
-        expected = getattr(schemas, name)(*sample)
-        if isinstance(got, torch.Tensor):
-            got, expected = [got], [expected]
-        for x, y in zip(got, expected, strict=True):
+        got = results_of(getattr(torch.ops.mp_kernels, name), sample)
+        for x, y in zip(got, results_of(getattr(schemas, name), sample), strict=True):
             torch.testing.assert_close(x, y, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("module", [torch.ops.mp_kernels, schemas], ids=["compiled", "fallback"])
+@pytest.mark.parametrize("name", schemas.SCHEMAS)
+def test_strides_change_nothing(name: str, module: object) -> None:
+    operator = getattr(module, name)
+    for sample in SAMPLES[name]():
+        for x, y in zip(results_of(operator, spread(sample)), results_of(operator, sample), strict=True):
+            torch.testing.assert_close(x, y, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("module", [torch.ops.mp_kernels, schemas], ids=["compiled", "fallback"])
+@pytest.mark.parametrize("name", schemas.SCHEMAS)
+def test_autocast_changes_nothing(name: str, module: object) -> None:
+    operator = getattr(module, name)
+    for sample in SAMPLES[name]():
+        expected = results_of(operator, sample)
+        with torch.autocast("cpu", torch.bfloat16):
+            got = results_of(operator, sample)
+        assert_same_bits(got, expected)
+
+
+SUMMED_BY_ATOMICS = {
+    f"aten::{name}{ending}"
+    for name in ("index_add", "index_put", "index_reduce", "scatter_add", "scatter_reduce", "put")
+    for ending in ("", "_")
+}
+
+
+class CalledOperators(TorchDispatchMode):
+    """Names of the operators that are called inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        self.names.add(operator.name().split(".")[0])
+        return operator(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", [name for name in schemas.SCHEMAS if name != "exit_head"])
+def test_gradients_on_a_gpu_have_one_order(name: str) -> None:
+    """The backward pass, the same on every device, calls no operator whose sums on a GPU depend on timing."""
+    for sample in SAMPLES[name]():
+        with CalledOperators() as called:
+            results = pytree.tree_leaves(getattr(torch.ops.mp_kernels, name)(*sample))[:2]
+            wanted = [x for x in pytree.tree_leaves(sample) if isinstance(x, torch.Tensor) and x.requires_grad]
+            if wanted:
+                torch.autograd.grad(sum(x.sum() for x in results if x.requires_grad), wanted)
+        assert f"mp_kernels::{name}" in called.names
+        assert not called.names & SUMMED_BY_ATOMICS
 
 
 @pytest.mark.parametrize("name", schemas.SCHEMAS)
@@ -171,6 +231,28 @@ def test_compiled_graph(backend: str, fresh_compiler: None) -> None:
             return [*results, *torch.autograd.grad([x.sum() for x in results], [arguments[0], *arguments[5:]])]
 
         assert_same_bits(results_and_gradients(compiled), results_and_gradients(layer_step))
+
+
+class OnCuda:
+    """Stand-in for a tensor of a device that is not here."""
+
+    def __init__(self, x: torch.Tensor) -> None:
+        self.x = x
+        self.device = torch.device("cuda")
+
+    def tolist(self) -> list[int]:
+        return self.x.tolist()
+
+
+def test_reads_by_the_host_are_traced_for_a_gpu(fresh_compiler: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The graph reads the values itself; events and pinned memory have no place in it."""
+    monkeypatch.setattr(torch._dynamo.config, "capture_scalar_outputs", True)
+
+    def sum_of_read(x: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(()) + sum(read_by_host(OnCuda(x)))
+
+    compiled = torch.compile(sum_of_read, fullgraph=True, backend="eager")
+    assert compiled(torch.arange(4)) == 6
 
 
 @pytest.mark.parametrize("stays", [None, STAYS])

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
 import pytest
+import torch
 from transformers import AutoConfig, BertConfig, DistilBertConfig, RobertaConfig
 
 from mp_model import PyramidBert, PyramidBertConfig, PyramidBertForSequenceClassification
 from support import tiny
+from support.situations import situation
 
 LAYERS = 4
 
@@ -111,12 +115,60 @@ def test_a_bert_folder_becomes_a_pyramid(tmp_path) -> None:
         ({"importance_normalizer": -24}, ValueError, "importance_normalizer must be .*positive number; got -24"),
         ({"importance_normalizer": math.nan}, ValueError, "importance_normalizer must be .*positive number; got nan"),
         ({"importance_normalizer": None}, ValueError, "importance_normalizer must be .*positive number; got None"),
+        ({"untrained_exits": 2}, TypeError, "untrained_exits must be a list of layer numbers or None; got 2"),
+        ({"id2label": {0: "a", 2: "b"}}, ValueError, "id2label must name the labels 0 to N - 1, each once"),
+        ({"id2label": {1: "a", 2: "b"}}, ValueError, "id2label must name the labels 0 to N - 1, each once"),
+        ({"id2label": {}}, ValueError, "id2label must name the labels 0 to N - 1, each once; got {}"),
+        ({"id2label": {0: "a", 1: None}}, ValueError, "must be a word or a number; label 1 has None"),
+        ({"id2label": {0: "a", 1: True}}, ValueError, "must be a word or a number; label 1 has True"),
+        ({"id2label": {0: "a", 1: "a "}}, ValueError, "a name of its own for each label; got 'a' twice"),
     ],
     ids=str,
 )
 def test_bad_settings(settings: dict, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         tiny.config(**settings)
+
+
+@situation("checkpoint", "labels whose names are numbers, or have spaces around them", "words without the spaces")
+def test_names_of_labels(tmp_path: Path) -> None:
+    names = {"2": " sport ", "0": 7, "1": "the\tweather\n"}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "id2label": names}))
+    config = PyramidBertConfig.from_pretrained(tmp_path)
+    assert config.label_names == ["7", "the\tweather", "sport"]
+    assert config.id2label == {0: "7", 1: "the\tweather", 2: "sport"}
+    assert config.label2id == {"7": 0, "the\tweather": 1, "sport": 2}
+
+
+@pytest.mark.parametrize(
+    ("settings", "task"),
+    [
+        ({}, "single_label_classification"),
+        ({"num_labels": 1}, "regression"),
+        ({"problem_type": "regression"}, "regression"),
+        ({"problem_type": "multi_label_classification"}, "multi_label_classification"),
+        ({"problem_type": "multi_label_classification", "num_labels": 1}, "multi_label_classification"),
+    ],
+    ids=str,
+)
+def test_tasks(settings: dict, task: str) -> None:
+    assert tiny.config(**settings).task == task
+
+
+@situation("checkpoint", "exits of a model for several labels a text, or for regression", "refused; closed, it answers")
+@pytest.mark.parametrize("task", ["multi_label_classification", "regression"])
+def test_exits_are_for_one_label_a_text(task: str) -> None:
+    message = f"exit_threshold is for models that choose one label for a text, .* is '{task}'; leave its exits closed"
+    with pytest.raises(ValueError, match=message):
+        tiny.config(problem_type=task, exit_threshold=0.1)
+    model, batch = tiny.classifier(problem_type=task), tiny.samples([3, 5]).padded()
+    for threshold in (0.1, torch.tensor([0.1, 0.2])):
+        with pytest.raises(ValueError, match=message):
+            model(**batch, exit_threshold=threshold)
+    one_label = tiny.classifier()
+    for threshold in (None, "never"):
+        with torch.no_grad():
+            assert torch.equal(model(**batch, exit_threshold=threshold).logits, one_label(**batch).logits)
 
 
 @pytest.mark.parametrize("name", ["prune_thresholds", "exit_threshold"])

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mp_model import PyramidBertForSequenceClassification
+from mp_model.training.objectives import SoftPruningObjective
 from support import definition, tiny
 from support.situations import situation
 
@@ -163,6 +164,24 @@ def test_gradient_checkpointing_changes_no_gradient(pruning: str, reentrant: boo
         if x is not None:
             assert torch.equal(got[name], x), name
             assert torch.equal(again[name], x), name
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
+def test_thresholds_learn_under_gradient_checkpointing() -> None:
+    """Their gradients go through the importance, which reentrant checkpoints would cut off in silence."""
+    model = tiny.classifier().train()
+    objective = SoftPruningObjective(model, temperature=0.01, penalty=0.1, final_threshold=0.02).train()
+    gradients = []
+    for _ in range(2):
+        objective.zero_grad()
+        objective(LABELS, **BATCH.padded())["loss"].backward()
+        gradients.append(objective.thresholds.grad.clone())
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    assert gradients[0].abs().max() > 1e-3
+    assert torch.equal(*gradients)
+    model.gradient_checkpointing_enable({"use_reentrant": True})
+    with pytest.raises(ValueError, match=r"set gradient_checkpointing_kwargs=\{'use_reentrant': False\}"):
+        objective(LABELS, **BATCH.padded())
 
 
 def test_dropout_is_active_in_training_only() -> None:

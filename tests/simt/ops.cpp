@@ -17,7 +17,6 @@ struct NoGuard {
 #define is_cuda is_cpu
 #define mp_kernels simt_mp_kernels
 #define aoti_torch_get_current_cuda_stream(index, stream) (*(stream) = nullptr, TORCH_SUCCESS)
-#undef STD_CUDA_KERNEL_LAUNCH_CHECK
-#define STD_CUDA_KERNEL_LAUNCH_CHECK()
+#define MP_CHECK_LAUNCH()
 
 #include "../../csrc/cuda/ops_cuda.cu"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 
 from support.ragged_batches import cu_seqlens_of, random_heads, stays_of
 
@@ -28,6 +31,47 @@ def product(rows: int, columns: int, depth: int = 7) -> tuple[torch.Tensor, torc
     """A product of random int8 matrices, int32 ``[rows, columns]``, and scales of its rows and columns."""
     exact = int8(rows, depth).int() @ int8(columns, depth).int().t()
     return exact, torch.rand(rows) / 127, torch.rand(columns) / 127
+
+
+def spread(sample: tuple) -> tuple:
+    """The same values with other values between them in memory, for kernels that take no strides to trip over."""
+
+    def apart(x: torch.Tensor) -> torch.Tensor:
+        other = ~x if x.dtype == torch.bool else x + 1
+        return torch.stack([x, other], dim=-1).detach()[..., 0]
+
+    return pytree.tree_map_only(torch.Tensor, apart, sample)
+
+
+def on_cuda(sample: tuple) -> tuple:
+    """The same with its tensors on the device, gradients wanted as before."""
+    return pytree.tree_map_only(torch.Tensor, lambda x: x.detach().cuda().requires_grad_(x.requires_grad), sample)
+
+
+def results_of(operator: Callable, sample: tuple) -> list[torch.Tensor]:
+    """Results of a call without gradients, as a list."""
+    with torch.no_grad():
+        results = operator(*sample)
+    return [results] if isinstance(results, torch.Tensor) else list(results)
+
+
+def opcheck(name: str, sample: tuple) -> None:
+    """torch's own checker tests the schema, autograd registration, fake implementation and AOT dispatch.
+
+    It differentiates the sum of all results, but attention refuses a gradient into its log-sum-exp, so that AOT dispatch of
+    attention is checked without gradients here.
+    """
+    operator: Any = getattr(torch.ops.mp_kernels, name).default
+    with warnings.catch_warnings():
+        # From torch 2.14 on, its checks read .grad of samples that are no leaves.
+        warnings.filterwarnings("ignore", r"The \.grad attribute of a Tensor that is not a leaf", UserWarning)
+        if name != "ragged_attention":
+            torch.library.opcheck(operator, sample)
+            return
+        torch.library.opcheck(
+            operator, sample, test_utils=("test_schema", "test_autograd_registration", "test_faketensor")
+        )
+        torch.library.opcheck(operator, pytree.tree_map_only(torch.Tensor, torch.Tensor.detach, sample))
 
 
 def attention_samples() -> list[tuple]:

@@ -79,11 +79,26 @@ def honest_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def one_pass_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One pass for float32 too, which shows errors that the rounding of half types would hide."""
+    of_half = configurations.one_pass
+    monkeypatch.setattr(
+        configurations, "one_pass", lambda architecture, keys, width, _: of_half(architecture, keys, width, 2)
+    )
+
+
+@pytest.fixture(params=["one", "two"])
+def passes(request: pytest.FixtureRequest) -> None:
+    """Attention in one pass, and in two."""
+    request.getfixturevalue("one_pass_in_float32" if request.param == "one" else "small_tiles")
+
+
+@pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Attention in two passes with small tiles, so that short samples have several; not square, to tell sides apart."""
     monkeypatch.setattr(configurations, "one_pass", lambda *_: None)
     monkeypatch.setattr(configurations, "streaming", lambda *_: Tile(16, 32, 1))
-    monkeypatch.setattr(configurations, "backward", lambda *_: Tile(32, 16, 1))
+    monkeypatch.setattr(configurations, "backward", lambda *_: (Tile(32, 16, 1), Tile(16, 32, 1)))
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
+from triton.runtime.errors import InterpreterError
 
 import mp_kernels
 from mp_kernels.triton import configurations
@@ -25,16 +26,16 @@ def both(lengths: Sequence[int], query_lengths: Sequence[int] | None = None, **o
 
 
 @pytest.mark.parametrize("head_dim", [16, 20, 32, 64, 128])
-def test_one_pass(head_dim: int) -> None:
+def test_one_pass(head_dim: int, one_pass_in_float32: None) -> None:
     assert_accurate(*both(LENGTHS), None, random_heads(sum(LENGTHS), 2, head_dim))
 
 
-def test_one_pass_at_the_edges_of_tiles() -> None:
+def test_one_pass_at_the_edges_of_tiles(one_pass_in_float32: None) -> None:
     assert_accurate(*both(EDGES), None, random_heads(sum(EDGES), 1, 32))
 
 
 @pytest.mark.parametrize("length", [511, 512, 513])
-def test_the_longest_tile_and_beyond(length: int) -> None:
+def test_the_longest_tile_and_beyond(length: int, one_pass_in_float32: None) -> None:
     lengths = (length, 3)
     ours, definition = both(lengths)
     qkv = random_heads(sum(lengths), 1, 16)
@@ -47,11 +48,9 @@ def test_two_passes(head_dim: int, small_tiles: None) -> None:
     assert_accurate(*both(LENGTHS), None, random_heads(sum(LENGTHS), 2, head_dim))
 
 
-@pytest.mark.parametrize("passes", ["one", "two"])
+@pytest.mark.usefixtures("passes")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_half_precision(dtype: torch.dtype, passes: str, honest_bfloat16: None, request: pytest.FixtureRequest) -> None:
-    if passes == "two":
-        request.getfixturevalue("small_tiles")
+def test_half_precision(dtype: torch.dtype, honest_bfloat16: None) -> None:
     ours, definition = both(LENGTHS)
     qkv = random_heads(sum(LENGTHS), 2, 32, dtype=dtype)
     exact = with_gradients(definition, [x.double() for x in qkv])
@@ -68,22 +67,26 @@ def test_bfloat16_of_the_interpreter_still_needs_its_repair() -> None:
     assert error > 0.1
 
 
-@pytest.mark.parametrize("passes", ["one", "two"])
+@pytest.mark.usefixtures("passes")
 @pytest.mark.parametrize("lengths_q", [(1, 1, 1, 1), (0, 5, 40, 2), (3, 0, 0, 0)], ids=str)
-def test_queries_of_their_own(lengths_q: tuple[int, ...], passes: str, request: pytest.FixtureRequest) -> None:
+def test_queries_of_their_own(lengths_q: tuple[int, ...]) -> None:
     """One query per sample (an exit decision), none, or more than there are keys."""
-    if passes == "two":
-        request.getfixturevalue("small_tiles")
     lengths = (9, 33, 17, 1)
     q, (k, v) = random_heads(sum(lengths_q), 2, 16, 1)[0], random_heads(sum(lengths), 2, 16, 2)
     assert_accurate(*both(lengths, lengths_q), None, (q, k, v))
 
 
-@pytest.mark.parametrize("passes", ["one", "two"])
+@pytest.mark.usefixtures("passes")
+def test_queries_without_keys_get_zeros() -> None:
+    lengths, lengths_q = (9, 0, 0, 4), (2, 3, 1, 40)
+    q, (k, v) = random_heads(sum(lengths_q), 2, 16, 1)[0], random_heads(sum(lengths), 2, 16, 2)
+    assert_accurate(*both(lengths, lengths_q), None, (q, k, v))
+    assert not attention(lengths, lengths_q)(q, k, v)[0][2:6].any()
+
+
+@pytest.mark.usefixtures("passes")
 @pytest.mark.parametrize("stays", ["10110", "00000", "11111"])
-def test_samples_that_leave(stays: str, passes: str, request: pytest.FixtureRequest) -> None:
-    if passes == "two":
-        request.getfixturevalue("small_tiles")
+def test_samples_that_leave(stays: str) -> None:
     lengths = (17, 5, 1, 0, 33)
     flags = stays_of(map(int, stays))
     qkv = random_heads(sum(lengths), 2, 16)
@@ -123,22 +126,18 @@ def test_any_scale(scale: float) -> None:
     assert_accurate(*both((17, 5), scale=scale), None, random_heads(22, 2, 16))
 
 
-@pytest.mark.parametrize("passes", ["one", "two"])
-def test_saturated_scores(passes: str, request: pytest.FixtureRequest) -> None:
+@pytest.mark.usefixtures("passes")
+def test_saturated_scores() -> None:
     """Scores reach about a thousand, so most probabilities are zero."""
-    if passes == "two":
-        request.getfixturevalue("small_tiles")
     q, k, v = random_heads(22, 2, 16)
     ours, definition = both((17, 5), scale=100.0)
     for got, exact in zip(ours(q, k, v), definition(q.double(), k.double(), v.double()), strict=True):
         torch.testing.assert_close(got.double(), exact.double(), atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize("passes", ["one", "two"])
-def test_constant_importance_gradient_moves_nothing(passes: str, request: pytest.FixtureRequest) -> None:
+@pytest.mark.usefixtures("passes")
+def test_constant_importance_gradient_moves_nothing() -> None:
     """The importance of a sample sums to 1 for any scores."""
-    if passes == "two":
-        request.getfixturevalue("small_tiles")
     q, k, v = (x.requires_grad_() for x in random_heads(sum(LENGTHS), 2, 32))
     _, importance = attention(LENGTHS)(q, k, v)
     for begin, end in itertools.pairwise(cu_seqlens_of(LENGTHS).tolist()):
@@ -148,10 +147,8 @@ def test_constant_importance_gradient_moves_nothing(passes: str, request: pytest
         torch.testing.assert_close(x.grad, torch.zeros_like(x), atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("passes", ["one", "two"])
-def test_same_bits_again_and_elsewhere_in_the_batch(passes: str, request: pytest.FixtureRequest) -> None:
-    if passes == "two":
-        request.getfixturevalue("small_tiles")
+@pytest.mark.usefixtures("passes")
+def test_same_bits_again_and_elsewhere_in_the_batch() -> None:
     qkv = random_heads(sum(LENGTHS), 2, 16)
     first = with_gradients(attention(LENGTHS), qkv)
     assert_same_bits(with_gradients(attention(LENGTHS), qkv), first)
@@ -162,7 +159,7 @@ def test_same_bits_again_and_elsewhere_in_the_batch(passes: str, request: pytest
 
 
 def test_few_programs_are_split_over_blocks_of_queries(
-    monkeypatch: pytest.MonkeyPatch, launches: Callable[[], list[str]]
+    monkeypatch: pytest.MonkeyPatch, one_pass_in_float32: None, launches: Callable[[], list[str]]
 ) -> None:
     qkv = random_heads(70, 1, 16)
     whole = attention((70,))(*qkv)
@@ -191,17 +188,68 @@ def test_longest_sample_overstated() -> None:
             torch.testing.assert_close(x, y, atol=1e-6, rtol=0)
 
 
+@pytest.mark.usefixtures("passes")
+def test_longest_sample_understated() -> None:
+    """The kernels stop rather than leave out keys."""
+    qkv = random_heads(70, 1, 16)
+    with pytest.raises(InterpreterError, match="max_seqlen must be at least the longest sample"):
+        mp_kernels.ragged_attention(*qkv, cu_seqlens_of((65, 5)), 16)
+
+
+@pytest.mark.usefixtures("passes")
+@pytest.mark.parametrize("starts", [[0, 17, 23], [0, 23, 22], [-1, 17, 22]], ids=str)
+def test_samples_outside_the_rows(starts: list[int]) -> None:
+    wrong, right = torch.tensor(starts, dtype=torch.int32), cu_seqlens_of((17, 5))
+    qkv = random_heads(22, 1, 16)
+    for arguments in ({"cu_seqlens": wrong}, {"cu_seqlens": right, "cu_seqlens_q": wrong}):
+        with pytest.raises(InterpreterError, match="cu_seqlens must ascend from 0 to the number of rows"):
+            mp_kernels.ragged_attention(*qkv, max_seqlen=24, **arguments)
+
+
+COMPANIONS = ((), (20,), (65,), (513,), (3,) * 12)
+
+
+def beside(companions: tuple[int, ...], own: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Attention's results for a sample of 17 tokens in a batch with samples of these lengths."""
+    others = random_heads(sum(companions), 1, 16, dtype=own[0].dtype)
+    qkv = [torch.cat([x, other]) for x, other in zip(own, others, strict=True)]
+    return [x[:17] for x in attention((17, *companions))(*qkv)]
+
+
+def test_companions_change_nothing_in_float32() -> None:
+    own = list(random_heads(17, 1, 16))
+    alone = beside((), own)
+    for companions in COMPANIONS:
+        assert_same_bits(beside(companions, own), alone)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_companions_change_half_types_by_a_rounding(
+    dtype: torch.dtype, honest_bfloat16: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The longest sample chooses the tile, and a batch too small for the device takes two passes."""
+    own = list(random_heads(17, 1, 16, dtype=dtype))
+    alone = beside((), own)
+    for processors in (1, 132):
+        monkeypatch.setattr(configurations, "processors_of", lambda device, number=processors: number)
+        for companions in COMPANIONS:
+            out, importance = beside(companions, own)
+            rounding = torch.finfo(dtype).eps * alone[0].abs().max().item()
+            torch.testing.assert_close(out, alone[0], atol=2 * rounding, rtol=0)
+            torch.testing.assert_close(importance, alone[1], atol=1e-6, rtol=0)
+
+
 @pytest.mark.parametrize("architecture", configurations.SHARED_MEMORY)
 def test_tiles_fit_their_architecture(architecture: str) -> None:
     room = configurations.SHARED_MEMORY[architecture] * 1024
-    for itemsize in (2, 4):
-        for width in (16, 32, 64, 128, 256):
-            for keys in (16, 32, 64, 128, 256, 512, 1024):
-                tile = configurations.one_pass(architecture, keys, width, itemsize)
-                if tile is not None:
-                    assert (2 * keys * width + tile.rows * keys) * itemsize <= room
-                    assert tile.columns == keys
+    for width in (16, 32, 64, 128, 256):
+        for keys in (16, 32, 64, 128, 256, 512, 1024):
+            tile = configurations.one_pass(architecture, keys, width, 2)
+            if tile is not None:
+                assert (2 * keys * width + tile.rows * keys) * 2 <= room
+                assert tile.columns == keys
     assert configurations.one_pass(architecture, 128, 64, 2) is not None
+    assert configurations.one_pass(architecture, 16, 16, 4) is None  # it would spill
     wide = architecture in ("sm_80", "sm_90", "sm_100")
     assert (configurations.one_pass(architecture, 512, 64, 2) is not None) == wide
 

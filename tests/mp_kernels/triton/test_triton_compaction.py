@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from triton.runtime.errors import InterpreterError
 
 import mp_kernels
 from mp_kernels import reference, schemas
@@ -98,6 +99,25 @@ def test_many_samples(way: str, samples: int) -> None:
         mp_kernels.prune_tokens(importance, cu_seqlens, 0.5, stays),
         reference.prune_tokens(importance, cu_seqlens, 0.5, stays),
     )
+
+
+@pytest.mark.parametrize("starts", [[0, 17, 41], [0, 41, 40], [-1, 17, 40]], ids=str)
+def test_samples_outside_the_rows(way: str, starts: list[int]) -> None:
+    """The kernels stop rather than reach outside their tensors."""
+    importance, cu_seqlens = torch.rand(40), torch.tensor(starts, dtype=torch.int32)
+    for call in (
+        lambda: mp_kernels.prune_tokens(importance, cu_seqlens, 0.5),
+        lambda: mp_kernels.top_k_tokens(importance, cu_seqlens, 3),
+        lambda: mp_kernels.select_samples(cu_seqlens, stays_of([1, 1]), 40),
+        lambda: mp_kernels.ragged_mean(importance[:, None], cu_seqlens),
+    ):
+        with pytest.raises(InterpreterError, match="cu_seqlens must ascend from 0 to the number of rows"):
+            call()
+
+
+def test_fewer_than_the_first_token() -> None:
+    with pytest.raises(InterpreterError, match="k must be at least 1"):
+        mp_kernels.top_k_tokens(torch.rand(40), cu_seqlens_of((17, 23)), torch.tensor([1, 0]))
 
 
 def test_everybody_leaves_and_all_but_the_first_go(way: str) -> None:

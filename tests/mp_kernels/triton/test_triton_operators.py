@@ -9,7 +9,8 @@ import torch
 
 from mp_kernels import schemas
 from mp_kernels.triton import IMPLEMENTATIONS
-from support.operator_samples import SAMPLES
+from support.accuracy import assert_same_bits
+from support.operator_samples import SAMPLES, opcheck, results_of, spread
 
 
 def test_every_operator_has_a_kernel() -> None:
@@ -23,16 +24,22 @@ def test_fresh_memory_is_poisoned_here_too() -> None:
 @pytest.mark.parametrize("name", SAMPLES)
 def test_results_are_the_fallback_s(name: str) -> None:
     for sample in SAMPLES[name]():
-        with torch.no_grad():
-            got = getattr(torch.ops.mp_kernels, name)(*sample)
-        expected = getattr(schemas, name)(*sample)
-        if isinstance(got, torch.Tensor):
-            got, expected = [got], [expected]
-        for x, y in zip(got, expected, strict=True):
+        got = results_of(getattr(torch.ops.mp_kernels, name), sample)
+        for x, y in zip(got, results_of(getattr(schemas, name), sample), strict=True):
             torch.testing.assert_close(x, y, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_strides_and_autocast_change_nothing(name: str) -> None:
+    operator = getattr(torch.ops.mp_kernels, name)
+    for sample in SAMPLES[name]():
+        expected = results_of(operator, sample)
+        with torch.autocast("cpu", torch.bfloat16):
+            got = results_of(operator, spread(sample))
+        assert_same_bits(got, expected)
 
 
 @pytest.mark.parametrize("name", SAMPLES)
 def test_opcheck(name: str) -> None:
     for sample in SAMPLES[name]():
-        torch.library.opcheck(getattr(torch.ops.mp_kernels, name).default, sample)
+        opcheck(name, sample)

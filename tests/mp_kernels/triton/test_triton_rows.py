@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from triton.runtime.errors import InterpreterError
 
 import mp_kernels
 from mp_kernels import reference
@@ -104,9 +105,18 @@ def test_gradients_of_doubles_are_summed_in_double() -> None:
     torch.testing.assert_close(x.grad, torch.zeros_like(x).index_add(0, REPEATED, grad), atol=1e-15, rtol=1e-14)
 
 
-def test_gather_outside_the_rows_reads_nothing() -> None:
-    got = mp_kernels.ragged_gather(torch.ones(3, 2), torch.tensor([0, 3, -1]))
-    assert got.tolist() == [[1, 1], [0, 0], [0, 0]]
+@pytest.mark.parametrize("outside", [3, -1])
+def test_an_index_outside_the_rows_stops_the_kernel(outside: int) -> None:
+    x, index = torch.ones(3, 2), torch.tensor([0, outside, 1])
+    weight, bias = torch.ones(2), torch.zeros(2)
+    with pytest.raises(InterpreterError, match="index must lie within the rows of x"):
+        mp_kernels.ragged_gather(x, index)
+    with pytest.raises(InterpreterError, match="x_index must lie within the rows of x"):
+        mp_kernels.add_layer_norm(x, x, weight, bias, 1e-5, x_index=index)
+    with pytest.raises(InterpreterError, match="index must lie within the rows of residual"):
+        mp_kernels.add_layer_norm(x, x, weight, bias, 1e-5, index=index)
+    with pytest.raises(InterpreterError, match="order must lie within the rows of grads"):
+        torch.ops.mp_kernels.ragged_gather_backward([x], torch.tensor([0, 1, 2]), index, [3])
 
 
 @pytest.mark.parametrize("classes", [2, 3, 77, 1000])
@@ -135,6 +145,8 @@ def test_exit_head(batch: int, width: int, hidden: int, classes: int) -> None:
         torch.testing.assert_close(logits, exact_logits.float(), atol=1e-5, rtol=0)
         torch.testing.assert_close(uncertainty, exact_uncertainty.float(), atol=1e-5, rtol=0)
         assert stays.tolist() == (uncertainty > threshold).tolist()
+        with torch.autocast("cpu", torch.bfloat16):
+            assert_same_bits(mp_kernels.exit_head(*inputs, threshold), (logits, uncertainty, stays))
 
 
 @pytest.mark.parametrize("dtype", HALF, ids=str)

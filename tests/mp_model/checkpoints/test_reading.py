@@ -110,7 +110,7 @@ def test_other_files_of_weights(folder: Path, kind: str) -> None:
 
 
 @situation("checkpoint", "a shard that is missing, cut short, or not in a readable index", "the line names that file")
-@pytest.mark.parametrize("damage", ["missing", "cut", "index"])
+@pytest.mark.parametrize("damage", ["missing", "cut", "index", "no index"])
 def test_damaged_shards(folder: Path, damage: str) -> None:
     model = PyramidBertForSequenceClassification.from_pretrained(folder)
     (folder / "model.safetensors").unlink()
@@ -122,6 +122,9 @@ def test_damaged_shards(folder: Path, damage: str) -> None:
     elif damage == "cut":
         shard.write_bytes(shard.read_bytes()[:-4])
         message = f"{shard} is cut short"
+    elif damage == "no index":
+        (folder / "model.safetensors.index.json").write_text("{}")
+        message = "model.safetensors.index.json names no files of weights"
     else:
         (folder / "model.safetensors.index.json").write_text('{"weight_map": ')
         message = "model.safetensors.index.json is not JSON"
@@ -146,7 +149,7 @@ def test_a_configuration_that_is_none(run: Command, folder: Path, text: str) -> 
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
-        ("vocab_size", "many", "vocab_size, 'many' is of another type"),
+        ("vocab_size", "many", "vocab_size, 'many', is of another type"),
         ("vocab_size", -3, "vocab_size must be 1 or more; got -3"),
         ("num_attention_heads", 5, "a multiple of num_attention_heads, 5; got 32"),
         ("hidden_act", "geluu", "hidden_act must be one of"),
@@ -155,6 +158,7 @@ def test_a_configuration_that_is_none(run: Command, folder: Path, text: str) -> 
         ("id2label", ["a", "b", "c"], "id2label must name the labels 0 to N - 1"),
         ("id2label", {"0": "a", "1": " a", "2": "b"}, "id2label must have a name of its own for each label; got 'a'"),
         ("id2label", {"0": "a", "1": [], "2": "b"}, "must be a word or a number; label 1 has []"),
+        ("num_labels", 5, "num_labels is 5, and id2label names 3 labels"),
         ("dtype", "floaty", "its dtype is none that PyTorch has"),
         ("untrained_exits", "all", "untrained_exits must be a list of layer numbers or None; got 'all'"),
     ],

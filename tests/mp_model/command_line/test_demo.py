@@ -50,6 +50,7 @@ def test_the_demo(checkpoint: Path, tmp_path: Path) -> None:
     assert commands == ["fit", "tune", "evaluate", "classify"]
     for words in ("validation accuracy", "no more than 2 points with confidence 0.9", "160 texts", "padded", "Try: "):
         assert words in result.stdout
+    assert "soft: left out, with 0 passes" in result.stderr
     assert {path.name for path in output.iterdir()} == {
         "answers.jsonl", "articles", "demo.json", "demo.png", "fit", "model",
     }  # fmt: skip

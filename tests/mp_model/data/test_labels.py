@@ -170,11 +170,12 @@ def test_what_is_neither_file_nor_data_set(tmp_path: Path) -> None:
         load_split(str(tmp_path / "missing"), ["0", "1"])
 
 
-def test_a_folder_that_is_no_table(tmp_path: Path) -> None:
+def test_a_folder_that_is_no_table(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     name = write_data_set(tmp_path / "data", {"test": [{"text": "a", "label": 1}]})
     (tmp_path / "data" / "test.jsonl").write_text('{"text": ')
     with pytest.raises(TableError, match="cannot be read as a data set: its files cannot be read as one table"):
         load_split(name, ["0", "1"])
+    assert not caplog.records
 
 
 def test_numbers_without_a_name_in_a_data_set(tmp_path: Path) -> None:

@@ -195,17 +195,12 @@ def test_labels_are_ignored(tmp_path: Path, ending: str) -> None:
 def test_a_pipe_is_read_like_a_file(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    end = os.open(pipe, os.O_RDWR)  # so that neither end waits for the other
-    try:
-        os.write(end, b"text,label\none,1\n")
-        texts = read_texts(pipe, "csv")
-        assert is_file_name(pipe)
-        writer = threading.Timer(0, lambda: (os.write(end, b"two,1\n"), os.close(end)))
-        writer.start()
-        assert list(texts) == ["one", "two"]
-        writer.join()
-    finally:
-        pipe.unlink()
+    assert is_file_name(pipe)
+    # It waits until somebody opens the other end; a daemon, so that nothing waits for it if nobody does.
+    writer = threading.Thread(target=pipe.write_text, args=["text,label\none,1\ntwo,1\n"], daemon=True)
+    writer.start()
+    assert list(read_texts(pipe, "csv")) == ["one", "two"]
+    writer.join()
 
 
 def test_lines_of_a_stream() -> None:
@@ -243,6 +238,7 @@ WIDE = "word " * 20
     ("name", "head", "row", "broken", "message"),
     [
         ("a.jsonl", "", json.dumps({"text": WIDE}), '{"text": ', f"a.jsonl: row {LARGE + 1} is not JSON"),
+        ("a.json", "", json.dumps({"text": WIDE}), '{"text": ', f"a.json: row {LARGE + 1} is not JSON"),
         (
             "a.csv",
             "text,label\n",
@@ -382,7 +378,7 @@ WRONG = {
     "txt in Latin-1": (
         "a.txt",
         "é".encode("latin-1"),
-        r"a.txt: row 1 is not UTF-8 \(byte 0xe9\); convert the file, as by: iconv",
+        r"a.txt: row 1 is not UTF-8 \(byte 0xe9\); convert the file, for example with iconv",
     ),
     "jsonl in Latin-1": ("a.jsonl", '{"text": "é"}'.encode("latin-1"), r"a.jsonl: row 1 is not UTF-8 \(byte 0xe9\)"),
     "tsv in Latin-1": ("a.tsv", "text\né\n".encode("latin-1"), r"a.tsv: row 1 is not UTF-8 \(byte 0xe9\)"),
@@ -434,7 +430,9 @@ def test_bytes_that_are_no_utf8(tmp_path: Path, ending: str) -> None:
     assert (first, third) == ("plain", "plain")
     assert isinstance(second, TableError)
     assert second.row == 2
-    assert str(second).endswith("row 2 is not UTF-8 (byte 0xe9); convert the file, as by: iconv -f CP1252 -t UTF-8")
+    assert str(second).endswith(
+        "row 2 is not UTF-8 (byte 0xe9); convert the file, for example with iconv -f CP1252 -t UTF-8"
+    )
 
 
 def test_bytes_that_are_no_utf8_in_parquet(tmp_path: Path) -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from transformers import pipeline
 
 from mp_model import Answer, Classifier, PyramidBertForSequenceClassification
 from mp_model.data.batches import Text, encode
@@ -19,6 +21,7 @@ from mp_model.data.tokens import Tokeniser, Tokens
 from mp_model.serving import classifier as serving
 from mp_model.serving.read_ahead import ReadAhead
 from support import tiny, wordpiece
+from support.situations import situation
 
 TOKENIZER = wordpiece.tokenizer()
 TEXTS = wordpiece.texts(23)
@@ -131,7 +134,7 @@ def test_thresholds_that_cannot_be_followed(classifier: Classifier, threshold: o
 def test_texts_that_cannot_be_read(classifier: Classifier) -> None:
     with pytest.raises(TypeError, match="put it into a list"):
         classifier("a text")
-    with pytest.raises(ValueError, match="all single or all pairs"):
+    with pytest.raises(ValueError, match=r"all single or all pairs; got both: texts\[1\]"):
         classifier(["one", ("one", "two")])
     with pytest.raises(ValueError, match="window must be at least 1; got 0"):
         classifier.stream(TEXTS, window=0)
@@ -183,6 +186,112 @@ def test_an_error_of_the_texts_comes_after_the_answers_before_it(classifier: Cla
     answers = classifier.stream(broken(), window=4)
     assert_same([next(answers) for _ in range(4)], one_at_a_time(classifier.model, TEXTS[:4]))
     with pytest.raises(OSError, match="the disk is gone"):
+        next(answers)
+
+
+NO_TEXTS = {
+    "None": (None, TypeError, "must be a str or a pair of them, (str, str); got None"),
+    "bytes": (b"hi", TypeError, "must be a str or a pair of them, (str, str); got b'hi'"),
+    "a list": (["a", "b"], TypeError, "must be a str or a pair of them, (str, str); got ['a', 'b']"),
+    "three": (("a", "b", "c"), TypeError, "must be a str or a pair of them, (str, str); got ('a', 'b', 'c')"),
+    "a pair with None": (("a", None), TypeError, "must be a str or a pair of them, (str, str); got ('a', None)"),
+    "a number": (3.5, TypeError, "must be a str or a pair of them, (str, str); got 3.5"),
+    "half a character": ("so \ud83d", ValueError, "holds '\\ud83d', a lone surrogate, which is half a character"),
+}
+
+
+@situation("run", "an item that is no text among the texts of a call", "named by its place before anything is computed")
+@pytest.mark.parametrize("kind", NO_TEXTS)
+def test_items_that_are_no_texts(classifier: Classifier, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    item, error, message = NO_TEXTS[kind]
+    monkeypatch.setattr(classifier, "tokenise", None)  # nothing may be tokenised
+    for texts, place in ((TEXTS[:5], 3), (TEXTS * 20, 400)):
+        with pytest.raises(error, match=re.escape(f"texts[{place}] {message}")):
+            classifier([*texts[:place], item, *texts[place:]])
+
+
+@situation("run", "the same in a stream", "the texts before it are answered first")
+@pytest.mark.parametrize("kind", NO_TEXTS)
+@pytest.mark.parametrize("window", [4, 1024])
+def test_items_of_a_stream_that_are_no_texts(classifier: Classifier, kind: str, window: int) -> None:
+    item, error, message = NO_TEXTS[kind]
+    answers = classifier.stream([*TEXTS[:6], item, *TEXTS], window)
+    assert_same([next(answers) for _ in range(6)], one_at_a_time(classifier.model, TEXTS[:6]))
+    with pytest.raises(error, match=re.escape(f"texts[6] {message}")):
+        next(answers)
+
+
+def test_texts_of_other_collections(classifier: Classifier) -> None:
+    expected = classifier(TEXTS)
+    assert_same(classifier(tuple(TEXTS)), expected)
+    assert_same(classifier(np.array(TEXTS)), expected)
+    assert_same(classifier(text for text in TEXTS), expected)
+
+
+# Kinds of tasks
+
+
+def scores_by(model: PyramidBertForSequenceClassification, function: Callable[[torch.Tensor], torch.Tensor]) -> list:
+    """The definition's logits of the texts as scores, by label, without exits."""
+    rows = encode(TOKENIZER, TEXTS, 64)
+    batch = tiny.Batch(*([torch.tensor(row[name]) for row in rows] for name in ("input_ids", "token_type_ids")))
+    return [
+        dict(zip(model.config.label_names, function(answer.logits).tolist(), strict=True))
+        for answer in tiny.define(model, batch)
+    ]
+
+
+@situation(
+    "checkpoint", "a model for several labels a text", "a probability of its own for each label, as a pipeline's"
+)
+def test_several_labels(tmp_path: Path) -> None:
+    names = {0: "sport", 1: "money", 2: "weather"}
+    settings = {"vocab_size": len(wordpiece.VOCABULARY), "id2label": names, "prune_thresholds": [0.01] * 4}
+    model = tiny.classifier(problem_type="multi_label_classification", **settings)
+    model.save_pretrained(tmp_path)
+    TOKENIZER.save_pretrained(tmp_path)
+    answers = Classifier.load(tmp_path)(TEXTS)
+    stock = pipeline("text-classification", model=str(tmp_path), truncation=True, max_length=64, top_k=None)
+    for answer, expected, theirs in zip(answers, scores_by(model, torch.sigmoid), stock(TEXTS), strict=True):
+        assert answer.scores == pytest.approx(expected, abs=1e-5)
+        assert answer.scores == pytest.approx({row["label"]: row["score"] for row in theirs}, abs=1e-5)
+        assert answer.score == answer.scores[answer.label] == max(answer.scores.values())
+        assert answer.uncertainty is None
+    assert any(abs(sum(answer.scores.values()) - 1) > 0.1 for answer in answers)
+    with pytest.raises(ValueError, match="exit_threshold is for models that choose one label"):
+        Classifier.load(tmp_path)(TEXTS, 0.5)
+
+
+@situation("checkpoint", "a model for regression", "the value itself, and null for its uncertainty")
+@pytest.mark.parametrize("settings", [{"num_labels": 1}, {"num_labels": 2, "problem_type": "regression"}], ids=str)
+def test_values(settings: dict) -> None:
+    model = tiny.classifier(vocab_size=len(wordpiece.VOCABULARY), **settings)
+    with torch.no_grad():
+        model.classifier.bias += 3.7
+    answers = Classifier(model, TOKENIZER)(TEXTS)
+    for answer, expected in zip(answers, scores_by(model, lambda logits: logits), strict=True):
+        assert answer.scores == pytest.approx(expected, abs=1e-4)
+        assert answer.score == answer.scores[answer.label] == max(answer.scores.values())
+    assert max(answer.score for answer in answers) > 1
+    row = json.loads(json.dumps(answers[0].as_dict(), allow_nan=False))
+    assert row["uncertainty"] is None
+    assert row["label"] in model.config.label_names
+
+
+@situation("run", "a model that computes NaN for a text", "an error that names the text, after the answers before it")
+@pytest.mark.parametrize("exit_threshold", ["never", 0.0])
+def test_answers_that_are_no_numbers(exit_threshold: object) -> None:
+    model = tiny.classifier(vocab_size=len(wordpiece.VOCABULARY))
+    with torch.no_grad():
+        model.bert.embeddings.word_embeddings.weight[wordpiece.VOCABULARY.index("rate")] = float("nan")
+    classifier = Classifier(model, TOKENIZER)
+    texts = ["the", "the the", "the rate", "the"]
+    message = r"the model's answer to texts\[2\] is NaN or infinite"
+    with pytest.raises(ValueError, match=message):
+        classifier(texts, exit_threshold)
+    answers = classifier.stream(texts, exit_threshold=exit_threshold)
+    assert_same([next(answers), next(answers)], classifier(texts[:2], exit_threshold))
+    with pytest.raises(ValueError, match=message):
         next(answers)
 
 

@@ -9,7 +9,14 @@ from torch import nn
 from mp_model import PyramidBertForSequenceClassification
 from mp_model.data.batches import TextBatch, length_sorted_batches
 from mp_model.measuring.all_exits import AllExits, read_all_exits
-from mp_model.training.features import Features, collect_features, standardise, unstandardise
+from mp_model.training.features import (
+    LOWEST_SPREAD,
+    Features,
+    collect_features,
+    read_standardised,
+    standardise,
+    unstandardise,
+)
 from support import tiny
 
 BATCH = tiny.samples()
@@ -90,6 +97,26 @@ def test_standardisation_is_folded_into_a_layer() -> None:
     torch.testing.assert_close(dense(features), expected, atol=1e-3, rtol=0)
 
 
-def test_a_feature_that_never_varies_does_no_harm() -> None:
-    standardised, _, _ = standardise(torch.full((5, 2), 7.0))
-    assert (standardised == 0).all()
+@torch.no_grad()
+def test_a_trained_layer_goes_on_from_what_it_learned() -> None:
+    features = torch.randn(400, 16) * torch.logspace(-1, 1, 16) + torch.linspace(-3, 3, 16)
+    standardised, mean, scale = standardise(features)
+    dense = nn.Linear(16, 12)
+    expected = dense(features)
+    read_standardised(dense, mean, scale)
+    torch.testing.assert_close(dense(standardised), expected, atol=1e-4, rtol=0)
+    unstandardise(dense, mean, scale)
+    torch.testing.assert_close(dense(features), expected, atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_a_feature_that_hardly_varies_is_not_blown_up() -> None:
+    """Otherwise the rounding of half precision or int8, which moves it by more than it varies, would become answers."""
+    features = torch.randn(400, 2) * torch.tensor([1.0, 1e-4]) + 7
+    standardised, mean, scale = standardise(features)
+    assert scale[1] == LOWEST_SPREAD
+    assert standardised[:, 1].abs().max() < 0.01
+    dense = nn.Linear(2, 12)
+    weight = dense.weight.clone()
+    unstandardise(dense, mean, scale)
+    torch.testing.assert_close(dense.weight[:, 1], weight[:, 1] / LOWEST_SPREAD)

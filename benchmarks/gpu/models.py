@@ -1,0 +1,297 @@
+"""Whole models on one batch: transformers' BERT, BERT on packed rows, and ours, dense to both ways thinner."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import BertForSequenceClassification
+
+import workload
+from mp_model import PyramidBertConfig, PyramidBertForSequenceClassification
+from mp_model.engine import StepResult
+from mp_model.measuring.timing import padded_twin
+from mp_model.schedule import run_batches
+
+from .agreement import demand, error_of, figure_or_refusal
+from .clocks import device_work, wall_milliseconds
+from .document import Sheet
+from .peers import PackedBert
+from .plan import DTYPES, SHAPES
+from .truth import Truth
+
+LABELS = 4
+KEPT = 0.9  # of the tokens that enter a layer, where it prunes
+ARRIVALS = 8  # batches that share a schedule
+LEAST_ALLOWED = 1e-5  # relative error of logits; else twice transformers' own at the dtype
+TINY = {"vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
+
+
+class Batch(NamedTuple):
+    """Texts padded on the right: ids and mask, int64 ``[batch, width]``."""
+
+    ids: Tensor
+    mask: Tensor
+
+    @property
+    def named(self) -> dict[str, Tensor]:
+        """The arguments of a model."""
+        return {"input_ids": self.ids, "attention_mask": self.mask}
+
+
+class Answers(NamedTuple):
+    """The outcome of a run.
+
+    Attributes:
+        logits: ``[batch, labels]``.
+        exit_layer: int64 ``[batch]``, the layer that gave each; None: all are layer L's.
+        pruned_by: int64 ``[batch, width]``, the layer that pruned each token, 0 for none; None: nothing was pruned.
+    """
+
+    logits: Tensor
+    exit_layer: Tensor | None = None
+    pruned_by: Tensor | None = None
+
+
+class Way(NamedTuple):
+    """A way to classify the batch.
+
+    Attributes:
+        run: what is timed.
+        answers: the same once, with all that the truth must know.
+        batches: number of batches that a run classifies.
+    """
+
+    run: Callable[[], Any]
+    answers: Callable[[], Answers]
+    batches: int = 1
+
+
+def lengths_of(tokens: int, batch: int, dry: bool) -> list[int]:
+    """Tokens of each text: as many for all, but 55 stands for AG News' lengths; a few short texts in a dry run."""
+    if dry:
+        return [5, 9, 3, 7]
+    return workload.ag_news_lengths(batch) if tokens == 55 else [tokens] * batch
+
+
+def batch_of(lengths: list[int], vocabulary: int, device: torch.device, seed: int) -> Batch:
+    """Texts of random word pieces."""
+    mask = (torch.arange(max(lengths)) < torch.tensor(lengths).unsqueeze(1)).long()
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(1, vocabulary, mask.shape, generator=generator) * mask
+    return Batch(ids.to(device), mask.to(device))
+
+
+def model_of(dtype: torch.dtype, dry: bool) -> PyramidBertForSequenceClassification:
+    """BERT-base with random weights, spread so that tokens differ in importance and answers in certainty."""
+    torch.manual_seed(0)
+    config = PyramidBertConfig(num_labels=LABELS, **(TINY if dry else {}))
+    model = PyramidBertForSequenceClassification(config).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith(("query.weight", "key.weight")):
+                weight *= 4
+            elif name.endswith("classifier.weight"):
+                weight *= 20
+    return model.to("cpu" if dry else "cuda", dtype)
+
+
+def compiled(stock: BertForSequenceClassification, dry: bool) -> Callable[..., Any]:
+    """transformers' model through torch.compile with CUDA graphs; only traced in a dry run."""
+    if dry:
+        return torch.compile(stock, backend="aot_eager", dynamic=False)
+    return torch.compile(stock, mode="reduce-overhead", dynamic=False)
+
+
+def plain(model: Callable[..., Any], batch: Batch) -> Way:
+    """A model that answers everything in its last layer."""
+
+    def run() -> Any:
+        return model(**batch.named)
+
+    def answers() -> Answers:
+        out = run()
+        return Answers((out if isinstance(out, Tensor) else out.logits).clone())
+
+    return Way(run, answers)
+
+
+def pyramid(model: PyramidBertForSequenceClassification, batch: Batch, **settings: Any) -> Way:
+    """Ours; settings: ``prune_thresholds`` and ``exit_threshold`` of the call."""
+
+    def run() -> Any:
+        return model(**batch.named, **settings)
+
+    def answers() -> Answers:
+        out, followed = run(), model(**batch.named, **settings, follow_tokens=True)
+        if not torch.equal(out.exit_layer, followed.exit_layer):
+            raise RuntimeError("samples left at other layers when their tokens were followed")
+        return Answers(out.logits, out.exit_layer, followed.pruned_by)
+
+    return Way(run, answers)
+
+
+def scheduled(model: PyramidBertForSequenceClassification, batches: list[Batch], exit_threshold: list[float]) -> Way:
+    """Ours, with several batches through one schedule whose budget is all tokens of one."""
+    settings = model.pyramid(exit_threshold=exit_threshold)
+    budget = int(batches[0].mask.sum())
+
+    def run() -> list[StepResult]:
+        return list(run_batches(settings, (model.bert.pack(**batch.named) for batch in batches), budget))
+
+    def answers() -> Answers:
+        count = sum(len(batch.ids) for batch in batches)
+        decided = [result.decided for result in run() if result.decided is not None]
+        logits = decided[0].logits.new_full((count, LABELS), torch.nan)
+        exit_layer = torch.zeros(count, dtype=torch.int64, device=logits.device)
+        for x in decided:  # a sample's later answers replace its earlier ones
+            logits[x.samples], exit_layer[x.samples] = x.logits, x.layer
+        return Answers(logits, exit_layer)
+
+    return Way(run, answers, len(batches))
+
+
+def one_at_a_time(model: PyramidBertForSequenceClassification, batches: list[Batch], exits: list[float]) -> Way:
+    """The same batches one after the other."""
+    ways = [pyramid(model, batch, exit_threshold=exits) for batch in batches]
+
+    def answers() -> Answers:
+        found = [way.answers() for way in ways]
+        return Answers(torch.cat([x.logits for x in found]), torch.cat([x.exit_layer for x in found]))
+
+    return Way(lambda: [way.run() for way in ways], answers, len(batches))
+
+
+def expected(truth: Truth, batches: list[Batch], answers: Answers) -> Tensor:
+    """The truth's logits ``[batch, labels]`` at the exits and with the survivors of some answers."""
+    followed = [answers.pruned_by] if len(batches) == 1 else [None] * len(batches)
+    by_layer = torch.cat([truth.logits(*batch, x) for batch, x in zip(batches, followed, strict=True)], dim=1)
+    if answers.exit_layer is None:
+        return by_layer[-1]
+    return by_layer[answers.exit_layer - 1, torch.arange(by_layer.shape[1], device=by_layer.device)]
+
+
+def figure_of(way: Way, truth: Truth, batches: list[Batch], allowed: float, layers: int, dry: bool) -> dict[str, Any]:
+    """Time of a batch, device work of a layer, and the tokens and texts that went far; refused if answers are not true."""
+    answers = way.answers()
+    true = expected(truth, batches, answers)
+    demand(answers.logits, true, allowed)
+    milliseconds = wall_milliseconds(way.run, dry) / way.batches
+    figure: dict[str, Any] = {
+        "clock": "dry" if dry else "wall",
+        "milliseconds": milliseconds,
+        "texts_per_second": 1e3 * len(batches[0].ids) / milliseconds,
+        "relative_error": error_of(answers.logits, true),
+    }
+    if answers.exit_layer is not None:
+        figure["mean_exit_layer"] = answers.exit_layer.double().mean().item()
+    if answers.pruned_by is not None:
+        real = batches[0].mask.bool()
+        figure["tokens_never_pruned"] = (answers.pruned_by[real] == 0).double().mean().item()
+    if not dry:
+        work = device_work(way.run)
+        busy = work.milliseconds / way.batches
+        figure |= {
+            "device_milliseconds": busy,
+            "busy": busy / milliseconds,
+            "kernels_per_layer": len(work.kernels) / way.batches / layers,
+            "launches_per_layer": work.launches / way.batches / layers,
+        }
+    return figure
+
+
+def ways_of(
+    model: PyramidBertForSequenceClassification,
+    stock: BertForSequenceClassification,
+    truth: Truth,
+    batches: list[Batch],
+) -> dict[str, Callable[[], Way]]:
+    """All ways beside transformers' own, by name, each made when its turn comes."""
+    first, dry = batches[0], not batches[0].ids.is_cuda
+    prune = truth.prune_thresholds(*first, KEPT)
+    exits = truth.exit_thresholds(truth.logits(*first))
+    exits_of_all = truth.exit_thresholds(torch.cat([truth.logits(*batch) for batch in batches], dim=1))
+    dense = pyramid(model, first, exit_threshold="never")
+    ways = {
+        "BERT on packed rows": lambda: plain(PackedBert(stock), first),
+        "ours, dense": lambda: dense,
+        "ours, pruned": lambda: pyramid(model, first, prune_thresholds=prune, exit_threshold="never"),
+        "ours, exits": lambda: pyramid(model, first, exit_threshold=exits),
+    }
+
+    def both() -> Way:
+        pruned_by = pyramid(model, first, prune_thresholds=prune, exit_threshold="never").answers().pruned_by
+        fitted = truth.exit_thresholds(truth.logits(*first, pruned_by))
+        return pyramid(model, first, prune_thresholds=prune, exit_threshold=fitted)
+
+    ways["ours, both"] = both
+    ways[f"ours, exits, {ARRIVALS} batches one at a time"] = lambda: one_at_a_time(model, batches, exits_of_all)
+    ways[f"ours, exits, {ARRIVALS} batches in one schedule"] = lambda: scheduled(model, batches, exits_of_all)
+    ways["transformers, compiled"] = lambda: plain(compiled(stock, dry), first)
+    return ways
+
+
+def measure(sheet: Sheet, dtype: torch.dtype, tokens: int, texts: int) -> bool:
+    """Keeps the figure of each way, one after the other; returns whether all answers were true."""
+    model = model_of(dtype, sheet.dry)
+    stock, truth = padded_twin(model).to(dtype), Truth(model)
+    layers, device = model.config.num_hidden_layers, model.device
+    lengths = lengths_of(tokens, texts, sheet.dry)
+    batches = [batch_of(lengths, model.config.vocab_size, device, seed) for seed in range(ARRIVALS)]
+    fine = True
+
+    def keep(name: str, make: Callable[[], Way], allowed: float) -> dict[str, Any]:
+        nonlocal fine
+
+        def figure() -> dict[str, Any]:
+            way = make()
+            return figure_of(way, truth, batches[: way.batches], allowed, layers, sheet.dry)
+
+        found = figure_or_refusal(figure)
+        sheet.keep(name, found)
+        if "refused" in found:
+            fine = False
+            print(f"{name}: {found['refused']}")
+        return found
+
+    roundings = max(LEAST_ALLOWED, 16 * torch.finfo(dtype).eps)
+    theirs = keep("transformers", lambda: plain(stock, batches[0]), roundings)
+    allowed = max(LEAST_ALLOWED, 2 * theirs.get("relative_error", 0.0))
+    for name, make in ways_of(model, stock, truth, batches).items():
+        if name == "BERT on packed rows" and device.type == "cuda" and dtype == torch.float32:
+            sheet.keep(name, {"left out": "torch's varlen_attn takes half types only"})
+        else:
+            keep(name, make, allowed)
+    return fine
+
+
+def compile_ahead() -> int:
+    """Compiles transformers' model for all dtypes and shapes side by side, so that none waits for it when it is timed."""
+    wanted = [(dtype, str(tokens), str(texts)) for dtype in DTYPES for tokens, texts in SHAPES]
+    few = {**os.environ, "TORCHINDUCTOR_COMPILE_THREADS": "2"}
+    running = [subprocess.Popen([sys.executable, "-m", "gpu.models", "compile", *shape], env=few) for shape in wanted]
+    return max(process.wait() for process in running)
+
+
+def main() -> None:
+    """``DTYPE TOKENS TEXTS`` measures; ``ahead`` compiles for all of them, each with ``compile DTYPE TOKENS TEXTS``."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    if sys.argv[1] == "ahead":
+        sys.exit(compile_ahead())
+    dtype, tokens, texts = getattr(torch, sys.argv[-3]), int(sys.argv[-2]), int(sys.argv[-1])
+    with torch.inference_mode():
+        if sys.argv[1] == "compile":
+            model = model_of(dtype, dry=False)
+            batch = batch_of(lengths_of(tokens, texts, False), model.config.vocab_size, model.device, 0)
+            plain(compiled(padded_twin(model).to(dtype), dry=False), batch).run()
+        else:
+            sys.exit(not measure(Sheet.of_this_process(), dtype, tokens, texts))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""Commands on models that do not choose one label for a text: answered by classify, and not measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mp_model.measuring.all_exits import read_all_exits
+from support.checkpoints import TEXTS, change_json, classifier, save
+from support.commands import Command
+from support.situations import situation
+
+MULTI_LABEL, VALUES = {"problem_type": "multi_label_classification"}, {"num_labels": 1, "id2label": {0: "stars"}}
+
+
+def strictly(line: str) -> dict:
+    """A line of JSON, in which NaN and Infinity are no numbers."""
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is no JSON")
+
+    return json.loads(line, parse_constant=refuse)
+
+
+@situation("checkpoint", "classify with a model for several labels, or for regression", "JSON with null, never NaN")
+@pytest.mark.parametrize("settings", [MULTI_LABEL, VALUES], ids=["several labels", "values"])
+def test_classify(run: Command, tmp_path: Path, settings: dict) -> None:
+    folder = save(classifier(**settings), tmp_path / "model")
+    ended = run("classify", folder, "--scores")
+    assert (ended.status, ended.err) == (0, "")
+    rows = [strictly(line) for line in ended.out.splitlines()]
+    assert len(rows) == len(TEXTS)
+    assert {row["uncertainty"] for row in rows} == {None}
+    for row in rows:
+        assert row["score"] == max(row["scores"].values())
+    if settings is VALUES:
+        assert {row["label"] for row in rows} == {"stars"}
+        assert {row["score"] for row in rows} != {1.0}
+
+
+@situation(
+    "checkpoint", "evaluate or tune with a model for several labels, or for regression", "refused, with a way out"
+)
+@pytest.mark.parametrize("command", ["evaluate", "tune"])
+@pytest.mark.parametrize("settings", [MULTI_LABEL, VALUES], ids=["several labels", "values"])
+def test_measuring(run: Command, tmp_path: Path, command: str, settings: dict) -> None:
+    folder = save(classifier(**settings), tmp_path / "model")
+    ended = run(command, folder)
+    assert (ended.status, ended.out) == (2, "")
+    (line,) = ended.err.splitlines()
+    assert "are measured of models that choose one label for a text" in line
+    assert "`magic-pyramid classify` and Classifier give its answers" in line
+    with pytest.raises(ValueError, match="choose one label for a text"):
+        read_all_exits(classifier(**settings), [], [])
+
+
+@pytest.mark.parametrize(
+    ("settings", "answers"),
+    [
+        ({}, "one label for a text"),
+        (MULTI_LABEL, "any of the labels for a text, each by itself"),
+        (VALUES, "a value for a text"),
+    ],
+)
+def test_info(run: Command, tmp_path: Path, settings: dict, answers: str) -> None:
+    folder = save(classifier(**settings), tmp_path / "model")
+    assert run("info", folder, "--json").answers()[0]["answers"] == answers
+
+
+@situation("checkpoint", "labels that are numbers in config.json", "the numbers as words, in every command")
+def test_labels_that_are_numbers(run: Command, folder: Path, table: Path) -> None:
+    change_json(folder / "config.json", id2label={"0": 1, "1": 2, "2": 3})
+    rows = run("classify", folder).answers()
+    assert {row["label"] for row in rows} <= {"1", "2", "3"}
+    table.write_text("label\ttext\n" + "".join(f"{x['label']}\t{t}\n" for x, t in zip(rows, TEXTS, strict=True)))
+    assert run("evaluate", folder, "--json").answers()[0]["evaluations"][0]["accuracy"] == 1.0
