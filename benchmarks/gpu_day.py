@@ -33,6 +33,7 @@ FIGURES = ROOT / "benchmarks" / "gpu" / "figures.json"
 PAGE = ROOT / "docs" / "gpu.md"
 BUILT = ROOT / "mp_kernels" / "_C_cuda.so"
 MACHINE = Step("machine", 0, 120, ("-m", "gpu.machine"))
+DRY_PATIENCE = 10.0  # factor on all time limits in a dry run, since no lent device waits and the machine may be slow
 NAMES = [step.name for step in STEPS]
 
 
@@ -50,7 +51,6 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--step", action="append", help="Step to run, by its name; may be given several times.")
     parser.add_argument("--dry", action="store_true", help="Measure nothing; without a GPU it is always so.")
-    parser.add_argument("--patience", type=float, default=1.0, help="Factor on all time limits, for a slow machine.")
     parser.add_argument("--output", type=Path, help="Folder for gpu.json. Default: $OUT, or build/gpu.")
     parser.add_argument(
         "--page", type=Path, nargs="+", metavar="JSON", help="Print docs/gpu.md from these, run nothing."
@@ -119,7 +119,7 @@ def chosen(options: argparse.Namespace, dry: bool) -> list[Step]:
     return found
 
 
-def begin(folder: Path, dry: bool, patience: float) -> tuple[Path, bool]:
+def begin(folder: Path, dry: bool) -> tuple[Path, bool]:
     """The document to write into, which may hold other parts of the same machine, and whether this run is dry.
 
     Raises:
@@ -130,7 +130,7 @@ def begin(folder: Path, dry: bool, patience: float) -> tuple[Path, bool]:
     trial = folder / "machine.json"
     document.write(trial, {"machine": {}, "dry": dry, "steps": {}})
     try:
-        if run_step(MACHINE, trial, dry, patience * MACHINE.limit) != document.PASSED:
+        if run_step(MACHINE, trial, dry, MACHINE.limit) != document.PASSED:
             reason = document.read(trial)["steps"]["machine"]["reason"]
             raise UsageError(f"this machine cannot be described: {reason}")
         machine = document.read(trial)["machine"]
@@ -153,22 +153,22 @@ def run(options: argparse.Namespace) -> int:
     if options.step:
         chosen(options, dry=True)  # before anything is begun
     folder = options.output or Path(os.environ.get("OUT") or ROOT / "build" / "gpu")
-    path, dry = begin(folder, options.dry, options.patience)
+    path, dry = begin(folder, options.dry)
     if dry:
         print("A dry run: no GPU is used, nothing is measured.")
-    machine = document.read(path)["machine"]
+    machine, patience = document.read(path)["machine"], DRY_PATIENCE if dry else 1.0
     began: dict[int, float] = {}
     statuses = set()
     for step in chosen(options, dry):
         part_began = began.setdefault(step.part, time.monotonic())
-        left = options.patience * PART_LIMIT - (time.monotonic() - part_began)
+        left = patience * PART_LIMIT - (time.monotonic() - part_began)
         lacking = missing(step, machine, dry)
         if lacking:
             statuses.add(leave_out(step, path, f"needs {' and '.join(lacking)}"))
         elif left < 0:
             statuses.add(leave_out(step, path, f"part {step.part} had no time left for it; run it with --step"))
         else:
-            statuses.add(run_step(step, path, dry, min(options.patience * step.limit, left)))
+            statuses.add(run_step(step, path, dry, min(patience * step.limit, left)))
     write_page(path.with_suffix(".md"), document.read(path))
     print(f"{path} and a page beside it are written")
     return int(not statuses <= ({document.PASSED, document.LEFT_OUT} if dry else {document.PASSED}))

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from gpu import agreement, attention, clocks, comparing, document, gather, models, page, plan, running, suites
+from gpu import agreement, attention, building, clocks, comparing, document, gather, models, page, plan, running, suites
 from gpu.document import FAILED, LEFT_OUT, PASSED, TIMED_OUT, Sheet
 from gpu.plan import STEPS, Step
 
@@ -60,7 +60,7 @@ NOT_TRIED = {"build", "tests/gpu", "models, float32, 55 x 32"}
 def test_a_dry_run_tries_the_steps_and_lists_the_rest(tmp_path: Path) -> None:
     before = gpu_day.PAGE.read_bytes()
     steps = [step for step in STEPS if step.name not in NOT_TRIED]
-    ended = command("--dry", "--patience=20", *(f"--step={step.name}" for step in steps), OUT=str(tmp_path))
+    ended = command("--dry", *(f"--step={step.name}" for step in steps), OUT=str(tmp_path))
     assert ended.returncode == 0, ended.stdout + ended.stderr
 
     known = document.read(tmp_path / "dry" / "gpu.json")
@@ -91,7 +91,7 @@ def test_a_step_that_hangs_is_cut_off_and_the_others_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     steps = [
-        Step("hangs", 1, 2, ("-c", "import time; time.sleep(1000)")),
+        Step("hangs", 1, 0.2, ("-c", "import time; time.sleep(1000)")),
         Step("fails", 1, 60, ("-c", "import sys; sys.exit('it broke')")),
         Step("works", 1, 60, ("-c", "print('done')")),
         Step("of another part", 2, 60, ("-c", "")),
@@ -124,7 +124,7 @@ def test_what_a_command_started_ends_with_it(tmp_path: Path) -> None:
 def test_a_part_ends_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps = [Step(name, 1, 60, ("-c", "import time; time.sleep(60)")) for name in ("first", "second")]
     monkeypatch.setattr(gpu_day, "STEPS", steps)
-    monkeypatch.setattr(gpu_day, "PART_LIMIT", 2.0)
+    monkeypatch.setattr(gpu_day, "PART_LIMIT", 0.2)
     assert gpu_day.main(["--dry", "--output", str(tmp_path)]) == 1
     known = document.read(tmp_path / "dry" / "gpu.json")["steps"]
     assert known["first"]["status"] == TIMED_OUT
@@ -342,6 +342,15 @@ def test_tests_are_counted(tmp_path: Path) -> None:
     counts = suites.counted(tmp_path / "junit.xml")
     assert (counts["passed"], counts["failed"], counts["skipped"]) == (1, 2, 1)
     assert counts["failures"][0] == {"test": "a::bad", "message": "it was wrong"}
+
+
+def test_a_build_that_leaves_no_library_has_not_passed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """setup.py itself only prints why."""
+    for name, value in sheet_of(tmp_path).environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(building.subprocess, "run", lambda *arguments, **options: None)
+    with pytest.raises(SystemExit, match=r"not built: _C\.so"):
+        building.main()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the tests for a GPU would run")
