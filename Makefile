@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/* csrc/cuda/*.cu csrc/cuda/*.cuh)
-NATIVE := $(SOURCES) $(wildcard tests/native/*.cpp tests/simt/*.h tests/simt/*.cpp tests/simt/include/*)
+NATIVE := $(SOURCES) $(wildcard tests/native/*.cpp tests/simt/*.h tests/simt/*.cpp tests/simt/include/*) $(wildcard benchmarks/gpu/*.cu)
 TORCH_DIR = $(shell $(BIN)/python -c "import pathlib, torch; print(pathlib.Path(torch.__file__).parent)")
 CMAKE = $(BIN)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DMP_TORCH_DIR=$(TORCH_DIR)
 

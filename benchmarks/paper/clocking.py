@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 
 from mp_model import PyramidBertForSequenceClassification
-from mp_model.checkpoints.tokenizers import load_tokenizer
+from mp_model.checkpoints.tokenizers import load_tokenizer, max_length_of
 from mp_model.data.batches import encode, length_sorted_batches
 from mp_model.measuring.timing import Way, one_by_one, padded_gflops, padded_twin, time_ways, way_at
 
@@ -57,7 +57,7 @@ def clock(result: dict[str, Any], runs: Path, corpora: Path | None, console: Con
     for system, model in systems.items():
         settings = settings_of(result, system) if model.config.resolved_exit_layers() else {system: None}
         ways.update({way: way_at(model, threshold) for way, threshold in settings.items()})
-    rows = encode(tokenizer, texts, bert.config.max_position_embeddings)
+    rows = encode(tokenizer, texts, max_length_of(tokenizer, bert.config))
     random.Random(0).shuffle(rows)
     lengths = torch.tensor([len(row["input_ids"]) for row in rows])
     rows = rows[: min(MOST_TEXTS, int((lengths.cumsum(0) <= TOKENS).sum()))]

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+import typer
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -29,6 +31,8 @@ def load_labelled(
 ) -> tuple[LabelledTexts, list[TextBatch]]:
     """Labelled texts with the numbers of the model's labels, and batches of similar length of them, on its device.
 
+    A line on standard error says where labels were not matched by name.
+
     Raises:
         ValueError: a model that does not choose one label for a text; texts that cannot be read.
     """
@@ -40,6 +44,8 @@ def load_labelled(
     config = classifier.model.config
     check_task(config)
     data = load_split(source, config.label_names, splits)
+    if data.note is not None:
+        typer.echo(data.note, err=True)
     rows = encode(classifier.tokenizer, data.texts, max_length_of(classifier.tokenizer, config))
     batches = length_sorted_batches(rows, batch_size, config.pad_token_id or 0)
     return data, [batch.to(classifier.model.device) for batch in batches]

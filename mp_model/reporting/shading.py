@@ -9,6 +9,7 @@ from typing import IO, Any, NamedTuple
 import torch
 from rich.text import Text as RichText
 
+from ..checkpoints.tokenizers import max_length_of
 from ..data.batches import encode
 from ..modelling import PyramidBertForSequenceClassification
 
@@ -40,7 +41,7 @@ class ShadedText:
 @torch.inference_mode()
 def shade_answer(model: PyramidBertForSequenceClassification, tokenizer: Any, text: str) -> ShadedText:
     """A text shaded by the way that it takes through a model, with the answer for its caption."""
-    longest, layers = model.config.max_position_embeddings, model.config.num_hidden_layers
+    longest, layers = max_length_of(tokenizer, model.config), model.config.num_hidden_layers
     ids = encode(tokenizer, [text], longest)[0]["input_ids"]
     out = model(torch.tensor([ids], device=model.device), follow_tokens=True)
     layer = int(out.exit_layer)
