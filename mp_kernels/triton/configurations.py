@@ -75,7 +75,9 @@ _ONE_PASS = {
     "sm_100": ((64, 128, 8), (64, 256, 8), (32, 512, 16)),
     "others": ((32, 128, 4), (32, 256, 8), (32, 512, 16)),
 }
-# For narrow heads the compiler keeps keys and values in registers as well, so the scores must take fewer of them.
+# For narrow heads the compiler keeps keys and values in registers as well, so the scores must take fewer of them, and for
+# the narrowest there are none left for more than 128 keys.
+_ONE_PASS_NARROWEST = {"others": ((32, 128, 4),)}
 _ONE_PASS_NARROW = {
     "gfx942": ((32, 128, 4), (16, 256, 4)),
     "others": ((32, 128, 4), (16, 256, 8), (16, 512, 16)),
@@ -90,7 +92,7 @@ def one_pass(architecture: str, keys: int, width: int, itemsize: int) -> Tile | 
     if itemsize > 2:
         return None
     room = SHARED_MEMORY[architecture] * 1024
-    table = _ONE_PASS_NARROW if width <= 32 else _ONE_PASS
+    table = _ONE_PASS_NARROWEST if width <= 16 else _ONE_PASS_NARROW if width <= 32 else _ONE_PASS
     for rows, most_keys, num_warps in table.get(architecture, table["others"]):
         needed = (2 * keys * width + rows * keys) * itemsize
         if keys <= most_keys and needed <= room:

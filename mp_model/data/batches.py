@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from .cutting import Cutter
+
 Text = str | tuple[str, str]
 
 
@@ -51,7 +53,9 @@ def encode(tokenizer: Any, texts: Sequence[Text], max_length: int) -> list[dict[
     """Token ids and types of each text, or pair of texts, cut to ``max_length`` tokens."""
     if not texts:
         return []
-    firsts, seconds = zip(*texts, strict=True) if are_pairs(texts) else (texts, None)
+    cut, pairs = Cutter(tokenizer, max_length), are_pairs(texts)
+    texts = [cut(text) for text in texts]
+    firsts, seconds = zip(*texts, strict=True) if pairs else (texts, None)
     encoded = tokenizer(
         list(firsts),
         None if seconds is None else list(seconds),

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from .batches import Text, are_pairs
+from .cutting import Cutter
 
 
 @dataclass
@@ -60,6 +61,7 @@ class Tokeniser:
 
     def __init__(self, tokenizer: Any, max_length: int) -> None:
         self.tokenizer, self.max_length = tokenizer, max_length
+        self.cut = Cutter(tokenizer, max_length)
         self.backend: Any = None
         if getattr(tokenizer, "is_fast", False):
             self.backend = copy.deepcopy(tokenizer.backend_tokenizer)
@@ -69,8 +71,9 @@ class Tokeniser:
     def __call__(self, texts: Sequence[Text]) -> Tokens:
         """Token ids of each text, or pair of texts."""
         pairs = are_pairs(texts)
+        texts = [self.cut(text) for text in texts]
         if self.backend is not None:
-            encodings = self.backend.encode_batch_fast(list(texts))
+            encodings = self.backend.encode_batch_fast(texts)
             rows = [encoding.ids for encoding in encodings]
             types = [encoding.type_ids for encoding in encodings] if pairs else None
         else:
