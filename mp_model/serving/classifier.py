@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import reprlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from ..inputs import pack_tokens
 from ..modelling import thresholds_of_samples
 from ..registration import PyramidBertForSequenceClassification
 from ..schedule import BUDGET, Schedule
+from .cache import Cache
 from .read_ahead import ReadAhead
 
 CHUNK = 256  # texts that are read and tokenised at once
@@ -72,20 +73,31 @@ class Classifier:
     Args:
         model: the classifier; it is put into eval mode.
         tokenizer: the tokenizer that it was trained with.
+        cache: answers that are kept, the last ones, for texts that come again with the same thresholds; 0: none. Whoever
+            changes the model's weights empties it with ``classifier.cache.clear()``.
 
     Attributes:
         precision: the precision of its products, and the reason for it.
+        cache: the answers that are kept; None: none are.
     """
 
-    def __init__(self, model: PyramidBertForSequenceClassification, tokenizer: Any) -> None:
+    def __init__(self, model: PyramidBertForSequenceClassification, tokenizer: Any, cache: int = 0) -> None:
+        if cache < 0:
+            raise ValueError(f"cache must be a number of answers, 0 or more; got {cache}")
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.precision = Precision(precision_of(model), "the model is")
         self.tokenise = Tokeniser(tokenizer, max_length_of(tokenizer, model.config))
+        self.cache: Cache[Answer] | None = Cache(cache) if cache else None
 
     @classmethod
     def load(
-        cls, folder: str | Path, precision: str = "auto", device: str = "cpu", threads: int | None = None
+        cls,
+        folder: str | Path,
+        precision: str = "auto",
+        device: str = "cpu",
+        threads: int | None = None,
+        cache: int = 0,
     ) -> Classifier:
         """Loads a folder that ``magic-pyramid fit`` or ``save_pretrained`` wrote, in the precision that is asked for.
 
@@ -97,6 +109,7 @@ class Classifier:
                 this processor computes it fast, else float32.
             device: device of the model.
             threads: threads of PyTorch, for the whole process; None: as they are.
+            cache: answers that are kept for texts that come again.
 
         Raises:
             ValueError: a folder that is no whole classifier with its tokenizer (:func:`read_classifier`,
@@ -115,7 +128,7 @@ class Classifier:
             model.to(torch.device(device))  # type: ignore[arg-type]  # transformers' decorator hides self
         except (RuntimeError, AssertionError) as error:  # from PyTorch, for a device that it does not know or have
             raise ValueError(f"device {device!r} cannot be used here: {error}") from error
-        classifier = cls(model, load_tokenizer(folder))
+        classifier = cls(model, load_tokenizer(folder), cache)
         classifier.precision = chosen
         warn_where_it_no_longer_holds(classifier.model, classifier.tokenise.max_length)
         return classifier
@@ -154,7 +167,7 @@ class Classifier:
             return list(self._stream(pieces, room=len(texts), size=CHUNK, exit_threshold=exit_threshold))
         run = _Run(self, exit_threshold, capacity=max(1, len(texts)))
         if texts:
-            run.admit(self.tokenise(texts), own)
+            run.admit(run.prepared(texts, own))
             run.finish()
         return list(run.ready())
 
@@ -206,7 +219,7 @@ class Classifier:
             exit_threshold: as for a call.
         """
         run = _Run(self, exit_threshold, capacity=room + size)
-        ahead = ReadAhead((self.tokenise(texts), own) for texts, own in pieces)
+        ahead = ReadAhead(run.prepared(texts, own) for texts, own in pieces)
         patience = LULL
         broken: Exception | None = None
         try:
@@ -221,7 +234,7 @@ class Classifier:
                     run.step()
                 elif found:
                     patience = LULL
-                    run.admit(*found[0])
+                    run.admit(found[0])
                 else:
                     break
                 while run.held > room:
@@ -237,6 +250,27 @@ class Classifier:
             ahead.close()
 
 
+@dataclass
+class _Piece:
+    """Texts that come in together.
+
+    Attributes:
+        count: number of texts.
+        known: answers that were kept, by the text's place.
+        places: places of the other texts; int64 ``[others]``.
+        tokens: their tokens; None where there are none.
+        thresholds: exit thresholds of their own, ``[others]``; None: they have none.
+        keys: their keys in the cache, where there is one.
+    """
+
+    count: int
+    known: dict[int, Answer]
+    places: Tensor
+    tokens: Tokens | None
+    thresholds: Tensor | None
+    keys: list[Hashable]
+
+
 class _Run:
     """One call's or stream's texts on their way.
 
@@ -247,7 +281,7 @@ class _Run:
     """
 
     def __init__(self, classifier: Classifier, exit_threshold: ExitThreshold, capacity: int) -> None:
-        self.model = classifier.model
+        self.model, self.tokenise, self.cache = classifier.model, classifier.tokenise, classifier.cache
         for_all = 1.0 if isinstance(exit_threshold, Tensor) else exit_threshold
         self.pyramid = classifier.pyramid(for_all)
         self.schedule = Schedule(self.pyramid, BUDGET)
@@ -255,6 +289,10 @@ class _Run:
         # Texts are numbered as they come; these have a place for each that is held, by number modulo capacity.
         self.work = torch.zeros(capacity, dtype=torch.int64, device=self.model.device)
         self.lengths = [0] * capacity
+        self.keys: list[Hashable] = [None] * capacity
+        config = self.model.config
+        pruning = str((config.resolved_thresholds(), config.resolved_top_k(), config.importance_normalizer))
+        self.settings = pruning, str(None if self.pyramid.exits is None else self.pyramid.exits.thresholds)
         self.answers: dict[int, Answer | None] = {}  # None: the model's numbers are none
         self.came = self.went = 0
 
@@ -263,26 +301,54 @@ class _Run:
         """Number of texts that were let in and not yet handed out."""
         return self.came - self.went
 
+    def prepared(self, texts: Sequence[Text], thresholds: Tensor | None) -> _Piece:
+        """Texts, tokenised unless their answers were kept; does not touch the model."""
+        if self.cache is None:
+            return _Piece(len(texts), {}, torch.arange(len(texts)), self.tokenise(texts), thresholds, [])
+        own = [None] * len(texts) if thresholds is None else thresholds.tolist()
+        keys: list[Hashable] = [(text, self.settings, value) for text, value in zip(texts, own, strict=True)]
+        kept = {place: self.cache.get(key) for place, key in enumerate(keys)}
+        known = {place: answer for place, answer in kept.items() if answer is not None}
+        others = [place for place in range(len(texts)) if place not in known]
+        places = torch.tensor(others, dtype=torch.int64)
+        tokens = self.tokenise([texts[place] for place in others]) if others else None
+        return _Piece(
+            len(texts),
+            known,
+            places,
+            tokens,
+            None if thresholds is None else thresholds[places],
+            [keys[place] for place in others],
+        )
+
     @torch.inference_mode()
-    def admit(self, tokens: Tokens, thresholds: Tensor | None = None) -> None:
+    def admit(self, piece: _Piece) -> None:
         """Lets texts in, and runs what is due."""
-        for part in tokens.slices(self.schedule.budget):
-            self._admit(tokens[part], None if thresholds is None else thresholds[part])
+        first = self.came
+        self.came += piece.count
+        self.answers.update((first + place, answer) for place, answer in piece.known.items())
+        if piece.tokens is None:
+            return
+        numbers = first + piece.places
+        for number, key in zip(numbers.tolist(), piece.keys, strict=False):  # without a cache there are no keys
+            self.keys[number % len(self.keys)] = key
+        for part in piece.tokens.slices(self.schedule.budget):
+            thresholds = None if piece.thresholds is None else piece.thresholds[part]
+            self._admit(piece.tokens[part], numbers[part], thresholds)
             for result in self.schedule.due(more_is_coming=True):
                 self._take(result)
 
-    def _admit(self, tokens: Tokens, thresholds: Tensor | None) -> None:
+    def _admit(self, tokens: Tokens, numbers: Tensor, thresholds: Tensor | None) -> None:
         capacity, device = self.work.shape[0], self.model.device
         inputs = pack_tokens(self.model.config, tokens.ids, tokens.types, tokens.lengths, device)
         own = None
         if thresholds is not None:
             layers = 0 if self.pyramid.exits is None else len(self.pyramid.exits.heads)
             own = thresholds_of_samples(thresholds, len(tokens), layers).to(device)
-        arrived = Arrived.of(inputs, self.came, own)
-        for number, length in enumerate(tokens.lengths.tolist(), self.came):
+        arrived = Arrived(inputs, numbers.to(device), own)
+        for number, length in zip(numbers.tolist(), tokens.lengths.tolist(), strict=True):
             self.lengths[number % capacity] = length
         self.work.index_fill_(0, arrived.samples % capacity, 0)
-        self.came += len(tokens)
         self.schedule.admit(arrived)
 
     @torch.inference_mode()
@@ -330,7 +396,7 @@ class _Run:
             if not all(map(math.isfinite, row)):
                 self.answers[number] = None
                 continue
-            self.answers[number] = Answer(
+            answer = Answer(
                 label=names[best],
                 score=row[best],
                 scores=dict(zip(names, row, strict=True)),
@@ -339,6 +405,9 @@ class _Run:
                 tokens=self.lengths[number % capacity],
                 flops=flops,
             )
+            self.answers[number] = answer
+            if self.cache is not None:
+                self.cache.put(self.keys[number % capacity], answer)
 
 
 def scores_of(logits: Tensor, task: str) -> Tensor:
