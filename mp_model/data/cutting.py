@@ -33,7 +33,7 @@ class Cutter:
     """
 
     def __init__(self, tokenizer: Any, max_length: int) -> None:
-        self.max_length, self.at_end = max_length, tokenizer.truncation_side == "left"
+        self.max_length, self.at_end = max_length, getattr(tokenizer, "truncation_side", "right") == "left"
         self.backend: Any = None
         self.runs: list[tuple[re.Pattern[str], str]] = []
         backend = tokenizer.backend_tokenizer if getattr(tokenizer, "is_fast", False) else None
