@@ -29,6 +29,7 @@ from support import tiny, wordpiece
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
+MODULES = ROOT / "docs" / "modules.md"
 
 # What stands in a document, and what the reader takes instead: a checkpoint of its own.
 INSTEAD = {"bert-base-uncased": "tiny-bert"}
@@ -226,11 +227,13 @@ def paths_named(text: str) -> set[str]:
     return found
 
 
-def test_the_architecture_names_every_module_and_nothing_else() -> None:
-    named = paths_named(ARCHITECTURE.read_text(encoding="utf-8"))
+def test_every_module_has_a_line_and_nothing_else() -> None:
+    named = paths_named(MODULES.read_text(encoding="utf-8"))
     modules = {str(path) for package in ("mp_model", "mp_kernels") for path in modules_of(package)}
-    assert sorted(modules - named) == [], "modules without a sentence in docs/architecture.md"
-    assert sorted(name for name in named if not (ROOT / name).exists()) == [], "files that are not there"
+    assert sorted(modules - named) == [], "modules without a line in docs/modules.md"
+    for document in (MODULES, ARCHITECTURE):
+        paths = paths_named(document.read_text(encoding="utf-8"))
+        assert sorted(name for name in paths if not (ROOT / name).exists()) == [], f"not there: {document.name}"
 
 
 def test_numbers_of_the_architecture() -> None:
