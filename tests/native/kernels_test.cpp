@@ -1,5 +1,6 @@
 // The CPU kernels against loops in double precision, without torch: for processors that can only be emulated.
 // Runs every build of the kernels that the processor can run.
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -137,6 +138,78 @@ void test_rows(const mp::Kernels& kernels, int64_t width) {
   expect_close("mean of rows", kernels, mean, want_mean, 1e-5);
 }
 
+void test_dense(const mp::Kernels& kernels, int64_t rows, int64_t features, int64_t outputs) {
+  std::vector<float> x = random_floats(rows * features, 1), weight = random_floats(outputs * features, 2);
+  std::vector<float> bias = random_floats(outputs, 3), out(rows * outputs, NAN), halves(rows * outputs, NAN);
+  for (float& w : weight) w /= std::sqrt(static_cast<float>(features));
+  std::vector<double> wanted(rows * outputs);
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t o = 0; o < outputs; ++o) {
+      double sum = bias[o];
+      for (int64_t i = 0; i < features; ++i) sum += static_cast<double>(x[r * features + i]) * weight[o * features + i];
+      wanted[r * outputs + o] = std::tanh(sum);
+    }
+  const auto layer = [&](std::vector<float>& to) {
+    return mp::Dense{
+        mp::Dtype::kFloat32, x.data(), weight.data(), bias.data(), to.data(), rows, features, outputs, true};
+  };
+  kernels.dense(layer(out), 0, outputs);
+  kernels.dense(layer(halves), 0, outputs / 2);
+  kernels.dense(layer(halves), outputs / 2, outputs);
+  expect_close("dense + tanh", kernels, out, wanted, 1e-5);
+  expect_close("the same in two parts", kernels, halves, {out.begin(), out.end()}, 0);
+}
+
+void test_int8(const mp::Kernels& kernels, int64_t width) {
+  const int64_t rows = 5;
+  std::vector<float> x = random_floats(rows * width, 1), residual = random_floats(rows * width, 2);
+  std::vector<float> weight = random_floats(width, 3), bias = random_floats(width, 4), column_scales(width, 1e-3f);
+  std::vector<float> scales(rows, NAN), back(rows * width, NAN), values(rows * width, NAN), normed(rows * width, NAN);
+  std::vector<float> grown_scales(rows, NAN), grown(rows * width, NAN);
+  std::vector<int8_t> quantised(rows * width), quantised_gelu(rows * width);
+  std::vector<int32_t> product(rows * width);
+  std::vector<double> want_back(rows * width), want_values(rows * width), want_grown(rows * width);
+  std::vector<double> want_normed(rows * width);
+
+  const mp::Int8Rows out{quantised.data(), scales.data()};
+  kernels.quantize_rows(x.data(), nullptr, width, out, 0, rows);
+  kernels.dequantize_rows(out, nullptr, width, back.data(), 0, rows);
+  for (int64_t i = 0; i < rows * width; ++i) product[i] = quantised[i] * 20;
+  const mp::Int8Product from{product.data(), scales.data(), column_scales.data(), bias.data(), width};
+  kernels.dequantize(from, values.data(), 0, rows);
+  kernels.dequantize_gelu(from, {quantised_gelu.data(), grown_scales.data()}, 0, rows);
+  kernels.dequantize_rows({quantised_gelu.data(), grown_scales.data()}, nullptr, width, grown.data(), 0, rows);
+  const mp::LayerNorm norm{mp::Dtype::kFloat32, nullptr,     nullptr,       residual.data(), nullptr,
+                           weight.data(),       bias.data(), normed.data(), width,           1e-2f};
+  kernels.dequantize_add_layer_norm(from, norm, 0, rows);
+
+  double worst = 0;  // of what was rounded, in scales: half of one is the most
+  for (int64_t r = 0; r < rows; ++r) {
+    double largest = 0, largest_gelu = 0, sum = 0, squares = 0;
+    for (int64_t i = r * width; i < (r + 1) * width; ++i) {
+      largest = std::max(largest, std::abs(static_cast<double>(x[i])));
+      want_values[i] = product[i] * static_cast<double>(scales[r]) * 1e-3f + bias[i - r * width];
+      want_grown[i] = want_values[i] * 0.5 * std::erfc(-want_values[i] / std::sqrt(2.0));
+      largest_gelu = std::max(largest_gelu, std::abs(want_grown[i]));
+      sum += want_values[i] + residual[i];
+    }
+    const double scale = largest / 127, scale_gelu = largest_gelu / 127, centre = sum / static_cast<double>(width);
+    for (int64_t i = r * width; i < (r + 1) * width; ++i) {
+      want_back[i] = std::nearbyint(x[i] / scale) * scale;
+      worst = std::max({worst, std::abs(back[i] - x[i]) / scale, std::abs(grown[i] - want_grown[i]) / scale_gelu});
+      squares += std::pow(want_values[i] + residual[i] - centre, 2);
+    }
+    for (int64_t i = r * width; i < (r + 1) * width; ++i)
+      want_normed[i] = (want_values[i] + residual[i] - centre) /
+                           std::sqrt(squares / static_cast<double>(width) + 1e-2) * weight[i - r * width] +
+                       bias[i - r * width];
+  }
+  expect_close("rounding, in scales", kernels, {static_cast<float>(worst)}, {0.25}, 0.2501);
+  expect_close("rows to int8 and back", kernels, back, want_back, 1e-5);
+  expect_close("product to floats", kernels, values, want_values, 1e-5);
+  expect_close("product + LayerNorm", kernels, normed, want_normed, 1e-4);
+}
+
 }  // namespace
 
 int main() {
@@ -144,6 +217,9 @@ int main() {
     test_attention(**kernels, {2, 64, {0, 1, 3, 34, 51, 100}});
     test_attention(**kernels, {3, 20, {0, 25, 41}});
     for (const int64_t width : {64, 50, 4100}) test_rows(**kernels, width);
+    for (const int64_t width : {64, 50, 4100}) test_int8(**kernels, width);
+    test_dense(**kernels, 7, 50, 9);
+    test_dense(**kernels, 33, 64, 20);
   }
   std::printf("%s\n", failures ? "FAILED" : "all kernels agree");
   return failures ? EXIT_FAILURE : EXIT_SUCCESS;
