@@ -152,20 +152,22 @@ class Alive:
         assert kept.samples is not None
         if kept.samples.shape[0] == len(self):
             return self, None
-        alive = Alive(
-            Ragged(mp_kernels.ragged_gather(self.batch.values, kept.index), kept.cu_seqlens, kept.max_seqlen),
-            self.samples[kept.samples],
-            self.input_lengths[kept.samples],
-            None if self.thresholds is None else self.thresholds[kept.samples],
-            None if self.rows is None else self.rows[kept.index],
-        )
-        return alive, kept
+        values, *rows = mp_kernels.ragged_gather(_there(self.batch.values, self.rows), kept.index)
+        per_sample = _there(self.samples, self.input_lengths, self.thresholds)
+        samples, input_lengths, *thresholds = mp_kernels.ragged_gather(per_sample, kept.samples)
+        batch = Ragged(values, kept.cu_seqlens, kept.max_seqlen)
+        return Alive(batch, samples, input_lengths, *(thresholds or [None]), *(rows or [None])), kept
 
 
 def _cat_all(tensors: Sequence[Tensor | None]) -> Tensor | None:
     """The tensors one after the other; None where all of them are None."""
-    there = [x for x in tensors if x is not None]
+    there = _there(*tensors)
     return torch.cat(there) if there else None
+
+
+def _there(*tensors: Tensor | None) -> list[Tensor]:
+    """The tensors that are not None."""
+    return [x for x in tensors if x is not None]
 
 
 @dataclass
