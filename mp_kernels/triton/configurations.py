@@ -72,7 +72,7 @@ def processors_of(device: torch.device) -> int:
 
 # Queries in a block, maximum number of keys, and warps. The tensor cores of sm_100 take 64 queries in one instruction.
 _ONE_PASS = {
-    "sm_100": ((64, 128, 8), (64, 256, 8), (32, 512, 16)),
+    "sm_100": ((64, 64, 4), (64, 128, 8), (64, 256, 8), (32, 512, 16)),
     "others": ((32, 128, 4), (32, 256, 8), (32, 512, 16)),
 }
 # For narrow heads the compiler keeps keys and values in registers as well, so the scores must take fewer of them, and for
@@ -106,6 +106,8 @@ def streaming(architecture: str, width: int, itemsize: int) -> Tile:
         return Tile(16, 32, 4)
     if itemsize > 2 or architecture == "gfx942":
         return Tile(32, 32, 4)
+    if architecture == "sm_100" and width < 64:  # a block loaded ahead would spill
+        return Tile(64, 32, 4)
     return Tile(64, 64, 4, 2) if width == 64 else Tile(64, 32, 4, 2)
 
 
