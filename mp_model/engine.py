@@ -156,7 +156,8 @@ class Alive:
         per_sample = _there(self.samples, self.input_lengths, self.thresholds)
         samples, input_lengths, *thresholds = mp_kernels.ragged_gather(per_sample, kept.samples)
         batch = Ragged(values, kept.cu_seqlens, kept.max_seqlen)
-        return Alive(batch, samples, input_lengths, *(thresholds or [None]), *(rows or [None])), kept
+        own = thresholds[0] if thresholds else None
+        return Alive(batch, samples, input_lengths, own, rows[0] if rows else None), kept
 
 
 def _cat_all(tensors: Sequence[Tensor | None]) -> Tensor | None:

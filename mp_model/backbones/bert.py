@@ -318,12 +318,18 @@ def why_layer_modules(layer: nn.Module, device: torch.device) -> str | None:
     """The reason why a layer runs in module form just now on rows of a device; None: it runs in prepared form."""
     if type(layer) is not RaggedBertLayer:
         return f"the layer is a {type(layer).__name__}"
-    return (
-        why_modules_now(device)
-        or why_modules(_parts(layer), LAYER_TYPES)
-        or _why_mixed(layer)
-        or why_apart(projections_of(layer), layer.projections)
-    )
+    return _why_called(layer, device) or (None if _packed(layer) else why_apart(projections_of(layer)))
+
+
+def _why_called(layer: RaggedBertLayer, device: torch.device) -> str | None:
+    """The reason why the modules of a layer must be called just now; None: their weights say everything."""
+    return why_modules_now(device) or why_modules(_parts(layer), LAYER_TYPES) or _why_mixed(layer)
+
+
+def _packed(layer: RaggedBertLayer) -> Projections | None:
+    """The piece that holds the parameters of queries, keys and values; None: none does, or no longer."""
+    projections = layer.projections
+    return projections if projections is not None and projections.hold(projections_of(layer)) else None
 
 
 def _why_mixed(layer: RaggedBertLayer) -> str | None:
@@ -341,12 +347,12 @@ def projections_of(layer: RaggedBertLayer) -> tuple[nn.Module, nn.Module, nn.Mod
 
 def block_of(layer: nn.Module, device: torch.device) -> Block:
     """A layer in the form that applies to it just now on rows of a device."""
-    if why_layer_modules(layer, device) is not None:
+    if type(layer) is not RaggedBertLayer or _why_called(layer, device) is not None:
         return BertBlock(layer)
-    assert isinstance(layer, RaggedBertLayer)
-    linears = projections_of(layer)
-    projections = layer.projections
-    if projections is None or not projections.hold(linears):
+    linears, projections = projections_of(layer), _packed(layer)
+    if projections is None:
+        if why_apart(linears) is not None:
+            return BertBlock(layer)
         layer.projections = projections = Projections(linears)
     return (Int8BertBlock if type(linears[0]) is Int8Linear else PreparedBertBlock)(layer, projections)
 

@@ -59,18 +59,14 @@ def _is_same_memory(x: Tensor, y: Tensor) -> bool:
     return x.layout == y.layout and x.dtype == y.dtype and x.device == y.device and x.is_set_to(y)
 
 
-def why_apart(linears: Sequence[nn.Module], projections: Projections | None) -> str | None:
+def why_apart(linears: Sequence[nn.Module]) -> str | None:
     """The reason why queries, keys and values cannot lie in one piece; None: they can.
 
     Memory that somebody else knows as well (a bucket of a sharded optimiser, memory shared between processes) must not be
     left in silence.
 
-    Args:
-        linears: the three linear layers, plain ones of one dtype.
-        projections: the piece that they were put into before, if any.
+    linears: the three linear layers, plain ones of one dtype, whose parameters lie in no piece yet.
     """
-    if projections is not None and projections.hold(linears):
-        return None
     for parameters in _parameters_of(linears).values():
         if any(parameter.layout is not torch.strided for parameter in parameters):
             return "queries, keys or values are sparse"
