@@ -114,9 +114,9 @@ def streaming(architecture: str, width: int, itemsize: int) -> Tile:
 def backward(architecture: str, width: int, itemsize: int) -> tuple[Tile, Tile]:
     """Tiles of the backward kernels, the queries' and the keys', smaller because they hold five blocks at once."""
     if itemsize > 2 and width > 64:
-        return Tile(16, 32, 8), Tile(16, 16, 4)
+        return Tile(16, 16, 4) if architecture == "gfx942" else Tile(16, 32, 8), Tile(16, 16, 4)
     if itemsize > 2:
-        tile = Tile(16, 32, 4) if width > 16 else Tile(32, 32, 4)
+        tile = Tile(16, 32, 4) if width > 16 else Tile(16, 16, 4)
     else:
         tile = Tile(64, 32, 4) if width == 64 else Tile(32, 32, 4)
     return tile, tile
