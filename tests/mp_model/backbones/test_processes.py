@@ -60,7 +60,8 @@ def test_objectives(name: str, outcomes: list[dict[str, Any]]) -> None:
     before = {name: weight.clone() for name, weight in whole_weights(module).items()}
     after = train(module, [half(0), half(1)])
     for outcome in outcomes:
-        torch.testing.assert_close(outcome[name], after, atol=1e-5, rtol=1e-5)
+        # The slope of soft pruning, one over its temperature, makes more of rounding.
+        torch.testing.assert_close(outcome[name], after, atol=5e-5, rtol=1e-5)
     untrained = UNTRAINED.get(name, lambda name: ".exits." in name)
     assert {name for name in after if torch.equal(after[name], before[name])} == set(filter(untrained, after))
 
