@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from huggingface_hub.dataclasses import strict
 from transformers import BertConfig
@@ -12,7 +12,9 @@ from transformers import BertConfig
 from .exits import EXIT_HEADS
 
 NEVER = "never"  # the exit threshold that closes all exits for a call
-ONE_LABEL, SEVERAL_LABELS, VALUES = "single_label_classification", "multi_label_classification", "regression"
+ONE_LABEL: Final = "single_label_classification"
+SEVERAL_LABELS: Final = "multi_label_classification"
+VALUES: Final = "regression"
 
 
 @strict
@@ -35,6 +37,8 @@ class PyramidBertConfig(BertConfig):
             for inference alone (:func:`mp_model.backbones.int8.to_int8`).
         untrained_exits: exit layers whose heads are as they were drawn. Loading adds those that the checkpoint has no
             weights for, and it is saved with the model; whoever trains heads takes them out again. None: all are trained.
+        tuned_for: the record of what ``exit_threshold`` was tuned for (:mod:`mp_model.checkpoints.tuned_for`); None: nobody
+            tuned it.
     """
 
     model_type = "pyramid_bert"
@@ -47,6 +51,7 @@ class PyramidBertConfig(BertConfig):
     importance_normalizer: Any = "alive"
     precision: str = "float"
     untrained_exits: Any = None
+    tuned_for: dict[str, Any] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.id2label is not None:

@@ -25,7 +25,7 @@ from . import backbones, engine
 from .backbones import PackedInputs
 from .backbones.forms import why_modules, why_modules_now
 from .backbones.int8 import to_int8
-from .configuration import PyramidBertConfig
+from .configuration import ONE_LABEL, SEVERAL_LABELS, VALUES, PyramidBertConfig
 from .engine import Pyramid
 from .exits import Exits, make_exit_heads
 from .flops import Work
@@ -51,7 +51,7 @@ class PyramidOutput(ModelOutput):
         loss: scalar, where labels were given.
         logits: ``[batch, labels]``, of the exit that each sample took.
         exit_layer: int64 ``[batch]``, 0 to L.
-        uncertainty: float32 ``[batch]``, normalised entropy of the answer; NaN for a single label.
+        uncertainty: float32 ``[batch]``, normalised entropy of the answer; NaN where not one label is chosen for a text.
         pruned_by: int64 ``[batch, width]``, where asked for: the layer that pruned each token, 0 for those that none did,
             -1 at padding.
         hidden_states, attentions: where asked for, as those of :class:`PyramidBert`.
@@ -293,9 +293,9 @@ class PyramidBertForSequenceClassification(PyramidBertPreTrainedModel):
             ValueError, TypeError: settings that cannot be followed.
         """
         pruning = Pruning.of(self.config, prune_thresholds)
-        thresholds = None if self.training else self.config.resolved_exit_threshold(exit_threshold)
+        thresholds = self.config.resolved_exit_threshold(exit_threshold)
         exits = None
-        if thresholds is not None:
+        if thresholds is not None and not self.training:
             self._warn_of_untrained_exits()
             layers = self.config.resolved_exit_layers()
             heads: dict[int, Any] = {layer: self.exits[str(layer)] for layer in layers}
@@ -329,7 +329,8 @@ class PyramidBertForSequenceClassification(PyramidBertPreTrainedModel):
 
         Args:
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds: as for :class:`PyramidBert`.
-            labels: int64 ``[batch]`` (or floats, by ``config.problem_type``, as in BERT); adds the loss.
+            labels: int64 ``[batch]``, or floats for several labels a text or values, as in BERT; adds the loss. Where
+                ``config.problem_type`` is None, they set it.
             exit_threshold: instead of ``config.exit_threshold``: a float, a list with one float an exit layer, a tensor
                 ``[batch]`` with one for each sample, or ``"never"``, which closes the exits for this call.
             prune_thresholds: L floats, instead of the configuration's ``prune_thresholds`` or ``top_k``.
@@ -340,6 +341,7 @@ class PyramidBertForSequenceClassification(PyramidBertPreTrainedModel):
             ValueError, TypeError: inputs or settings that cannot be followed; the message names the argument.
         """
         _refuse_unsupported(kwargs)
+        self._note_task(labels)
         own = isinstance(exit_threshold, Tensor) and not self.training
         pyramid = self.pyramid(prune_thresholds, 1.0 if isinstance(exit_threshold, Tensor) else exit_threshold)
         wanted = Wanted.of(self.config, output_hidden_states, output_attentions)
@@ -348,8 +350,18 @@ class PyramidBertForSequenceClassification(PyramidBertPreTrainedModel):
             return self._classify_masked(padded, labels, pyramid, wanted, follow_tokens)
         return self._classify_packed(padded, labels, pyramid, exit_threshold if own else None, follow_tokens)
 
+    def _note_task(self, labels: Tensor | None) -> None:
+        """Sets ``config.problem_type`` where labels are seen and it is not set, as BERT does: floats are several labels."""
+        if labels is not None and self.config.problem_type is None:
+            numbers = labels.dtype in (torch.int64, torch.int32)
+            self.config.problem_type = VALUES if self.num_labels == 1 else ONE_LABEL if numbers else SEVERAL_LABELS
+
     def _loss(self, labels: Tensor | None, logits: Tensor) -> Tensor | None:
         return None if labels is None else self.loss_function(labels, logits, self.config)
+
+    def _uncertainty(self, of_one_label: Tensor) -> Tensor:
+        """The uncertainty ``[batch]`` of answers, which is NaN unless one label is chosen for a text."""
+        return of_one_label if self.config.task == ONE_LABEL else torch.full_like(of_one_label, torch.nan)
 
     def _classify_packed(
         self,
@@ -372,7 +384,7 @@ class PyramidBertForSequenceClassification(PyramidBertPreTrainedModel):
             loss=self._loss(labels, run.logits),
             logits=run.logits,
             exit_layer=run.exit_layer,
-            uncertainty=run.uncertainty,
+            uncertainty=self._uncertainty(run.uncertainty),
         )
         if run.pruned_by is not None:
             followed = Ragged(run.pruned_by, batch.cu_seqlens, batch.max_seqlen, batch.index, batch.width)
@@ -392,7 +404,7 @@ class PyramidBertForSequenceClassification(PyramidBertPreTrainedModel):
             loss=self._loss(labels, logits),
             logits=logits,
             exit_layer=exit_layer,
-            uncertainty=uncertainty_of(logits, self.num_labels),
+            uncertainty=self._uncertainty(uncertainty_of(logits, self.num_labels)),
             pruned_by=run.pruned_by() if follow_tokens else None,
             **run.outputs(wanted),
         )

@@ -180,6 +180,37 @@ def test_stock_classifiers_load_unchanged(stock: BertForSequenceClassification, 
     torch.testing.assert_close(output.loss, expected.loss, atol=1e-5, rtol=0)
 
 
+@situation(
+    "drop-in",
+    "floats as `labels`, and no `problem_type`",
+    "several labels a text: BERT's loss, noted in the configuration; uncertainty is NaN, and open exits are refused",
+)
+@pytest.mark.parametrize("asked", [{}, {"output_hidden_states": True}], ids=["packed", "masked"])
+def test_labels_set_the_problem_type_as_for_bert(
+    stock: BertForSequenceClassification, tmp_path: Path, asked: dict
+) -> None:
+    stock.save_pretrained(tmp_path)
+    several = torch.rand(len(BATCH), 3, generator=torch.Generator().manual_seed(0)).round()
+    for labels, task in ((several, "multi_label_classification"), (LABELS, "single_label_classification")):
+        model = PyramidBertForSequenceClassification.from_pretrained(tmp_path)
+        same = BertForSequenceClassification.from_pretrained(tmp_path)
+        with torch.no_grad():
+            output, expected = (x(**BATCH.padded(), labels=labels, **asked) for x in (model, same))
+        torch.testing.assert_close(output.loss, expected.loss, atol=1e-5, rtol=0)
+        assert model.config.problem_type == same.config.problem_type == task
+        assert output.uncertainty.isnan().all() == (task != "single_label_classification")
+        model.save_pretrained(tmp_path / task)
+        assert json.loads((tmp_path / task / "config.json").read_text())["problem_type"] == task
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_several_labels_and_open_exits(training: bool) -> None:
+    model = tiny.classifier(exit_threshold=0.5).train(training)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="exit_threshold is for models that choose one label for a text"):
+            model(**BATCH.padded(), labels=torch.ones(len(BATCH), 3))
+
+
 def test_stock_encoders_load_into_a_classifier(stock: BertForSequenceClassification, tmp_path: Path) -> None:
     """A folder of BertModel, whose names lack the prefix, gives the encoder; only heads are new."""
     stock.bert.save_pretrained(tmp_path)
