@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,20 +57,6 @@ def read_rows(source: str | Path, splits: Sequence[str]) -> list[tuple[Text, str
     return rows
 
 
-def load_split(source: str | Path, label_names: Sequence[str], splits: Sequence[str] = TEST) -> LabelledTexts:
-    """All texts of a source, with the numbers of their labels.
-
-    Args:
-        source: a file, or a data set's name.
-        label_names: names of the task's labels, in the order of their numbers.
-        splits: names of splits, of which the first that the data set has is read.
-
-    Raises:
-        TableError: a source that cannot be read, or has no rows; a label that the task has not.
-    """
-    return numbered(read_rows(source, splits), label_names, source)
-
-
 def numbered(rows: Sequence[tuple[Text, str]], label_names: Sequence[str], source: str | Path) -> LabelledTexts:
     """The rows of a source, with the numbers that :func:`match_labels` gives their labels."""
     texts, labels = [text for text, _ in rows], [label for _, label in rows]
@@ -78,14 +64,32 @@ def numbered(rows: Sequence[tuple[Text, str]], label_names: Sequence[str], sourc
     return LabelledTexts(texts, [numbers[label] for label in labels], note)
 
 
+def is_nameless(label_names: Sequence[str]) -> bool:
+    """Whether a model's labels have no names but ``LABEL_0``, ``LABEL_1`` and so on, in any order."""
+    return {normal_label(name) for name in label_names} == {f"LABEL_{number}" for number in range(len(label_names))}
+
+
+def numbers_of(labels: Collection[str], label_names: Sequence[str]) -> dict[str, int] | None:
+    """The model's number for each label; None: it has not all of them.
+
+    A label has the number of its name, blanks around which do not count, nor does what makes 3.0 of 3. Where the model's
+    labels are nameless, ``3`` stands for ``LABEL_3``.
+
+    Args:
+        labels: labels as :mod:`mp_model.data.tables` reads them.
+        label_names: the model's names, in the order of their numbers.
+    """
+    own = [normal_label(name) for name in label_names]
+    for names in (own, [name.removeprefix("LABEL_") for name in own] if is_nameless(own) else own):
+        if set(labels) <= set(names):
+            return {label: names.index(label) for label in labels}
+    return None
+
+
 def match_labels(
     labels: Sequence[str], label_names: Sequence[str], source: str | Path
 ) -> tuple[dict[str, int], str | None]:
-    """The model's number for each label of a source; and a sentence for the user, or None if there is nothing to say.
-
-    A label has the number of its name, blanks around which do not count, nor does what makes 3.0 of 3. Where the model
-    has no names but ``LABEL_0``, ``LABEL_1`` and so on, and all labels of the source are whole numbers among these, each is
-    its own number.
+    """The model's number for each label of a source, as :func:`numbers_of` finds it; and a sentence for the user, or None.
 
     Args:
         labels: labels of the source's rows, as :mod:`mp_model.data.tables` reads them.
@@ -95,17 +99,16 @@ def match_labels(
     Raises:
         TableError: a label that the model has not; the message names its row and lists both sets.
     """
-    found = set(labels)
-    numbers = {normal_label(name): number for number, name in enumerate(label_names)}
-    if len(numbers) < len(label_names):
+    names = {normal_label(name) for name in label_names}
+    if len(names) < len(label_names):
         raise TableError(f"the classifier has two labels of one name; got {listed(label_names)}")
-    if found <= numbers.keys():
-        return {label: numbers[label] for label in found}, None
-    generic = {str(number): numbers.get(f"LABEL_{number}", -1) for number in range(len(label_names))}
-    if found <= generic.keys() and min(generic.values()) >= 0:
+    found = set(labels)
+    numbers = numbers_of(found, label_names)
+    if numbers is not None:
         last = len(label_names) - 1
-        return {label: generic[label] for label in found}, f"{source}: 0 to {last} are taken as LABEL_0 to LABEL_{last}"
-    row, label = next((row, label) for row, label in enumerate(labels, 1) if label not in numbers)
+        by_number = f"{source}: 0 to {last} are taken as LABEL_0 to LABEL_{last}"
+        return numbers, None if found <= names else by_number
+    row, label = next((row, label) for row, label in enumerate(labels, 1) if label not in names)
     raise TableError(
         f"{source}: row {row} has the label {shortened(repr(label))}, which the classifier was not trained for; "
         f"expected one of {listed(label_names)}; got {listed(in_order(found))} over all rows; "

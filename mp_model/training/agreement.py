@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..data.labels import is_nameless, numbers_of
 from ..data.values import listed, normal_label
 from .tasks import Task
 
@@ -44,18 +45,15 @@ def agree(task: Task, classifier: Sequence[str] | None, *, new_head: bool, bare_
             )
         return Agreement(wanted, False, f"the checkpoint has no classifier: a new one learns {listed(wanted)}")
     classifier = [normal_label(name) for name in classifier]
-    nameless = classifier == [f"LABEL_{number}" for number in range(len(classifier))]
     if task.ordered and len(wanted) == len(classifier):
         said = f"the classifier's labels {listed(classifier)} are named {listed(wanted)}, in this order"
         return Agreement(wanted, True, None if classifier == wanted else said)
-    if not task.ordered and set(wanted) == set(classifier):
-        return Agreement(classifier, True)
-    if not task.ordered and nameless and set(wanted) == {str(number) for number in range(len(classifier))}:
-        names = [str(number) for number in range(len(classifier))]
-        return Agreement(
-            names, True, f"the classifier's labels {listed(classifier)} are matched by number: {listed(names)}"
-        )
-    bare = nameless and len(classifier) != len(wanted)
+    numbers = None if task.ordered else numbers_of(wanted, classifier)
+    if numbers is not None and len(wanted) == len(classifier):
+        names = sorted(numbers, key=lambda name: numbers[name])
+        said = f"the classifier's labels {listed(classifier)} are matched by number: {listed(names)}"
+        return Agreement(names, True, None if names == classifier else said)
+    bare = is_nameless(classifier) and len(classifier) != len(wanted)
     difference = f"the checkpoint's classifier has the labels {listed(classifier)}; the texts have {listed(wanted)}"
     if not (new_head or (bare and bare_head)):
         raise ValueError(

@@ -11,11 +11,11 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from ..data.batches import encode
-from ..data.labels import VALIDATION, LabelledTexts, in_order, load_split, numbered, read_rows
+from ..data.batches import Text, encode
+from ..data.labels import VALIDATION, LabelledTexts, in_order, numbered, read_rows
 from ..data.tables import TableError
 from ..data.tokens import Tokeniser
-from ..data.values import normal_label
+from ..data.values import listed, normal_label
 
 HELD_OUT = 0.1  # share of the training texts, where no validation texts are given
 ANY_LENGTH = 2**30  # tokens; more than any text has
@@ -82,8 +82,11 @@ def load_task(
         if len(set(names)) < len(names):
             raise ValueError(f"labels must be the names of different labels; got {', '.join(names)}")
     ordered = labels is not None
+    _check_labels(rows, names, train, ordered)
     if validation is not None:
-        learn, choose = numbered(rows, names, train), load_split(validation, names, VALIDATION)
+        others = read_rows(validation, VALIDATION)
+        _check_labels(others, names, validation, ordered)
+        learn, choose = numbered(rows, names, train), numbered(others, names, validation)
         return Task(names, learn, choose, held_out=False, ordered=ordered)
     chosen = held_out_places([label for _, label in rows], seed)
     if not chosen:
@@ -91,6 +94,21 @@ def load_task(
     rest = sorted(set(range(len(rows))) - set(chosen))
     learn, choose = (numbered([rows[place] for place in places], names, train) for places in (rest, chosen))
     return Task(names, learn, choose, held_out=True, ordered=ordered)
+
+
+def _check_labels(rows: Sequence[tuple[Text, str]], names: Sequence[str], source: str | Path, ordered: bool) -> None:
+    """Raises TableError for labels that are not among the task's; ordered: whether somebody gave the task's."""
+    unknown = in_order({label for _, label in rows}.difference(names))
+    if not unknown:
+        return
+    if ordered:
+        raise TableError(
+            f"{source}: labels that --labels does not name: {listed(unknown)}; name them too, or take them out"
+        )
+    raise TableError(
+        f"{source}: labels that no training text has: {listed(unknown)}; take their texts out, or name all labels with "
+        "--labels"
+    )
 
 
 def held_out_places(labels: Sequence[str], seed: int) -> list[int]:

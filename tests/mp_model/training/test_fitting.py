@@ -327,12 +327,6 @@ def test_refused_training_files(rows: str, message: str, tmp_path: Path) -> None
         load_task(tmp_path / "train.tsv")
 
 
-def test_labels_that_only_the_validation_file_has(files: tuple, tmp_path: Path) -> None:
-    (tmp_path / "validation.tsv").write_text("label\ttext\nyes\ta\nmaybe\tb\n")
-    with pytest.raises(TableError, match=r"row 2 has the label 'maybe'.*expected one of 'no', 'yes'"):
-        load_task(files[0], tmp_path / "validation.tsv")
-
-
 def test_a_tenth_is_held_out_and_labels_are_in_order(tmp_path: Path) -> None:
     path = tmp_path / "train.tsv"
     path.write_text("label\ttext_a\ttext_b\n" + "".join(f"{n % 11}\ta{n}\tb{n}\n" for n in range(110)))
