@@ -1,14 +1,25 @@
-"""The files of a checkpoint that cannot be read: which one it is, and what is wrong with it."""
+"""The files of a checkpoint: those that cannot be read and why, and hashes of those that decide its answers."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
 WEIGHTS = ("model*.safetensors", "model.safetensors.index.json", "pytorch_model*.bin", "pytorch_model.bin.index.json")
 TOKENIZER = ("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.*", "*.model")
+DECIDING = ("*.json", "*.txt", "*.safetensors", "*.bin", "*.model")  # configuration, tokenizer and weights
 POINTER = b"version https://git-lfs"
+
+
+def hashes_of(folder: Path) -> dict[str, str]:
+    """The SHA-256 of each file of a folder that can change its model's answers, by the file's name."""
+    found = {}
+    for path in sorted({path for pattern in DECIDING for path in folder.glob(pattern) if path.is_file()}):
+        with path.open("rb") as stream:
+            found[path.name] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return found
 
 
 def why_unreadable(checkpoint: str | Path, patterns: Sequence[str]) -> str | None:

@@ -48,6 +48,15 @@ def why_unfit(precision: str, device: str) -> str | None:
     return None
 
 
+def check_precision(asked: str, device: str) -> None:
+    """Raises ValueError for a precision that there is not, or that the device has no use for."""
+    if asked not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(map(repr, PRECISIONS))}; got {asked!r}")
+    unfit = why_unfit(asked, device)
+    if unfit is not None:
+        raise ValueError(f"precision {asked!r} is refused: {unfit}; use float32")
+
+
 def choose_precision(asked: str, config: Any, device: str) -> Precision:
     """The precision to load a checkpoint in.
 
@@ -71,12 +80,9 @@ def choose_precision(asked: str, config: Any, device: str) -> Precision:
         )
     if kept_in_int8 or asked != AUTO:
         name, why = ("int8", "the weights are") if kept_in_int8 else (asked, "it was asked for")
-        unfit = why_unfit(name, device)
-        if unfit is not None:
-            raise ValueError(f"precision {name!r} is refused: {unfit}; use float32")
+        check_precision(name, device)
         return Precision(name, why)
-    record: dict[str, Any] = getattr(config, "tuned_for", None) or {}
-    tuned = record.get("precision", "float32")
+    tuned = (config.tuned_for or {}).get("precision", "float32")
     if config.exit_threshold is None or tuned == "float32":
         return Precision("float32", "nothing was tuned for another precision")
     unfit = "it is unknown here" if tuned not in PRECISIONS else why_unfit(tuned, device)

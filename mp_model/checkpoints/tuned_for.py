@@ -70,7 +70,7 @@ def differences(model: PyramidBertForSequenceClassification, max_length: int) ->
     max_length: tokens that texts are cut to.
     """
     config = model.config
-    record: dict[str, Any] | None = getattr(config, "tuned_for", None)
+    record = config.tuned_for
     if record is None or config.exit_threshold is None or config.exit_threshold != record["exit_threshold"]:
         return []
     found = []

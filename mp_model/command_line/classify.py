@@ -16,7 +16,7 @@ import typer
 
 from .loading import check_model_folder, numbers_of
 from .options import PRECISION_HELP
-from .partial import Lines, StreamOfLines, hash_of_model, lines_into
+from .partial import Lines, StreamOfLines, lines_into
 from .passing import OnError, Row, RowsInPassing
 
 if TYPE_CHECKING:
@@ -77,8 +77,10 @@ def classify(
     if output is None:
         place = standard_output(resume)
     else:
+        from ..checkpoints.files import hashes_of
+
         made_by = {
-            "model": hash_of_model(model),
+            "model": hashes_of(model),
             "--exit-threshold": exit_threshold,
             "--scores": scores,
             "--precision": precision,

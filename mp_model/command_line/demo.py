@@ -106,6 +106,8 @@ def give_commands(checkpoint: Path, output: Path, threads: int, console: Console
     shutil.copytree(fit / "model", model, dirs_exist_ok=True)
     give("tune", "dev.tsv", "--model", model, *TUNE.split(), says=True)
     measured: Measured = give("evaluate", "test.tsv", "--model", model, *EVALUATE.split())
+    for rest in output.glob("answers.jsonl.partial*"):  # of a demo that was cut off, whose model may have been another
+        rest.unlink()
     give("classify", "test.tsv", "--model", model, "--output", output / "answers.jsonl")
     return measured
 

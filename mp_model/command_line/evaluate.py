@@ -10,17 +10,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .loading import check_model_folder, load_labelled, numbers_of, read_exits
+from .loading import check_model_folder, for_the_model, numbers_of, read_exits
 from .options import Running, takes_dataclasses
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
     from torch import Tensor
 
     from ..data.batches import TextBatch
+    from ..measuring.all_exits import AllExits
     from ..measuring.evaluation import Evaluation
     from ..measuring.record import Threshold
     from ..modelling import PyramidBertForSequenceClassification
+    from ..serving.classifier import Classifier
 
 
 @dataclass(frozen=True)
@@ -43,21 +46,40 @@ class Padded:
 
 
 @dataclass(frozen=True)
+class Float32:
+    """The same model in float32, as it is set, beside a run in another precision.
+
+    Attributes:
+        accuracy: share of right answers.
+        differing: share of texts that get another answer.
+    """
+
+    accuracy: float
+    differing: float
+
+
+@dataclass(frozen=True)
 class Measured:
     """All that was measured.
 
     Attributes:
         evaluations: records by exit threshold; that of the model as it is set comes first.
+        precision: the precision that it ran in.
+        float32: the same model in float32, where that is another precision and the weights have it.
         padded: the stock classifier beside them, where time was measured.
     """
 
     evaluations: list[Evaluation]
-    padded: Padded | None
+    precision: str
+    float32: Float32 | None = None
+    padded: Padded | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Everything, as JSON has it."""
         return {
             "texts": self.evaluations[0].texts,
+            "precision": self.precision,
+            "float32": None if self.float32 is None else asdict(self.float32),
             "padded_bert_seconds": None if self.padded is None else self.padded.seconds,
             "padded_bert": None if self.padded is None else asdict(self.padded),
             "evaluations": [evaluation.as_json() for evaluation in self.evaluations],
@@ -100,19 +122,26 @@ def evaluate(
 
     from rich.console import Console
 
-    from ..data.files import whole_file
-    from ..data.labels import TEST
+    from ..data.files import check_folder, whole_file
+    from ..data.labels import TEST, read_rows
     from ..measuring.evaluation import evaluate as evaluate_at
     from ..serving.classifier import Classifier
 
     console = Console(stderr=True)
+    if output is not None:
+        check_folder(output)
+    rows = read_rows(texts, TEST)
     classifier = Classifier.load(model, running.precision, running.device, running.threads)
     if sweep is not None:
         classifier.model.config.check_exits(max(sweep))
-    data, batches = load_labelled(texts, classifier, TEST, running.batch_size)
+    data, batches = for_the_model(rows, texts, classifier, running.batch_size)
     exits = read_exits(classifier.model, batches, data.labels, console)
     thresholds = _thresholds(classifier.model, sweep)
-    measured = Measured([evaluate_at(exits, threshold, bounds) for threshold in thresholds], None)
+    measured = Measured(
+        [evaluate_at(exits, threshold, bounds) for threshold in thresholds],
+        classifier.precision.name,
+        _in_float32(model, classifier, batches, exits, console),
+    )
     if time:
         measured = _timed(measured, classifier.model, batches, exits.labels, rounds)
     if output is not None:
@@ -124,6 +153,8 @@ def evaluate(
         return measured
     by_length, by_layer = _by_length(measured.evaluations[0]), _by_layer(measured.evaluations[0])
     Console().print(overview(measured), by_length, by_layer)
+    if measured.float32 is not None:
+        print(_beside_float32(measured, measured.float32))
     if output is not None:
         console.print(f"{output}: evaluation.json, trade_off.png, exits.png, tokens.png, lengths.png", highlight=False)
     return measured
@@ -139,6 +170,24 @@ def _thresholds(model: PyramidBertForSequenceClassification, sweep: Sequence[flo
         thresholds += [step / 10 for step in range(11)] if sweep is None else sweep
     own = model.config.exit_threshold
     return thresholds if own is None else [own, *(threshold for threshold in thresholds if threshold != own)]
+
+
+def _in_float32(
+    folder: Path, classifier: Classifier, batches: Sequence[TextBatch], exits: AllExits, console: Console
+) -> Float32 | None:
+    """The folder's model in float32 beside the answers of another precision; None: it is the same, or cannot be had."""
+    from ..checkpoints.configurations import read_config
+    from ..checkpoints.reading import read_classifier
+
+    if classifier.precision.name == "float32" or read_config(folder).precision == "int8":
+        return None
+    model = read_classifier(folder).model.to(classifier.model.device)
+    own = model.config.exit_threshold
+    exact = read_exits(model, batches, exits.labels.tolist(), console, "Read all texts in float32").answers(own)
+    return Float32(
+        accuracy=(exact.predictions == exits.labels).double().mean().item(),
+        differing=(exact.predictions != exits.answers(own).predictions).double().mean().item(),
+    )
 
 
 def _timed(
@@ -165,9 +214,10 @@ def _timed(
     places = [place for batch in batches for place in batch.places]
     logits = in_input_order([logits_of[id(batch.inputs)] for batch in batches], places)
     predictions = logits.argmax(-1)
-    return Measured(
-        [replace(x, seconds=seconds[str(x.exit_threshold)]) for x in measured.evaluations],
-        Padded(
+    return replace(
+        measured,
+        evaluations=[replace(x, seconds=seconds[str(x.exit_threshold)]) for x in measured.evaluations],
+        padded=Padded(
             accuracy=(predictions == labels).double().mean().item(),
             f1=f1_score(predictions, labels, logits.shape[1]),
             gflops=measured.evaluations[0].dense_gflops,
@@ -221,6 +271,15 @@ def overview(measured: Measured) -> Table:
             row += [f"{1e3 * x.seconds:.2f}", times_text(padded.seconds / x.seconds)]
         table.add_row(*row)
     return table
+
+
+def _beside_float32(measured: Measured, exact: Float32) -> str:
+    """The line on what a precision costs."""
+    here = measured.evaluations[0]
+    return (
+        f"As it is set, in {measured.precision}: accuracy {here.accuracy:.2%}, in float32 {exact.accuracy:.2%}; "
+        f"{exact.differing:.2%} of the answers differ"
+    )
 
 
 def _by_length(evaluation: Evaluation) -> Table:

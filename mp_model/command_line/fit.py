@@ -55,6 +55,13 @@ def fit(
         bool, typer.Option("--freeze-backbone", help="Learn thresholds and heads alone: minutes, not hours.")
     ] = False,
     max_drop: Annotated[float, typer.Option(min=0, help="Points of validation accuracy that exits may cost.")] = 0.5,
+    precision: Annotated[
+        str,
+        typer.Option(
+            help="Precision that the model is to be used in, and exits are set in: float32, bfloat16 or int8. Weights are "
+            "saved in float32."
+        ),
+    ] = "float32",
     threads: Annotated[int | None, typer.Option(min=1, help="Threads; all processors if left out.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
@@ -81,10 +88,12 @@ def fit(
     from rich.console import Console
     from transformers.utils import logging as transformers_logging
 
+    from ..checkpoints.precisions import check_precision
     from ..training.fitting import prepare_fit, run_fit
     from ..training.folder import processes
     from ..training.tasks import load_task
 
+    check_precision(precision, "cpu")
     if threads:
         torch.set_num_threads(threads)
     transformers_logging.set_verbosity_error()
@@ -106,7 +115,7 @@ def fit(
     console.print(data_table(prepared))
     for note in prepared.notes:
         console.print(note, highlight=False, markup=False, soft_wrap=True)
-    summary = run_fit(prepared, max_drop / 100)
+    summary = run_fit(prepared, max_drop / 100, precision)
     for stage, facts in summary.stages.items():
         console.print(f"{stage}: {_course(facts, stage in summary.already_done)}", highlight=False)
     for note in summary.notes[len(prepared.notes) :]:
@@ -162,4 +171,5 @@ def _sentence(summary: Summary) -> str:
     whole = f"validation accuracy {summary.validation_accuracy:.1%}"
     if summary.exits_accuracy is None:
         return whole
-    return f"{whole}, {summary.exits_accuracy:.1%} with exits at {summary.exit_threshold}"
+    at = f" in {summary.precision}" if summary.precision != "float32" else ""
+    return f"{whole}, {summary.exits_accuracy:.1%} with exits at {summary.exit_threshold}{at}"

@@ -11,7 +11,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ..data.batches import TextBatch
+    from ..data.batches import Text, TextBatch
     from ..data.labels import LabelledTexts
     from ..measuring.all_exits import AllExits
     from ..modelling import PyramidBertForSequenceClassification
@@ -26,28 +26,34 @@ def check_model_folder(folder: Path) -> None:
         raise ValueError(f"--model must be a folder of a saved model, with config.json; got {folder}")
 
 
-def load_labelled(
-    source: str, classifier: Classifier, splits: Sequence[str], batch_size: int
+def for_the_model(
+    rows: Sequence[tuple[Text, str]], source: str, classifier: Classifier, batch_size: int
 ) -> tuple[LabelledTexts, list[TextBatch]]:
     """Labelled texts with the numbers of the model's labels, and batches of similar length of them, on its device.
 
     A line on standard error says where labels were not matched by name.
 
+    Args:
+        rows: the texts, each with the name of its label.
+        source: the file or the data set that they come from.
+        classifier: the model and its tokenizer.
+        batch_size: texts in a batch.
+
     Raises:
-        ValueError: a model that does not choose one label for a text; texts that cannot be read.
+        ValueError: a model that does not choose one label for a text, or has not all of the labels.
     """
     from ..checkpoints.tokenizers import max_length_of
     from ..data.batches import encode, length_sorted_batches
-    from ..data.labels import load_split
+    from ..data.labels import numbered
     from ..measuring.all_exits import check_task
 
     config = classifier.model.config
     check_task(config)
-    data = load_split(source, config.label_names, splits)
+    data = numbered(rows, config.label_names, source)
     if data.note is not None:
         typer.echo(data.note, err=True)
-    rows = encode(classifier.tokenizer, data.texts, max_length_of(classifier.tokenizer, config))
-    batches = length_sorted_batches(rows, batch_size, config.pad_token_id or 0)
+    encoded = encode(classifier.tokenizer, data.texts, max_length_of(classifier.tokenizer, config))
+    batches = length_sorted_batches(encoded, batch_size, config.pad_token_id or 0)
     return data, [batch.to(classifier.model.device) for batch in batches]
 
 

@@ -18,7 +18,6 @@ from ..data.files import can_be_replaced, keep_mode, naming, place_of, whole_fil
 FLUSHED = 1.0  # seconds after which lines are written, so that they outlive even a process that is killed
 BUFFERED = 1 << 16  # bytes of lines that wait at most
 ROOM = 128  # bytes by which a note may grow
-MODEL_FILES = ("*.json", "*.txt", "*.safetensors", "*.bin", "*.model")
 
 
 class Lines(Protocol):
@@ -216,12 +215,3 @@ def _write_at(descriptor: int, data: bytes, offset: int) -> None:
     while data:
         written = os.pwrite(descriptor, data, offset)
         data, offset = data[written:], offset + written
-
-
-def hash_of_model(folder: Path) -> str:
-    """A hash of the files in a model's folder that can change an answer."""
-    digest = hashlib.sha256()
-    for path in sorted({path for pattern in MODEL_FILES for path in folder.glob(pattern) if path.is_file()}):
-        with path.open("rb") as stream:
-            digest.update(f"{path.name} {hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
-    return digest.hexdigest()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .evaluate import table_of, threshold_text, times_text
-from .loading import check_model_folder, load_labelled, numbers_of, read_exits
+from .loading import check_model_folder, for_the_model, numbers_of, read_exits
 from .options import Running, takes_dataclasses
 
 if TYPE_CHECKING:
@@ -113,10 +113,14 @@ def tune(
     from rich.console import Console
 
     from ..checkpoints.tuned_for import TunedForOtherWarning
-    from ..data.labels import VALIDATION
+    from ..data.files import check_folder
+    from ..data.labels import VALIDATION, read_rows
     from ..serving.classifier import Classifier
 
     console = Console(stderr=True)
+    if not dry_run:
+        check_folder(model)
+    rows = read_rows(texts, VALIDATION)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TunedForOtherWarning)  # they are about to be chosen anew
         classifier = Classifier.load(model, running.precision, running.device, running.threads)
@@ -127,7 +131,7 @@ def tune(
             "--factors multiply pruning thresholds, and this model has none; fit it with a recipe that prunes"
         )
     prunings = {factor: None if own is None else [factor * x for x in own] for factor in goal.strengths}
-    data, batches = load_labelled(texts, classifier, VALIDATION, running.batch_size)
+    data, batches = for_the_model(rows, texts, classifier, running.batch_size)
     by_factor = {}
     for factor, thresholds in prunings.items():
         doing = "Read all texts" if len(prunings) == 1 else f"Read all texts, pruning x {factor:g}"

@@ -65,6 +65,19 @@ def place_of(path: Path) -> Path:
     return path
 
 
+def check_folder(path: Path) -> None:
+    """Finds out whether files can be written into a folder, which may yet have to be made; writes nothing.
+
+    Raises:
+        OSError: they cannot; the message names the folder and the way out.
+    """
+    there = next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(f"{there} is a file, where a folder is needed; choose another name than {path}")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(f"{path} cannot be written to: {there} gives no permission; choose another folder")
+
+
 def keep_mode(part: Path, path: Path, plus: int = 0) -> None:
     """Gives a file that is to replace another the other's permissions, and ``plus``; a new one has those of the umask."""
     if path.exists():

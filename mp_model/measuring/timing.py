@@ -51,11 +51,14 @@ def way_at(
 
 
 def padded_twin(model: PyramidBertForSequenceClassification) -> BertForSequenceClassification:
-    """The stock transformers classifier with the pyramid's weights: padded, nothing pruned, nobody leaves."""
+    """The stock transformers classifier with the pyramid's weights: padded, nothing pruned, nobody leaves, in float32."""
     shared = {name: getattr(model.config, name) for name in BertConfig().to_dict() if hasattr(model.config, name)}
     config = BertConfig(**{**shared, "model_type": "bert", "num_labels": model.config.num_labels})
     twin = BertForSequenceClassification(config).eval()
-    twin.load_state_dict({name: x for name, x in model.state_dict().items() if not name.startswith("exits.")})
+    weights = {name: x for name, x in model.state_dict().items() if not name.startswith("exits.")}
+    for part in [name.removesuffix(".scale") for name in weights if name.endswith(".scale")]:  # int8
+        weights[f"{part}.weight"] = weights[f"{part}.weight"] * weights.pop(f"{part}.scale").unsqueeze(1)
+    twin.load_state_dict(weights)
     return twin.to(model.device)
 
 

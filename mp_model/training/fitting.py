@@ -7,6 +7,7 @@ run again, so the same call after a kill goes on where it was.
 
 from __future__ import annotations
 
+import copy
 import json
 import time
 from collections.abc import Sequence
@@ -16,12 +17,15 @@ from typing import Any
 
 import torch
 
+from ..backbones.int8 import to_int8
+from ..checkpoints.precisions import check_precision
 from ..checkpoints.tuned_for import record_of
 from ..data.batches import length_sorted_batches
 from ..data.files import whole_file
 from ..data.values import listed
-from ..measuring.all_exits import AllExits, read_all_exits
+from ..measuring.all_exits import read_all_exits
 from ..measuring.tuning import Outcome, trade_off
+from ..modelling import PyramidBertForSequenceClassification
 from .folder import processes, save_whole
 from .preparing import Prepared, prepare
 from .recipes import RECIPES, Settings
@@ -43,6 +47,7 @@ class Summary:
         stages: for each stage its steps and seconds (over all runs of it), and its mean loss (in the one that finished it).
         prune_thresholds: thresholds of pruning that the model got, one a layer.
         exit_threshold: exit threshold that the model got.
+        precision: precision in which it was chosen, and accuracies were measured.
         validation_accuracy: accuracy of the whole model, without exits, on the validation texts.
         exits_accuracy: accuracy with exits, where there are any.
         already_done: names of the stages that an earlier call had finished.
@@ -59,6 +64,7 @@ class Summary:
     stages: dict[str, dict[str, float]]
     prune_thresholds: list[float] | None
     exit_threshold: Any
+    precision: str
     validation_accuracy: float
     exits_accuracy: float | None
     already_done: list[str]
@@ -77,6 +83,7 @@ def fit(
     exit_training: str | None = None,
     freeze_backbone: bool = False,
     max_drop: float = 0.005,
+    precision: str = "float32",
     quiet: bool = False,
 ) -> Summary:
     """Trains a classifier by a recipe, and chooses its exit thresholds on the validation texts.
@@ -92,14 +99,18 @@ def fit(
         freeze_backbone: whether to learn thresholds and heads alone: exit heads for a classifier that is finished, the main
             head too for a checkpoint without a classifier.
         max_drop: accuracy on the validation texts that exits may cost, as a share.
+        precision: precision that the model will be used in, and in which its exit thresholds are chosen: ``"float32"``,
+            ``"bfloat16"`` or ``"int8"``. Weights are trained and saved in float32.
         quiet: whether to show no progress bars.
 
     Raises:
         ValueError: ``output`` holds a fit of something else, or another is running there; stages that the recipe has no use
-            for; labels that the checkpoint's classifier has not, where no new one is trained.
+            for; labels that the checkpoint's classifier has not, where no new one is trained; a precision that this
+            processor has no use for.
         OSError: ``output`` cannot be written to, or has no room.
         LossNotFiniteError: training has diverged.
     """
+    check_precision(precision, "cpu")
     prepared = prepare_fit(
         checkpoint,
         task,
@@ -111,7 +122,7 @@ def fit(
         freeze_backbone=freeze_backbone,
         quiet=quiet,
     )
-    return run_fit(prepared, max_drop)
+    return run_fit(prepared, max_drop, precision)
 
 
 def prepare_fit(
@@ -136,12 +147,12 @@ def prepare_fit(
     )
 
 
-def run_fit(prepared: Prepared, max_drop: float) -> Summary:
+def run_fit(prepared: Prepared, max_drop: float, precision: str) -> Summary:
     """The part of :func:`fit` that trains, tunes and saves; see there for the arguments and errors."""
     begin = time.monotonic()
     with claimed_for(prepared):
         trained = run_stages(prepared)
-        whole, chosen, notes = _tune(trained, prepared, max_drop)
+        whole, chosen, notes = _tune(trained, prepared, max_drop, precision)
         config = trained.model.config
         summary = Summary(
             recipe=prepared.recipe_name,
@@ -153,6 +164,7 @@ def run_fit(prepared: Prepared, max_drop: float) -> Summary:
             stages=trained.stages,
             prune_thresholds=config.prune_thresholds,
             exit_threshold=config.exit_threshold,
+            precision=precision,
             validation_accuracy=whole.accuracy,
             exits_accuracy=None if chosen is None else chosen.accuracy,
             already_done=trained.already_done,
@@ -167,19 +179,29 @@ def run_fit(prepared: Prepared, max_drop: float) -> Summary:
     return summary
 
 
-def read_validation(trained: Trained) -> AllExits:
-    """The answers that every exit would give to the validation texts."""
-    batches = length_sorted_batches(trained.validation.rows, 32, trained.tokenizer.pad_token_id)
-    return read_all_exits(trained.model, batches, trained.validation.labels)
+def in_precision(model: PyramidBertForSequenceClassification, precision: str) -> PyramidBertForSequenceClassification:
+    """A float32 model as it is loaded in a precision: itself, or a copy."""
+    if precision == "float32":
+        return model
+    model = copy.deepcopy(model)
+    if precision == "int8":
+        to_int8(model)
+    else:
+        model.to(getattr(torch, precision))
+    return model
 
 
-def _tune(trained: Trained, prepared: Prepared, max_drop: float) -> tuple[Outcome, Outcome | None, list[str]]:
+def _tune(
+    trained: Trained, prepared: Prepared, max_drop: float, precision: str
+) -> tuple[Outcome, Outcome | None, list[str]]:
     """Writes an exit threshold, and what it was tuned for, into the configuration.
 
     Returns:
         The outcome without exits; the outcome with them, if there are any; a line for the labels that no text got.
     """
-    exits, config = read_validation(trained), trained.model.config
+    config, model = trained.model.config, in_precision(trained.model, precision)
+    batches = length_sorted_batches(trained.validation.rows, 32, trained.tokenizer.pad_token_id)
+    exits = read_all_exits(model, batches, trained.validation.labels)
     there, given = exits.labels.unique(), exits.predictions[-1].unique()
     never = [prepared.task.label_names[number] for number in there[~torch.isin(there, given)].tolist()]
     notes = [f"labels that validation texts have and the model gave to none: {listed(never)}"] if never else []
@@ -187,7 +209,7 @@ def _tune(trained: Trained, prepared: Prepared, max_drop: float) -> tuple[Outcom
     if not config.resolved_exit_layers() or config.why_untrained() is not None:
         return offers.reference, None, notes
     chosen = offers.fastest(max_drop)
-    config.exit_threshold = chosen.exit_threshold
+    config.exit_threshold = model.config.exit_threshold = chosen.exit_threshold
     goal = {"max_drop": round(100 * max_drop, 6)}
-    config.tuned_for = record_of(trained.model, prepared.max_length, len(exits), goal)
+    config.tuned_for = record_of(model, prepared.max_length, len(exits), goal)
     return offers.reference, chosen, notes

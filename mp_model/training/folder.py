@@ -15,7 +15,7 @@ import torch
 from accelerate import PartialState
 from safetensors import SafetensorError
 
-from ..data.files import whole_file
+from ..data.files import check_folder, whole_file
 from ..modelling import PyramidBertForSequenceClassification
 from .identity import changes
 
@@ -71,8 +71,7 @@ def claimed(output: Path, identity: dict[str, Any], room: int) -> Iterator[None]
 
 def _locked(output: Path) -> int:
     """The descriptor of the folder's lock file, locked until it is closed."""
-    if output.exists() and not output.is_dir():
-        raise OSError(f"{output} is a file, where the fit needs a folder; choose another name")
+    check_folder(output)
     try:
         output.mkdir(parents=True, exist_ok=True)
         lock = os.open(output / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
@@ -116,6 +115,8 @@ def save_whole(model: PyramidBertForSequenceClassification, folder: Path, tokeni
     shutil.rmtree(unfinished, ignore_errors=True)
     model.save_pretrained(unfinished)
     tokenizer.save_pretrained(unfinished)
+    for path in unfinished.iterdir():  # safetensors leaves the weights to their owner alone, whatever the umask
+        path.chmod(unfinished.stat().st_mode & 0o666)
     if folder.exists():
         shutil.rmtree(folder)
     os.replace(unfinished, folder)

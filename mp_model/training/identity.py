@@ -8,10 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..checkpoints.files import hashes_of
 from ..data.labels import LabelledTexts
-
-# Files of a checkpoint that can change what is trained: configuration, weights and tokenizer.
-READ = ("*.json", "*.txt", "*.safetensors", "*.bin", "*.model")
 
 
 def texts_identity(data: LabelledTexts, label_names: Sequence[str]) -> dict[str, Any]:
@@ -25,15 +23,7 @@ def texts_identity(data: LabelledTexts, label_names: Sequence[str]) -> dict[str,
 def checkpoint_identity(checkpoint: str | Path, commit: str | None) -> dict[str, Any]:
     """A hash of each file of a folder, wherever it lies; a hub's checkpoint by its name and commit."""
     folder = Path(checkpoint)
-    if not folder.is_dir():
-        return {"name": str(checkpoint), "commit": commit}
-    files = sorted({path for pattern in READ for path in folder.glob(pattern) if path.is_file()})
-    return {path.name: _hash_of(path) for path in files}
-
-
-def _hash_of(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return hashes_of(folder) if folder.is_dir() else {"name": str(checkpoint), "commit": commit}
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

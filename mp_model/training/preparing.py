@@ -13,6 +13,7 @@ from transformers import set_seed
 from ..checkpoints.reading import OWN_HEAD, read_classifier
 from ..checkpoints.tokenizers import load_tokenizer, max_length_of
 from ..configuration import ONE_LABEL
+from ..data.files import check_folder
 from ..data.values import listed
 from ..registration import PyramidBertForSequenceClassification
 from .agreement import Agreement, agree
@@ -83,8 +84,10 @@ def prepare(
 
     Raises:
         ValueError: a stage that does not exist, or that the recipe has no use for; labels that the checkpoint's classifier
-            has not, where no new one is to be trained; texts longer than the model's positions asked for.
+            has not, where no new one is to be trained; texts longer than the model's positions asked for; int8 weights.
+        OSError: ``output`` cannot be written to.
     """
+    check_folder(output)
     recipe = RECIPES[recipe_name]
     stages = recipe.planned_stages(freeze_backbone=freeze_backbone) if stages is None else tuple(stages)
     _check_stages(stages, recipe, recipe_name)
@@ -150,6 +153,10 @@ def _load(
     """The model with the recipe's exits and the task's labels, what was agreed about these, and lines about both."""
     found = read_classifier(checkpoint, needs_head=False, exit_layers=[], exit_threshold=None)
     config = found.model.config
+    if config.precision == "int8":
+        raise ValueError(
+            f"{checkpoint} has int8 weights, which cannot be trained; give the checkpoint that it was made from"
+        )
     is_bare = any(name.startswith(OWN_HEAD) for name in found.drawn)
     agreement = agree(
         task,

@@ -6,7 +6,7 @@ A test is marked with :func:`situation`; ``python -m support.situations`` prints
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -29,6 +29,9 @@ OPENING = """# Reliability
 Situations that went wrong somewhere, here or in other software, and what happens in them now. Each row is a test, named in
 the last column; `make reliability` prints the page from the tests.
 """
+
+
+SUITE = TESTS / "mp_model" / "transformers_suite" / "test_transformers_suite.py"
 
 
 class Situation(NamedTuple):
@@ -65,16 +68,31 @@ def situations() -> Iterator[Situation]:
                     yield Situation(subject, tried, happens, f"{path.relative_to(TESTS)}: {node.name}")
 
 
+def refusals() -> dict[str, str]:
+    """The tests of transformers that a pyramid does not pass, by the beginnings of their names, with the reasons."""
+    for node in ast.parse(SUITE.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "REFUSALS":
+            return ast.literal_eval(node.value)
+    raise LookupError(f"{SUITE} has no REFUSALS")
+
+
+def table(heading: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A part of the page."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join([f"## {heading}\n", *(f"| {' | '.join(line)} |" for line in lines), ""])
+
+
 def page() -> str:
     """The text of docs/reliability.md."""
     found = list(situations())
     parts = [OPENING]
     for subject, heading in SUBJECTS.items():
-        rows = [row for row in found if row.subject == subject]
-        lines = [f"| {row.tried} | {row.happens} | `{row.test}` |" for row in rows]
-        parts.append(
-            "\n".join([f"## {heading}\n", "| tried | what happens | test |", "| --- | --- | --- |", *lines, ""])
-        )
+        rows = [(row.tried, row.happens, f"`{row.test}`") for row in found if row.subject == subject]
+        parts.append(table(heading, ("tried", "what happens", "test"), rows))
+    refused = [(f"`{name}*`", why) for name, why in refusals().items()]
+    parts.append(
+        table("Tests of transformers that stock BERT passes and a pyramid refuses", ("tests", "reason"), refused)
+    )
     return "\n".join(parts)
 
 

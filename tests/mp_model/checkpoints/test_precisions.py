@@ -16,13 +16,7 @@ from support import tiny, wordpiece
 from support.situations import situation
 
 TEXTS = ["the rate", "a b c", "rate", "the the the a b"]
-
-
-@pytest.fixture(autouse=True)
-def able_processor(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A processor that computes every precision fast, whatever this one does."""
-    for name in ("_is_avx512_bf16_supported", "_is_vnni_supported", "_is_amx_tile_supported"):
-        monkeypatch.setattr(torch.cpu, name, lambda: True)
+pytestmark = pytest.mark.usefixtures("able_processor")
 
 
 @pytest.fixture

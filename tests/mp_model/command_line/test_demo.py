@@ -65,9 +65,12 @@ def test_the_demo(checkpoint: Path, tmp_path: Path) -> None:
     assert right / 160 == pytest.approx(document["evaluations"][0]["accuracy"], abs=1e-9)
     assert right / 160 > 0.75
 
-    # Given again, with texts of one's own: what is trained is not trained again.
+    # Given again, with texts of one's own: what is trained is not trained again, and leftovers of a kill do no harm.
     trained = (output / "fit" / "stages" / "1-head" / "model" / "model.safetensors").stat().st_mtime_ns
     (tmp_path / "texts.txt").write_text("the cab\nthe rates\n")
+    (output / "model" / "config.json").write_text("{")
+    for name in ("answers.jsonl.partial", "answers.jsonl.partial.json"):
+        (output / name).write_text('{"lines": 1, "bytes": 1, "rows": "", "made_by": {}}')
     options = ["--texts", str(tmp_path / "texts.txt"), "--threads", "1", "--json"]
     result = CliRunner().invoke(app, ["demo", "--output", str(output), *options])
     assert result.exit_code == 0, result.exception

@@ -12,12 +12,14 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from mp_model import PyramidBertForSequenceClassification
+from mp_model import Classifier, PyramidBertForSequenceClassification
 from mp_model.command_line import app
 from mp_model.data.batches import encode, length_sorted_batches
 from mp_model.training.features import collect_features
 from support import tiny, wordpiece
+from support.checkpoints import change_json
 from support.heads import train_all_heads
+from support.situations import situation
 
 NAMES = ("no", "yes")
 
@@ -105,7 +107,8 @@ def test_what_tune_chooses_is_what_the_model_does(options: list, folder: Path, v
     record = after.pop("tuned_for")
     assert (record["exit_threshold"], record["texts"]) == (chosen["exit_threshold"], 300)
     assert record["goal"][options[0].removeprefix("--").replace("-", "_")] == options[1]
-    assert after == {name: x for name, x in before.items() if name not in ("exit_threshold", "prune_thresholds")}
+    chosen_anew = ("exit_threshold", "prune_thresholds", "tuned_for")
+    assert after == {name: x for name, x in before.items() if name not in chosen_anew}
 
     accuracy, executed = accuracy_of(folder, validation)
     tested_on_half = "--confidence" in options and "--factors" in options
@@ -191,6 +194,78 @@ def test_evaluate(folder: Path, validation: str, tmp_path: Path) -> None:
     for words in ("300 texts", "By length", "21 or more", "By layer", f"{accuracy:.2%}"):
         assert words in printed.stdout
     assert "padded" not in printed.stdout
+
+
+@situation(
+    "run",
+    "evaluate in int8 or bfloat16",
+    "accuracy beside that of float32 on the same texts, and the share of answers that differ",
+)
+@pytest.mark.parametrize("precision", ["int8", "bfloat16"])
+@pytest.mark.usefixtures("able_processor")
+def test_a_precision_beside_float32(folder: Path, validation: str, precision: str) -> None:
+    change_json(folder / "config.json", exit_threshold=0.5)
+    texts, labels = rows(300, 1)
+    answers = {
+        name: [answer.label for answer in Classifier.load(folder, name)(texts)] for name in ("float32", precision)
+    }
+    accuracy = {
+        name: sum(label == NAMES[right] for label, right in zip(given, labels, strict=True)) / 300
+        for name, given in answers.items()
+    }
+    differing = sum(map(str.__ne__, answers["float32"], answers[precision])) / 300
+    assert differing > 0
+    arguments = ["evaluate", validation, "--model", folder, "--precision", precision, "--exit-thresholds", "0.9"]
+    document = json.loads(invoke(*arguments, "--no-time", "--json").stdout)
+    assert document["precision"] == precision
+    assert document["evaluations"][0]["accuracy"] == pytest.approx(accuracy[precision])
+    assert document["float32"] == {
+        "accuracy": pytest.approx(accuracy["float32"]),
+        "differing": pytest.approx(differing),
+    }
+    printed = invoke(*arguments, "--rounds", 1)
+    assert printed.exit_code == 0, printed.exception
+    assert printed.stdout.splitlines()[-1] == (
+        f"As it is set, in {precision}: accuracy {accuracy[precision]:.2%}, in float32 {accuracy['float32']:.2%}; "
+        f"{differing:.2%} of the answers differ"
+    )
+
+
+@pytest.mark.usefixtures("able_processor")
+def test_weights_that_are_int8_have_no_float32(folder: Path, validation: str) -> None:
+    Classifier.load(folder, "int8").model.save_pretrained(folder)
+    document = json.loads(invoke("evaluate", validation, "--model", folder, "--no-time", "--json").stdout)
+    assert (document["precision"], document["float32"]) == ("int8", None)
+
+
+@situation(
+    "run",
+    "evaluate or tune with a table that is missing or broken, or an output that cannot be written",
+    "one line, before the model is loaded",
+)
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["evaluate", "missing.tsv"], "missing.tsv: no such file"),
+        (["evaluate", "broken.tsv"], "row 1 has no label"),
+        (["evaluate", "whole.tsv", "--output", "whole.tsv/report"], "is a file, where a folder is needed"),
+        (["tune", "missing.tsv", "--max-drop", 1], "missing.tsv: no such file"),
+        (["tune", "broken.tsv", "--max-drop", 1], "row 1 has no label"),
+    ],
+)
+def test_tables_and_outputs_come_before_the_model(
+    arguments: list, message: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def loaded(*_: Any) -> None:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Classifier, "load", loaded)
+    Path("broken.tsv").write_text("label\ttext\n\ta\n")
+    Path("whole.tsv").write_text("label\ttext\nyes\ta\n")
+    result = invoke(*arguments, "--model", folder)
+    assert isinstance(result.exception, ValueError | OSError)
+    assert message in str(result.exception)
 
 
 @pytest.mark.parametrize(

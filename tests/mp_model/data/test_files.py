@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mp_model.data.files import whole_file
+from mp_model.data.files import check_folder, whole_file
 from support.situations import situation
 
 
@@ -53,6 +53,19 @@ def test_an_error_leaves_nothing_where_nothing_was(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError):
         write_half(tmp_path / "answers.jsonl", RuntimeError)
     assert os.listdir(tmp_path) == []
+
+
+def test_folders_that_can_be_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (".", "new", "new/folder"):
+        check_folder(tmp_path / name)
+    assert os.listdir(tmp_path) == []
+    (tmp_path / "file").touch()
+    for name in ("file", "file/new/folder"):
+        with pytest.raises(NotADirectoryError, match=f"file is a file, where a folder is needed; .* than .*/{name}"):
+            check_folder(tmp_path / name)
+    monkeypatch.setattr(os, "access", lambda *_: False)  # nothing is forbidden to root
+    with pytest.raises(PermissionError, match=f"new cannot be written to: {tmp_path} gives no permission"):
+        check_folder(tmp_path / "new")
 
 
 def test_binary(tmp_path: Path) -> None:

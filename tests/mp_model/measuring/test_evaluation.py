@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mp_model.backbones.int8 import to_int8
 from mp_model.data.batches import length_sorted_batches
 from mp_model.engine import Decided, StepResult
 from mp_model.measuring import timing
@@ -97,6 +98,15 @@ def test_the_padded_twin_answers_like_the_unpruned_model() -> None:
     model = tiny.classifier()
     inputs = BATCH.padded(junk=0)
     torch.testing.assert_close(padded_twin(model)(**inputs).logits, model(**inputs).logits, atol=1e-5, rtol=0)
+
+
+def test_the_padded_twin_of_int8_weights_has_their_values() -> None:
+    model = tiny.classifier()
+    exact = dict(padded_twin(model).named_parameters())
+    to_int8(model)
+    for name, weight in padded_twin(model).named_parameters():
+        step = exact[name].detach().abs().amax(-1, keepdim=True) / 127
+        assert (weight - exact[name]).abs().le(0.51 * step).all(), name
 
 
 def decided(results: list[StepResult]) -> list[Decided]:

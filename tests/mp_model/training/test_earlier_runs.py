@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import shutil
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -247,12 +248,13 @@ def test_folders_that_cannot_be_written_to(
     (tmp_path / "file").write_text("mine")
     in_the_way = command(files[0], checkpoint, tmp_path / "file")
     assert (
-        str(in_the_way.exception) == f"{tmp_path / 'file'} is a file, where the fit needs a folder; choose another name"
+        str(in_the_way.exception)
+        == f"{tmp_path / 'file'} is a file, where a folder is needed; choose another name than {tmp_path / 'file'}"
     )
     below = command(files[0], checkpoint, tmp_path / "file" / "fit")
     assert (
         str(below.exception)
-        == f"{tmp_path / 'file' / 'fit'} cannot be written to (Not a directory); choose another folder"
+        == f"{tmp_path / 'file'} is a file, where a folder is needed; choose another name than {tmp_path / 'file' / 'fit'}"
     )
     assert (tmp_path / "file").read_text() == "mine"
 
@@ -263,6 +265,18 @@ def test_folders_that_cannot_be_written_to(
     refused = command(files[0], checkpoint, tmp_path / "fit")
     assert isinstance(refused.exception, OSError)
     assert "cannot be written to (Read-only file system); choose another folder" in str(refused.exception)
+
+
+def test_models_obey_the_umask(checkpoint: Path, files: tuple[Path, Path], tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        fit(str(checkpoint), load_task(*files), tmp_path / "fit", "bert", SHORT, quiet=True)
+    finally:
+        os.umask(before)
+    for saved in (tmp_path / "fit" / "model", tmp_path / "fit" / "stages" / "1-fine-tune" / "model"):
+        modes = {path.name: stat.filemode(path.stat().st_mode) for path in saved.iterdir()}
+        assert modes.keys() >= {"model.safetensors", "config.json", "tokenizer.json"}
+        assert set(modes.values()) == {"-rw-r-----"}
 
 
 @situation("fit", "a disk without room for the fit", "one line with both sizes, before anything is trained")
@@ -335,6 +349,25 @@ def test_a_label_with_a_single_text_stays_in_training(checkpoint: Path, tmp_path
     table.write_text("label\ttext\nno\ta\nyes\tb\n")
     with pytest.raises(TableError, match="every label has a single text, so none can be held out; give --validation"):
         load_task(table)
+
+
+@situation(
+    "file",
+    "labels that only validation texts have",
+    "refused in a line with their names; `--labels` lets them be known",
+)
+def test_labels_that_only_validation_texts_have(checkpoint: Path, tmp_path: Path) -> None:
+    table, validation = (write_rows(tmp_path / f"{name}.tsv", 50, seed) for name, seed in (("train", 0), ("dev", 1)))
+    append(validation, "rare\ta b c\n")
+    refused = command(table, checkpoint, tmp_path / "fit", "--validation", str(validation))
+    assert isinstance(refused.exception, TableError)
+    assert str(refused.exception) == (
+        f"{validation}: labels that no training text has: 'rare'; take their texts out, or name all labels with --labels"
+    )
+    told = ["--validation", str(validation), "--labels", "no,rare,yes"]
+    done = command(table, checkpoint, tmp_path / "fit", *told)
+    assert done.exit_code == 0, done.exception
+    assert "labels without a training text: 'rare'" in done.stderr
 
 
 @situation("file", "labels of validation texts that the model never gives", "named in a line at the end of the fit")
