@@ -136,7 +136,7 @@ def standard_output(resume: bool) -> Iterator[Lines]:
     """
     if resume:
         raise ValueError("--resume goes on from a file; give it with --output")
-    if sys.stdout is None:
+    if not sys.stdout.writable():
         raise ValueError("standard output is closed; give a file with --output")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")  # a lone surrogate, as JSON escapes it
@@ -151,7 +151,7 @@ def progress_bar(to_terminal: bool) -> Progress:
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    shared = to_terminal and sys.stdout is not None and sys.stdout.isatty()
+    shared = to_terminal and sys.stdout.isatty()
     shown = sys.stderr is not None and sys.stderr.isatty() and not shared
     columns = (SpinnerColumn(), TextColumn("{task.completed} texts"), TimeElapsedColumn())
     # By itself rich would send what is printed meanwhile to its own console: answers to standard error.

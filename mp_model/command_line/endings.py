@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import io
 import os
 import signal
 import sys
@@ -40,10 +42,9 @@ def status_of(program: Callable[[], object]) -> int:
     (SIGPIPE, 141); an error of the user's making ends it with 2 and one line.
     """
     try:
-        with signals_raise(), warnings_in_a_line(), _output_dropped_if_it_breaks():
+        with signals_raise(), warnings_in_a_line(), _output_that_can_break():
             status = _status_of_exit(program)
-            if sys.stdout is not None:
-                sys.stdout.flush()
+            sys.stdout.flush()
         return status
     except Stopped as stopped:
         for note in _notes(stopped):
@@ -109,16 +110,26 @@ def _status_of_exit(program: Callable[[], object]) -> int:
     return 0
 
 
+class ClosedOutput(io.TextIOBase):
+    """A standard output that was closed, as by ``>&-``: words for it are an error, where Python would lose them."""
+
+    def write(self, words: str, /) -> int:
+        raise OSError(errno.EBADF, "it is closed", "standard output")
+
+
 @contextlib.contextmanager
-def _output_dropped_if_it_breaks() -> Iterator[None]:
+def _output_that_can_break() -> Iterator[None]:
     """Drops what still waits for a standard output that cannot be written, since Python would try once more at its end."""
+    if sys.stdout is None:
+        with contextlib.redirect_stdout(ClosedOutput()):
+            yield
+        return
     output = sys.stdout  # in whose place Typer puts another where nobody reads it
     try:
         yield
     except OSError:
         try:
-            if output is not None:
-                output.flush()
+            output.flush()
         except OSError:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, output.fileno())

@@ -92,6 +92,12 @@ def test_closed_streams_that_nobody_needs(closed: str) -> None:
     assert run("pass", closed) == (0, "", "")
 
 
+@situation("run", "a standard output that is closed (>&-)", "one line, exit status 2, if there is anything to print")
+@pytest.mark.parametrize("does", ["print('answer')", MUCH_BY_RICH])
+def test_standard_output_that_is_closed(does: str) -> None:
+    assert run(does, ">&-") == (2, "", "error: standard output: it is closed\n")
+
+
 def test_an_error_of_the_users_has_one_line() -> None:
     assert run("raise ValueError('first\\n  second')") == (2, "", "error: first second\n")
     assert run("raise ValueError('first')", "2>&-") == (2, "", "")
