@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub.utils import logging as hub_logging
 from transformers.activations import ACT2FN
 
 from ..configuration import ONE_LABEL, SEVERAL_LABELS, VALUES, PyramidBertConfig
@@ -34,7 +37,8 @@ def read_config(checkpoint: str | Path, **settings: Any) -> PyramidBertConfig:
     if path.parent.is_dir():
         _check_file(path)
     try:
-        config = PyramidBertConfig.from_pretrained(checkpoint)
+        with _without_words_of_the_hub():
+            config = PyramidBertConfig.from_pretrained(checkpoint)
         _check_bert(config)
     except StrictDataclassError as error:
         raise ValueError(f"{path} cannot be used: {_what_does_not_fit(error, path)}") from error
@@ -50,6 +54,17 @@ def read_config(checkpoint: str | Path, **settings: Any) -> PyramidBertConfig:
     config.update(settings)
     config.check()
     return config
+
+
+@contextmanager
+def _without_words_of_the_hub() -> Iterator[None]:
+    """Leaves out what the hub's library says of each attempt to reach it; the error at the end is said here."""
+    before = hub_logging.get_verbosity()
+    hub_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        hub_logging.set_verbosity(before)
 
 
 def _check_bert(config: PyramidBertConfig) -> None:

@@ -62,7 +62,7 @@ def record_of(
 
 
 def differences(model: PyramidBertForSequenceClassification, max_length: int) -> list[str]:
-    """What the model's exit thresholds were tuned for and no longer is; empty where they hold.
+    """The circumstances of the tuning of a model's exit thresholds that are no longer so; empty where they hold.
 
     Empty too where nobody exits, where there is no record, and where the thresholds are others than the recorded ones, set
     by hand. Weights are compared in the precision of the record alone.

@@ -138,7 +138,7 @@ def _output_that_can_break() -> Iterator[None]:
 
 
 def _message(error: Exception) -> str:
-    """What went wrong, and in which file."""
+    """The cause of an error, and the file where it has one."""
     if isinstance(error, OSError) and error.strerror:
         where = error.filename or ("standard output" if error.errno in FULL else None)
         what = f"{error.strerror[0].lower()}{error.strerror[1:]}"

@@ -17,6 +17,7 @@ from ..training.recipes import RECIPES, STAGES, Settings
 from .options import takes_dataclasses
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
     from ..training.fitting import Summary
@@ -55,13 +56,7 @@ def fit(
         bool, typer.Option("--freeze-backbone", help="Learn thresholds and heads alone: minutes, not hours.")
     ] = False,
     max_drop: Annotated[float, typer.Option(min=0, help="Points of validation accuracy that exits may cost.")] = 0.5,
-    precision: Annotated[
-        str,
-        typer.Option(
-            help="Precision that the model is to be used in, and exits are set in: float32, bfloat16 or int8. Weights are "
-            "saved in float32."
-        ),
-    ] = "float32",
+    precision: Annotated[str, typer.Option(help="Precision to set exits in: float32, bfloat16 or int8.")] = "float32",
     threads: Annotated[int | None, typer.Option(min=1, help="Threads; all processors if left out.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
@@ -81,16 +76,13 @@ def fit(
 
         magic-pyramid fit train.tsv --model ./my-classifier --output fits/quick --freeze-backbone
     """
-    if recipe not in RECIPES:
-        raise ValueError(f"--recipe must be one of {', '.join(RECIPES)}; got {recipe!r}")
-
     import torch
     from rich.console import Console
     from transformers.utils import logging as transformers_logging
 
     from ..checkpoints.precisions import check_precision
-    from ..training.fitting import prepare_fit, run_fit
     from ..training.folder import processes
+    from ..training.preparing import prepare
     from ..training.tasks import load_task
 
     check_precision(precision, "cpu")
@@ -98,9 +90,8 @@ def fit(
         torch.set_num_threads(threads)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    is_main = processes().is_main_process
-    console = Console(stderr=True, quiet=not is_main)
-    prepared = prepare_fit(
+    console = Console(stderr=True, quiet=not processes().is_main_process)
+    prepared = prepare(
         model,
         load_task(train, validation, settings.seed, None if labels is None else words_of(labels)),
         output,
@@ -111,16 +102,8 @@ def fit(
         freeze_backbone=freeze_backbone,
         quiet=not console.is_terminal,
     )
-    console.print(f"Recipe {recipe}: {RECIPES[recipe].about}", highlight=False)
-    console.print(data_table(prepared))
-    for note in prepared.notes:
-        console.print(note, highlight=False, markup=False, soft_wrap=True)
-    summary = run_fit(prepared, max_drop / 100, precision)
-    for stage, facts in summary.stages.items():
-        console.print(f"{stage}: {_course(facts, stage in summary.already_done)}", highlight=False)
-    for note in summary.notes[len(prepared.notes) :]:
-        console.print(note, highlight=False, markup=False, soft_wrap=True)
-    if is_main:
+    summary = _train(prepared, max_drop / 100, precision, console)
+    if not console.quiet:
         print(json.dumps(asdict(summary)) if as_json else f"{output / 'model'}: {_sentence(summary)}")
 
 
@@ -155,6 +138,23 @@ def data_table(prepared: Prepared) -> Table:
 def words_of(value: str) -> list[str]:
     """Words that were given with commas between them."""
     return [word.strip() for word in value.split(",")]
+
+
+def _train(prepared: Prepared, max_drop: float, precision: str, console: Console) -> Summary:
+    """Runs a fit, and says on the console what it is made from and how it went."""
+    from ..training.fitting import run_fit
+
+    def say(lines: Iterable[str]) -> None:
+        for line in lines:
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    say([f"Recipe {prepared.recipe_name}: {prepared.recipe.about}"])
+    console.print(data_table(prepared))
+    say(prepared.notes)
+    summary = run_fit(prepared, max_drop, precision)
+    say(f"{stage}: {_course(facts, stage in summary.already_done)}" for stage, facts in summary.stages.items())
+    say(summary.notes[len(prepared.notes) :])
+    return summary
 
 
 def _course(facts: dict[str, float], already_done: bool) -> str:

@@ -16,7 +16,7 @@ Answer = TypeVar("Answer")
 
 
 class OnError(StrEnum):
-    """What becomes of a row without a text."""
+    """The ways to treat a row without a text."""
 
     FAIL = "fail"
     SKIP = "skip"

@@ -55,7 +55,7 @@ class Goal:
 
     @property
     def asked(self) -> dict[str, Any]:
-        """What was asked for, without what was left out."""
+        """The options that were given, by name."""
         return {name: value for name, value in vars(self).items() if value is not None and value is not False}
 
     @property

@@ -57,6 +57,20 @@ def read_rows(source: str | Path, splits: Sequence[str]) -> list[tuple[Text, str
     return rows
 
 
+def load_split(source: str | Path, label_names: Sequence[str], splits: Sequence[str] = TEST) -> LabelledTexts:
+    """All texts of a source, with the numbers of their labels.
+
+    Args:
+        source: a file, or a data set's name.
+        label_names: names of the task's labels, in the order of their numbers.
+        splits: names of splits, of which the first that the data set has is read.
+
+    Raises:
+        TableError: a source that cannot be read, or has no rows; a label that the task has not.
+    """
+    return numbered(read_rows(source, splits), label_names, source)
+
+
 def numbered(rows: Sequence[tuple[Text, str]], label_names: Sequence[str], source: str | Path) -> LabelledTexts:
     """The rows of a source, with the numbers that :func:`match_labels` gives their labels."""
     texts, labels = [text for text, _ in rows], [label for _, label in rows]

@@ -110,7 +110,7 @@ def _rows_of_lines(lines: TextIO, file_format: str, name: str) -> Iterator[Row]:
 
 
 def _read(name: str, rows: Iterable[Row], read: Callable[[dict[str, Any]], T]) -> Iterator[T | TableError]:
-    """What is read of each row, or in its place the error that names the row."""
+    """The item that is read of each row, or in its place the error that names the row."""
     try:
         for number, row in enumerate(rows, 1):
             item: T | TableError

@@ -28,7 +28,7 @@ from ..measuring.tuning import Outcome, trade_off
 from ..modelling import PyramidBertForSequenceClassification
 from .folder import processes, save_whole
 from .preparing import Prepared, prepare
-from .recipes import RECIPES, Settings
+from .recipes import Settings
 from .stages import Trained, claimed_for, run_stages
 from .tasks import Task
 
@@ -111,7 +111,7 @@ def fit(
         LossNotFiniteError: training has diverged.
     """
     check_precision(precision, "cpu")
-    prepared = prepare_fit(
+    prepared = prepare(
         checkpoint,
         task,
         output,
@@ -125,30 +125,8 @@ def fit(
     return run_fit(prepared, max_drop, precision)
 
 
-def prepare_fit(
-    checkpoint: str,
-    task: Task,
-    output: Path,
-    recipe_name: str,
-    settings: Settings,
-    *,
-    stages: Sequence[str] | None,
-    exit_training: str | None,
-    freeze_backbone: bool,
-    quiet: bool,
-) -> Prepared:
-    """The part of :func:`fit` that writes nothing; see there for the arguments and errors."""
-    if stages is not None and (exit_training is not None or freeze_backbone):
-        raise ValueError("give the stages themselves, or how exits are trained and what is frozen; not both")
-    if stages is None:
-        stages = RECIPES[recipe_name].planned_stages(exit_training, freeze_backbone)
-    return prepare(
-        checkpoint, task, output, recipe_name, settings, stages=stages, freeze_backbone=freeze_backbone, quiet=quiet
-    )
-
-
 def run_fit(prepared: Prepared, max_drop: float, precision: str) -> Summary:
-    """The part of :func:`fit` that trains, tunes and saves; see there for the arguments and errors."""
+    """The part of :func:`fit` after :func:`mp_model.training.preparing.prepare`; see there for the arguments and errors."""
     begin = time.monotonic()
     with claimed_for(prepared):
         trained = run_stages(prepared)

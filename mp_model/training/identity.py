@@ -27,7 +27,7 @@ def checkpoint_identity(checkpoint: str | Path, commit: str | None) -> dict[str,
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs between the identities of two fits, in words; empty where nothing does."""
+    """The differences between the identities of two fits, in words; empty where there are none."""
     found = []
     for name, value in now.items():
         was: Any = before.get(name)

@@ -73,23 +73,30 @@ def prepare(
     settings: Settings,
     *,
     stages: Sequence[str] | None = None,
+    exit_training: str | None = None,
     freeze_backbone: bool = False,
     quiet: bool = False,
 ) -> Prepared:
     """Reads and checks what a fit is made from, and writes nothing.
 
     Args:
-        checkpoint, task, output, recipe_name, settings, stages, freeze_backbone, quiet: as for
-            :func:`mp_model.training.stages.train_stages`.
+        checkpoint, task, output, recipe_name, settings, stages, exit_training, freeze_backbone, quiet: as for
+            :func:`mp_model.training.fitting.fit`.
 
     Raises:
-        ValueError: a stage that does not exist, or that the recipe has no use for; labels that the checkpoint's classifier
-            has not, where no new one is to be trained; texts longer than the model's positions asked for; int8 weights.
+        ValueError: no such recipe or stage, or a stage that the recipe has no use for; stages given twice over; labels that
+            the checkpoint's classifier has not, where no new one is to be trained; texts longer than the model's positions
+            asked for; int8 weights.
         OSError: ``output`` cannot be written to.
     """
     check_folder(output)
+    if recipe_name not in RECIPES:
+        raise ValueError(f"recipe must be one of {', '.join(RECIPES)}; got {recipe_name!r}")
     recipe = RECIPES[recipe_name]
-    stages = recipe.planned_stages(freeze_backbone=freeze_backbone) if stages is None else tuple(stages)
+    if stages is None:
+        stages = recipe.planned_stages(exit_training, freeze_backbone)
+    elif exit_training is not None or freeze_backbone:
+        raise ValueError("give the stages themselves, or how exits are trained and what is frozen; not both")
     _check_stages(stages, recipe, recipe_name)
     settings = settings.for_texts(len(task.train))
     tokenizer = load_tokenizer(checkpoint)
@@ -107,7 +114,7 @@ def prepare(
         output=output,
         recipe_name=recipe_name,
         settings=settings,
-        stages=stages,
+        stages=tuple(stages),
         freeze_backbone=freeze_backbone,
         quiet=quiet,
         model=model,

@@ -59,7 +59,6 @@ def train_stages(
     settings: Settings,
     *,
     stages: Sequence[str] | None = None,
-    freeze_backbone: bool = False,
     quiet: bool = False,
 ) -> Trained:
     """Trains a classifier by a recipe, without choosing its exit thresholds.
@@ -72,8 +71,6 @@ def train_stages(
         recipe_name: one of ``RECIPES``.
         settings: settings of the stages.
         stages: names of the stages, in their order; None: the recipe's.
-        freeze_backbone: whether the stage ``"soft"`` learns the thresholds alone; a checkpoint without a classifier for the
-            labels then gets one first, in the stage ``"head"``.
         quiet: whether to show no progress bars.
 
     Raises:
@@ -82,9 +79,7 @@ def train_stages(
         OSError: ``output`` cannot be written to, or has no room.
         LossNotFiniteError: training has diverged.
     """
-    prepared = prepare(
-        checkpoint, task, output, recipe_name, settings, stages=stages, freeze_backbone=freeze_backbone, quiet=quiet
-    )
+    prepared = prepare(checkpoint, task, output, recipe_name, settings, stages=stages, quiet=quiet)
     with claimed_for(prepared):
         return run_stages(prepared)
 

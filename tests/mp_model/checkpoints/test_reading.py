@@ -7,13 +7,14 @@ import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import BertForSequenceClassification, BertModel
 from transformers.utils import logging as transformers_logging
 
-from mp_model import Classifier, PyramidBertForSequenceClassification
+from mp_model import Classifier, PyramidBertConfig, PyramidBertForSequenceClassification
 from mp_model.checkpoints.reading import read_classifier
 from support import tiny
 from support.checkpoints import TEXTS, change_json, change_weights, classifier, save, stock_classifier
@@ -193,6 +194,23 @@ def test_no_such_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         read_classifier(tmp_path)
 
 
+def test_attempts_to_reach_a_hub_are_not_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    library = logging.getLogger("huggingface_hub.utils._http")
+
+    def unreachable(*_: Any, **__: Any) -> None:
+        library.warning("Retrying in 8s [Retry 5/5].")
+        raise OSError("unreachable")
+
+    monkeypatch.setattr(PyramidBertConfig, "from_pretrained", unreachable)
+    with pytest.raises(ValueError, match="no model of that name can be had from a hub"):
+        read_classifier("nobody/nothing")
+    assert not caplog.records
+    library.warning("heard again")
+    assert [record.message for record in caplog.records] == ["heard again"]
+
+
 # Weights that are missing, too many, or no numbers
 
 
@@ -275,6 +293,7 @@ def test_transformers_report_is_not_shown(stock: Path, run: Command) -> None:
     listener.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
     logger, bars = logging.getLogger("transformers.modeling_utils"), transformers_logging.is_progress_bar_enabled()
     logger.addHandler(listener)
+    transformers_logging.set_verbosity_warning()  # its usual one; commands of other tests have made it quieter
     ended = run("classify", stock)
     assert (ended.status, ended.err, said) == (0, "", [])
     assert transformers_logging.is_progress_bar_enabled() == bars

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mp_model.data.labels import TEST, LabelledTexts, in_order, is_file_name, match_labels, numbered, read_rows
+from mp_model.data.labels import in_order, is_file_name, load_split, match_labels
 from mp_model.data.tables import TableError
 from mp_model.training import load_task
 from support.situations import situation
@@ -19,11 +19,6 @@ def write_data_set(folder: Path, rows: dict[str, list[dict]]) -> str:
     for split, members in rows.items():
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in members))
     return str(folder)
-
-
-def load_split(source: str | Path, names: list[str]) -> LabelledTexts:
-    """All texts of a source to measure on, with the numbers that a model has for their labels."""
-    return numbered(read_rows(source, TEST), names, source)
 
 
 @pytest.fixture(autouse=True)

@@ -368,7 +368,7 @@ def test_command(checkpoint: Path, files: tuple, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["train_texts"] == 400
     for wrong, message in (
-        (["--recipe", "nothing"], "--recipe must be one of pyramid, mp"),
+        (["--recipe", "nothing"], "recipe must be one of pyramid, mp"),
         (["--importance-normalizer", "x"], "importance_normalizer must be alive, input or a number; got 'x'"),
         (["--temperature", "0"], "temperature must be positive"),
     ):
