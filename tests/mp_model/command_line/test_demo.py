@@ -14,6 +14,7 @@ from mp_model.command_line import app, demo
 from mp_model.data import samples
 from mp_model.data.tables import read_labelled
 from support import tiny, wordpiece
+from support.situations import situation
 
 TOPICS = ["cabs", "rates"]
 
@@ -41,6 +42,11 @@ def checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@situation(
+    "run",
+    "the demo, given again after it was cut off",
+    "it goes on with what is trained; what a kill has left does no harm",
+)
 def test_the_demo(checkpoint: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="pictures: pip install 'magic-pyramid[demo]'")
     output = tmp_path / "out"

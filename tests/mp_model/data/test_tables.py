@@ -385,6 +385,11 @@ WRONG = {
 }
 
 
+@situation(
+    "file",
+    "a file in UTF-16, compressed, cut short, with an open quotation mark, without the columns that are needed",
+    "an error that names the file, the row where there is one, and the way out",
+)
 @pytest.mark.parametrize("case", WRONG)
 def test_wrong_files(write: Write, case: str) -> None:
     name, content, message = WRONG[case]

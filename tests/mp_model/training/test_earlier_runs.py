@@ -267,6 +267,7 @@ def test_folders_that_cannot_be_written_to(
     assert "cannot be written to (Read-only file system); choose another folder" in str(refused.exception)
 
 
+@situation("run", "a umask of one's own, and models that a fit saves", "all of their files obey it")
 def test_models_obey_the_umask(checkpoint: Path, files: tuple[Path, Path], tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
