@@ -71,7 +71,7 @@ def differences(model: PyramidBertForSequenceClassification, max_length: int) ->
     """
     config = model.config
     record = config.tuned_for
-    if record is None or config.exit_threshold is None or config.exit_threshold != record["exit_threshold"]:
+    if record is None or config.exit_threshold is None or config.exit_threshold != record.get("exit_threshold"):
         return []
     found = []
     if (precision := precision_of(model)) != record["precision"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections import Counter
 from collections.abc import Iterable
@@ -117,8 +118,8 @@ def data_table(prepared: Prepared) -> Table:
     for column in table.columns[1:]:
         column.justify = "right"
 
-    def add(name: str, values: Iterable[float]) -> None:
-        table.add_row(escape(name), *(f"{value:,.10g}" for value in values))
+    def add(name: str, values: Iterable[float], more_from: float = math.inf) -> None:
+        table.add_row(escape(name), *(f"{x:,.10g}{' or more' if x >= more_from else ''}" for x in values))
 
     add("texts", map(len, parts))
     counts = [Counter(part.labels) for part in parts]
@@ -130,7 +131,7 @@ def data_table(prepared: Prepared) -> Table:
     if rest := by_size[SHOWN_LABELS:]:
         add(f"  {len(rest)} more labels", (sum(count[number] for number in rest) for count in counts))
     add("tokens, median", (statistics.median(part.lengths) for part in parts))
-    add("tokens, longest", (max(part.lengths) for part in parts))
+    add("tokens, longest", (max(part.lengths) for part in parts), prepared.train.most)
     add(f"longer than {prepared.max_length}, cut", (part.truncated for part in parts))
     return table
 

@@ -18,7 +18,7 @@ from ..data.tokens import Tokeniser
 from ..data.values import listed, normal_label
 
 HELD_OUT = 0.1  # share of the training texts, where no validation texts are given
-ANY_LENGTH = 2**30  # tokens; more than any text has
+COUNTED = 16  # times as many tokens as are kept are counted; a text may have millions
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,8 @@ class EncodedTexts(Dataset[dict[str, Any]]):
     Attributes:
         rows: token ids and types of each text.
         labels: the number of each text's label.
-        lengths: tokens of each text before it was cut.
+        lengths: tokens of each text before it was cut, counted up to :attr:`most`.
+        most: ``COUNTED`` times ``max_length``.
         truncated: number of texts that were longer than ``max_length`` tokens.
     """
 
@@ -144,9 +145,10 @@ class EncodedTexts(Dataset[dict[str, Any]]):
         self.rows = encode(tokenizer, data.texts, max_length)
         self.labels = data.labels
         self.lengths = [len(row["input_ids"]) for row in self.rows]
+        self.most = COUNTED * max_length
         full = [place for place, length in enumerate(self.lengths) if length == max_length]
         if full:
-            whole = Tokeniser(tokenizer, ANY_LENGTH)([data.texts[place] for place in full])
+            whole = Tokeniser(tokenizer, self.most)([data.texts[place] for place in full])
             for place, length in zip(full, whole.lengths.tolist(), strict=True):
                 self.lengths[place] = length
         self.truncated = sum(length > max_length for length in self.lengths)

@@ -84,6 +84,14 @@ def test_thresholds_by_hand(tuned: Path, threshold: Any) -> None:
     Classifier.load(tuned)(TEXTS, exit_threshold=0.4)
 
 
+def test_a_record_that_somebody_else_wrote(tuned: Path) -> None:
+    change_json(tuned / "config.json", tuned_for={"by": "hand"})
+    assert Classifier.load(tuned).model.config.tuned_for == {"by": "hand"}
+    change_json(tuned / "config.json", tuned_for="by hand")
+    with pytest.raises(ValueError, match=r"config\.json cannot be used: its tuned_for, 'by hand', is of another type"):
+        Classifier.load(tuned)
+
+
 def test_commands_warn_in_a_line_and_tune_records_anew(tuned: Path, run: Command) -> None:
     scale("classifier.weight", 1.1)(tuned)
     with warnings.catch_warnings():

@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 from mp_model import Classifier
 from mp_model.command_line import app
 from mp_model.data.tables import TableError
+from mp_model.data.tokens import Tokeniser
 from mp_model.training import fit, folder, load_task
 from mp_model.training.folder import claimed
 from mp_model.training.identity import changes, checkpoint_identity
@@ -381,6 +382,28 @@ def test_labels_that_are_never_given(checkpoint: Path, tmp_path: Path) -> None:
     said = "labels that validation texts have and the model gave to none: 'rare'"
     assert said in done.stderr
     assert json.loads(done.stdout)["notes"][-1] == said
+
+
+@situation(
+    "file", "a text of megabytes, in fit", "its tokens are counted up to 16 times the longest text; 8 MB take a moment"
+)
+def test_a_very_long_text_among_those_to_learn_from(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table, seen = write_rows(tmp_path / "train.tsv", 50, 0), []
+    append(table, f"yes\t{'rate a ' * 1_200_000}\n")
+    tokenise = Tokeniser.__call__
+
+    def watched(self: Tokeniser, texts: Any) -> Any:
+        seen.extend(len(self.cut(text)) for text in texts)
+        return tokenise(self, texts)
+
+    monkeypatch.setattr(Tokeniser, "__call__", watched)
+    done = command(table, checkpoint, tmp_path / "fit")
+    assert done.exit_code == 0, done.exception
+    assert "1,024 or more" in done.stderr
+    assert "longer than 64, cut 1" in " ".join(done.stderr.split())
+    assert max(seen) < 20_000
 
 
 def test_the_table_of_the_texts_comes_first(checkpoint: Path, tmp_path: Path) -> None:
