@@ -8,7 +8,7 @@ TORCH_DIR = $(shell $(BIN)/python -c "import pathlib, torch; print(pathlib.Path(
 CMAKE = $(BIN)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DMP_TORCH_DIR=$(TORCH_DIR)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format sanitize simt-sanitize native kernels kernels-all nvcc cuda lowest newest arm reliability benchmark gpu paper clean
+.PHONY: help demo test lint format sanitize simt-sanitize native kernels kernels-all nvcc cuda lowest newest arm reliability benchmark peers gpu paper clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -106,6 +106,16 @@ reliability: $(READY) ## write docs/reliability.md from the tests' situations
 benchmark: $(READY) ## measure, and write the figures to docs/performance.md
 	$(BIN)/python -m pytest benchmarks --benchmark-only --figures benchmarks/figures.json
 	$(BIN)/python benchmarks/report.py
+
+# Under constraints, so that no peer changes what the tests run with. torchao has a folder of its own, since transformers imports
+# it, and prints, wherever it finds it. More is measured with OPTIONS="--threads 1,2 --batches 1,8,32,128".
+PEERS = $(shell sed -nE 's/^peers = \[(.*)\]/\1/p' pyproject.toml | tr -d '",')
+peers: $(READY) ## measure other engines beside ours on a CPU, and write docs/peers.md; goes on where it was
+	for package in $(PEERS); do $(BIN)/python -c "import importlib.util, sys; sys.exit(not importlib.util.find_spec('$$package'))" || \
+		$(BIN)/python -m pip install --quiet -c constraints.txt $$package || echo "$$package is not measured: it cannot be installed"; done
+	test -d .venv/torchao/torchao || $(BIN)/python -m pip install --quiet --no-deps --target .venv/torchao torchao || \
+		echo "torchao is not measured: it cannot be installed"
+	PYTHONPATH=benchmarks $(BIN)/python -m peers $(OPTIONS)
 
 # On a lent machine without .venv: a python3 that has torch.
 gpu: ## measure everything on a GPU, in three parts of ten minutes; without one, try all that needs none
