@@ -72,7 +72,7 @@ def processors_of(device: torch.device) -> int:
 
 # Queries in a block, maximum number of keys, and warps. The tensor cores of sm_100 take 64 queries in one instruction.
 _ONE_PASS = {
-    "sm_100": ((64, 64, 4), (64, 128, 8), (64, 256, 8), (32, 512, 16)),
+    "sm_100": ((64, 64, 4), (64, 128, 8), (32, 256, 8), (32, 512, 16)),
     "others": ((32, 128, 4), (32, 256, 8), (32, 512, 16)),
 }
 # For narrow heads the compiler keeps keys and values in registers as well, so the scores must take fewer of them, and for
@@ -115,8 +115,10 @@ def backward(architecture: str, width: int, itemsize: int) -> tuple[Tile, Tile]:
     """Tiles of the backward kernels, the queries' and the keys', smaller because they hold five blocks at once."""
     if itemsize > 2 and width > 64:
         return Tile(16, 16, 4) if architecture == "gfx942" else Tile(16, 32, 8), Tile(16, 16, 4)
-    if itemsize > 2:
-        tile = Tile(16, 32, 4) if width > 16 else Tile(16, 16, 4)
+    if width <= 16:
+        tile = Tile(16, 16, 4) if itemsize > 2 else Tile(32, 16, 4)
+    elif itemsize > 2:
+        tile = Tile(16, 32, 4)
     else:
         tile = Tile(64, 32, 4) if width == 64 else Tile(32, 32, 4)
     return tile, tile
@@ -127,7 +129,7 @@ ROWS = Tile(1, 1024, 4)
 # Rows of a sample are added block by block, so that several loads are in flight.
 MEANS = Tile(16, 128, 4)
 # One program walks over all rows of a usual batch, block by block, with many warps, as nothing else runs beside it.
-COMPACTION = Tile(1, 4096, 16)
+COMPACTION = Tile(1, 2048, 16)
 ONE_PROGRAM_ROWS = 32768
 # Every row of a sample is compared with every other, block by block.
 RANKING = Tile(1, 64, 4)
