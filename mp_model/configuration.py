@@ -77,6 +77,10 @@ class PyramidBertConfig(BertConfig):
         self.resolved_exit_threshold()
         if self.untrained_exits is not None and not _are_numbers(self.untrained_exits):
             raise TypeError(f"untrained_exits must be a list of layer numbers or None; got {self.untrained_exits!r}")
+        if not isinstance(self.tuned_for, dict | None):
+            raise TypeError(
+                f"tuned_for must be a record that `magic-pyramid tune` wrote, or None; got {self.tuned_for!r}"
+            )
         if self.prune_thresholds is not None and self.top_k is not None:
             raise ValueError("prune_thresholds and top_k are two ways to prune; set one of them to None")
         if self.precision not in ("float", "int8"):

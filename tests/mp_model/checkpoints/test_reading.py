@@ -84,10 +84,13 @@ def test_a_pickle_with_code(run: Command, folder: Path, tmp_path: Path, command:
     assert not mark.exists()
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "list", "module"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "junk", "zeros", "text", "list", "module"])
 def test_a_pickle_that_is_no_mapping_of_tensors(folder: Path, damage: str) -> None:
     model = classifier()
     path = pickled(folder, {"list": [1, 2], "module": model}.get(damage, model.state_dict()))
+    junk = {"junk": b"junk", "zeros": bytes(1000), "text": b"<html>not found</html>"}
+    if damage in junk:
+        path.write_bytes(junk[damage])
     if damage in ("cut", "empty"):
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2 if damage == "cut" else 0])
     with pytest.raises(ValueError, match=f"{path} is cut short, or a pickle that holds more than tensors"):
