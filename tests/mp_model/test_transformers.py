@@ -27,6 +27,7 @@ from transformers import (
 
 from mp_model import PyramidBert, PyramidBertConfig, PyramidBertForSequenceClassification, PyramidOutput
 from support import tiny
+from support.checkpoints import change_json
 from support.situations import situation
 
 BATCH = tiny.samples()
@@ -190,6 +191,7 @@ def test_labels_set_the_problem_type_as_for_bert(
     stock: BertForSequenceClassification, tmp_path: Path, asked: dict
 ) -> None:
     stock.save_pretrained(tmp_path)
+    change_json(tmp_path / "config.json", problem_type=None)  # set where other tests gave it labels
     several = torch.rand(len(BATCH), 3, generator=torch.Generator().manual_seed(0)).round()
     for labels, task in ((several, "multi_label_classification"), (LABELS, "single_label_classification")):
         model = PyramidBertForSequenceClassification.from_pretrained(tmp_path)
