@@ -277,7 +277,8 @@ class PyramidBertForSequenceClassification(PyramidBertPreTrainedModel):
         pooler = self.bert.pooler
         assert pooler is not None
         modules = (pooler, pooler.dense, pooler.activation, self.dropout, self.classifier)
-        if self.num_labels < 2 or why_modules_now(first.device) or why_modules(modules, FINAL_HEAD_TYPES):
+        as_modules = is_traced() or why_modules_now(first.device) or why_modules(modules, FINAL_HEAD_TYPES)
+        if self.num_labels < 2 or as_modules:
             return self.classifier(self.dropout(pooler(first.unsqueeze(1))))
         dense, classifier = pooler.dense, self.classifier
         return mp_kernels.exit_head(first, dense.weight, dense.bias, classifier.weight, classifier.bias, 0.0)[0]
