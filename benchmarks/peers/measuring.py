@@ -66,19 +66,27 @@ def ready(
 ) -> tuple[dict[str, Loaded], dict[str, dict[str, Any]]]:
     """The ways that can be measured, after a first batch of each size, and the figures of those that cannot."""
 
-    def warmed(way: Way) -> Loaded:
-        loaded = make(way)
+    def answer(loaded: Loaded) -> Loaded:
         for batch in warm:
             loaded.classify(batch)
         return loaded
 
-    found, out = {}, {}
-    for way in (ways()[name] for name in names):
-        loaded, reason = attempt(way, lambda way=way: warmed(way))
+    found: dict[str, Loaded] = {}
+    out: dict[str, dict[str, Any]] = {}
+
+    def keep(way: Way, action: Callable[[], Loaded]) -> None:
+        loaded, reason = attempt(way, action)
         if loaded is None:
+            found.pop(way.name, None)
             out[way.name] = reason
         else:
             found[way.name] = loaded
+
+    # All are loaded before any answers: a class of models that comes later would have compiled ones compiled again.
+    for way in (ways()[name] for name in names):
+        keep(way, lambda way=way: make(way))
+    for way in (ways()[name] for name in list(found)):
+        keep(way, lambda way=way: answer(found[way.name]))
     return found, out
 
 
