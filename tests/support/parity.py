@@ -36,6 +36,11 @@ def _cases() -> dict[str, tuple[Callable, list[torch.Tensor]]]:
     stays, (some, others) = torch.arange(len(LENGTHS)) % 2 == 1, torch.randint(0, total, (2, 40))
     head = [torch.randn(shape) for shape in ((9, 37), (20, 37), (20,), (3, 20), (3,))]
 
+    x, product = torch.randn(9, 37), torch.randint(-9999, 9999, (9, 37), dtype=torch.int32)
+    rows, nine = torch.randint(-127, 128, (9, 37), dtype=torch.int8), torch.tensor([8, 0, 3, 3, 1, 2, 4, 5, 6])
+    scaled = (product, torch.rand(9) / 100, torch.rand(37) / 100, torch.randn(37))
+    norm = (torch.randn(9, 37), torch.randn(37), torch.randn(37), 1e-2, nine)
+
     def fields(kept) -> list:
         return [kept.index, kept.cu_seqlens, kept.max_seqlen, kept.samples]
 
@@ -69,6 +74,11 @@ def _cases() -> dict[str, tuple[Callable, list[torch.Tensor]]]:
             [torch.randn(total, 37), torch.randn(total, 37), torch.randn(37), torch.randn(37)],
         ),
         "bias_gelu": (lambda m, *xs: m.bias_gelu(*xs), [torch.randn(9, 37), torch.randn(37)]),
+        "quantize_rows": (lambda m: m.quantize_rows(x, nine), []),
+        "dequantize_rows": (lambda m: m.dequantize_rows(rows, scaled[1], nine), []),
+        "dequantize": (lambda m: m.dequantize(*scaled), []),
+        "dequantize_gelu": (lambda m: m.dequantize_gelu(*scaled), []),
+        "dequantize_add_layer_norm": (lambda m: m.dequantize_add_layer_norm(*scaled, *norm), []),
         "normalized_entropy": (lambda m, x: m.normalized_entropy(x), [torch.randn(9, 5)]),
         "exit_head": (lambda m: m.exit_head(*head, 0.8), []),
         "pack": (lambda m, x: m.pack(x, mask).values, [torch.randn(4, 9, 3)]),
