@@ -128,8 +128,9 @@ def backward(architecture: str, width: int, itemsize: int) -> tuple[Tile, Tile]:
 ROWS = Tile(1, 1024, 4)
 # Rows of a sample are added block by block, so that several loads are in flight.
 MEANS = Tile(16, 128, 4)
-# One program walks over all rows of a usual batch, block by block, with many warps, as nothing else runs beside it.
-COMPACTION = Tile(1, 2048, 16)
+# One program walks over all rows of a usual batch, block by block. With more warps, or blocks of other sizes, one compiler
+# or another spills.
+COMPACTION = Tile(1, 4096, 8)
 ONE_PROGRAM_ROWS = 32768
 # Every row of a sample is compared with every other, block by block.
 RANKING = Tile(1, 64, 4)
