@@ -1,4 +1,4 @@
-"""Every operator has a kernel for CUDA tensors, whether or not this machine has a device."""
+"""Every operator but those for CPUs has a kernel for CUDA tensors, whether or not this machine has a device."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 
 import torch
 
-from mp_kernels import schemas
+from mp_kernels import backends
 
 from .document import Sheet
 
@@ -18,7 +18,7 @@ def without_kernel() -> list[str]:
         lines = torch._C._dispatch_dump(f"mp_kernels::{name}").splitlines()
         return any(line.startswith("CUDA:") for line in lines)
 
-    return [name for name in schemas.SCHEMAS if not has(name)]
+    return [name for name in backends.IN_TRITON if not has(name)]
 
 
 def main() -> None:
@@ -26,7 +26,7 @@ def main() -> None:
     absent = without_kernel()
     if absent:
         sys.exit(f"no kernel for CUDA tensors: {', '.join(absent)}")
-    Sheet.of_this_process().keep("operators", list(schemas.SCHEMAS))
+    Sheet.of_this_process().keep("operators", list(backends.IN_TRITON))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
+PATIENCE = 0.5  # seconds for the item in the making, once nobody wants any more
 
 
 class ReadAhead(Generic[Item]):
@@ -25,7 +26,8 @@ class ReadAhead(Generic[Item]):
         self._ended = self._closed = False
         self._error: BaseException | None = None
         # A daemon, since a source may wait for a person who never types another line.
-        threading.Thread(target=self._run, args=(source,), name="read-ahead", daemon=True).start()
+        self._thread = threading.Thread(target=self._run, args=(source,), name="read-ahead", daemon=True)
+        self._thread.start()
 
     def _run(self, source: Iterable[Item]) -> None:
         try:
@@ -66,7 +68,12 @@ class ReadAhead(Generic[Item]):
             yield items
 
     def close(self) -> None:
-        """Lets the thread end with the item that it is making, and everybody who waits for one find none."""
+        """Lets the thread end with the item that it is making, and everybody who waits for one find none.
+
+        It waits a little for that: a thread that is still in a library when Python ends may take the process down.
+        """
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+        if self._thread is not threading.current_thread():
+            self._thread.join(PATIENCE)

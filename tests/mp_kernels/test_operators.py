@@ -244,9 +244,9 @@ class OnCuda:
         return self.x.tolist()
 
 
-def test_reads_by_the_host_are_traced_for_a_gpu(fresh_compiler: None, monkeypatch: pytest.MonkeyPatch) -> None:
+@torch._dynamo.config.patch(capture_scalar_outputs=True)
+def test_reads_by_the_host_are_traced_for_a_gpu(fresh_compiler: None) -> None:
     """The graph reads the values itself; events and pinned memory have no place in it."""
-    monkeypatch.setattr(torch._dynamo.config, "capture_scalar_outputs", True)
 
     def sum_of_read(x: torch.Tensor) -> torch.Tensor:
         return torch.zeros(()) + sum(read_by_host(OnCuda(x)))
