@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import sys
 from typing import Any
 
 import torch
@@ -14,9 +13,9 @@ import mp_kernels
 import workload
 
 from .agreement import ALLOWED
-from .comparing import compare, draws
+from .comparing import compare, draws, run_all
 from .document import Sheet
-from .plan import DTYPES, OURS
+from .plan import OURS
 
 HEADS, HEAD_DIM = 12, 64
 ROWS = 16384
@@ -98,13 +97,5 @@ def run(sheet: Sheet, name_of_dtype: str) -> bool:
     return all(fine)
 
 
-def main() -> None:
-    """Keeps the figures of all dtypes."""
-    sheet = Sheet.of_this_process()
-    fine = [run(sheet, dtype) for dtype in DTYPES]
-    sys.exit(not all(fine))
-
-
 if __name__ == "__main__":
-    with torch.inference_mode():
-        main()
+    run_all(run)

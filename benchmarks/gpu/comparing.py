@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from .agreement import demand, figure_or_refusal
 from .clocks import device_work, graph_microseconds
 from .document import Sheet
-from .plan import OURS
+from .plan import DTYPES, OURS
 
 BEYOND_THE_CACHE = 256 * 2**20  # bytes that the inputs of all repetitions take together, several times the L2
 MOST_COPIES = 64
@@ -100,3 +101,11 @@ def draws(sheet: Sheet, dtype: torch.dtype) -> tuple[torch.device, Callable[...,
     device = torch.device("cpu" if sheet.dry else "cuda")
     generator = torch.Generator(device).manual_seed(0)
     return device, lambda *shape: torch.randn(*shape, generator=generator, device=device).to(dtype)
+
+
+def run_all(run: Callable[[Sheet, str], bool]) -> None:
+    """Keeps the figures of all dtypes by a function that does so for one; ends the program with 1 unless all is well."""
+    sheet = Sheet.of_this_process()
+    with torch.inference_mode():
+        fine = [run(sheet, dtype) for dtype in DTYPES]
+    sys.exit(not all(fine))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,9 +14,9 @@ import mp_kernels
 from mp_kernels import extension, reference
 
 from .agreement import ALLOWED
-from .comparing import Way, compare, draws
+from .comparing import Way, compare, draws, run_all
 from .document import Sheet
-from .plan import DTYPES, OURS
+from .plan import OURS
 
 HIDDEN, WIDE, LABELS = 768, 3072, 4
 TOKENS = 55  # of a text
@@ -127,13 +126,5 @@ def run(sheet: Sheet, name_of_dtype: str) -> bool:
     return all(fine)
 
 
-def main() -> None:
-    """Keeps the figures of all dtypes."""
-    sheet = Sheet.of_this_process()
-    fine = [run(sheet, dtype) for dtype in DTYPES]
-    sys.exit(not all(fine))
-
-
 if __name__ == "__main__":
-    with torch.inference_mode():
-        main()
+    run_all(run)

@@ -81,7 +81,7 @@ def to_int8(model: Any) -> None:
 
     model: a :class:`mp_model.PyramidBert`, or a model that holds one as ``bert``; its weights are float32.
     """
-    if model.config.precision == "int8" and isinstance(model.get_input_embeddings(), Int8Embedding):
+    if isinstance(model.get_input_embeddings(), Int8Embedding):
         return
     encoder = getattr(model, "bert", model)
     embeddings = encoder.embeddings

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +24,7 @@ SIZES = (
 
 
 def read_config(checkpoint: str | Path, **settings: Any) -> PyramidBertConfig:
-    """The configuration of a checkpoint, a folder or a name on a hub.
+    """The configuration of a checkpoint, a folder or a name on a hub; code that it names is not run, which a warning says.
 
     Args:
         checkpoint: the folder or the name.
@@ -40,6 +41,12 @@ def read_config(checkpoint: str | Path, **settings: Any) -> PyramidBertConfig:
         with _without_words_of_the_hub():
             config = PyramidBertConfig.from_pretrained(checkpoint)
         _check_bert(config)
+        if getattr(config, "auto_map", None):
+            del config.auto_map
+            warnings.warn(
+                f"{path} names code of the checkpoint's own (auto_map), which is not run: the model is built as BERT",
+                stacklevel=2,
+            )
     except StrictDataclassError as error:
         raise ValueError(f"{path} cannot be used: {_what_does_not_fit(error, path)}") from error
     except (TypeError, ValueError) as error:

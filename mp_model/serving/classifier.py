@@ -118,16 +118,14 @@ class Classifier:
         folder = Path(folder)
         if not (folder / "config.json").is_file():
             raise ValueError(f"a saved model is a folder with config.json; got {folder}")
+        _check_device(device)
         chosen = choose_precision(precision, read_config(folder), device)
         if threads:
             torch.set_num_threads(threads)
         model = read_classifier(folder, dtype=chosen.dtype).model
         if chosen.name == "int8":
             to_int8(model)
-        try:
-            model.to(torch.device(device))  # type: ignore[arg-type]  # transformers' decorator hides self
-        except (RuntimeError, AssertionError) as error:  # from PyTorch, for a device that it does not know or have
-            raise ValueError(f"device {device!r} cannot be used here: {error}") from error
+        model.to(torch.device(device))  # type: ignore[arg-type]  # transformers' decorator hides self
         classifier = cls(model, load_tokenizer(folder), cache)
         classifier.precision = chosen
         warn_where_it_no_longer_holds(classifier.model, classifier.tokenise.max_length)
@@ -443,3 +441,12 @@ def checked(texts: Iterable[Any]) -> Iterator[Text]:
             )
         pairs = isinstance(text, tuple)
         yield text
+
+
+def _check_device(device: str) -> None:
+    """Raises ValueError for a device that PyTorch does not know, or that is not here."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        there = ["cpu", *([str(torch.accelerator.current_accelerator())] if torch.accelerator.is_available() else [])]
+        raise ValueError(f"device {device!r} cannot be used here: PyTorch finds {' and '.join(there)}") from error

@@ -75,3 +75,23 @@ def test_no_command_takes_the_answer_from_the_texts(
     assert ended.value.code == 2
     assert "wants to run code of its own" in capsys.readouterr().err
     assert not mark.exists()
+
+
+@situation(
+    "checkpoint",
+    "a configuration that names code of its own",
+    "a line says that it is not run; the model is built as BERT, and saved without the name",
+)
+def test_a_configuration_with_code_is_built_as_bert(tmp_path: Path, mark: Path) -> None:
+    model = tiny.classifier(vocab_size=len(wordpiece.VOCABULARY))
+    model.save_pretrained(tmp_path / "model")
+    wordpiece.tokenizer().save_pretrained(tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"auto_map": {"AutoModel": "hostile.Hostile"}}))
+    (tmp_path / "model" / "hostile.py").write_text(SCRIPT.format(mark=str(mark)))
+    with pytest.warns(UserWarning, match=r"names code of the checkpoint's own \(auto_map\), which is not run"):
+        classifier = Classifier.load(tmp_path / "model")
+    assert not mark.exists()
+    assert classifier(["the rate"])[0].label.startswith("LABEL_")
+    classifier.model.save_pretrained(tmp_path / "again")
+    assert "auto_map" not in json.loads((tmp_path / "again" / "config.json").read_text())

@@ -11,6 +11,7 @@ import torch
 
 from mp_model import Classifier
 from mp_model.checkpoints import precisions
+from mp_model.checkpoints.configurations import read_config
 from mp_model.checkpoints.tuned_for import TunedForOtherWarning, record_of
 from support import tiny, wordpiece
 from support.situations import situation
@@ -101,7 +102,7 @@ def test_precisions_that_there_are_not(folder: Path) -> None:
     ):
         Classifier.load(folder, "int4")
     with pytest.raises(ValueError, match="'int8' is refused: int8 is computed on CPUs alone"):
-        Classifier.load(folder, "int8", device="cuda")
+        precisions.choose_precision("int8", read_config(folder), "cuda")
 
 
 def test_answers_in_int8_do_not_depend_on_companions(folder: Path) -> None:

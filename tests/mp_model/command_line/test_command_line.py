@@ -207,7 +207,7 @@ def test_standard_input_that_is_not_utf8(magic_pyramid: Command, folder: Path) -
     [
         (["--exit-threshold", 2], "exit_threshold must lie in [0, 1]"),
         (["--exit-threshold", "low"], "--exit-threshold must be numbers with commas between them; got 'low'"),
-        (["--device", "abacus"], "device 'abacus' cannot be used here: "),
+        (["--device", "abacus"], "device 'abacus' cannot be used here: PyTorch finds cpu"),
         (["--format", "csv"], "standard input: a stream is read as txt or jsonl; got 'csv'"),
     ],
 )

@@ -313,8 +313,9 @@ def test_a_saved_folder(classifier: Classifier, tmp_path: Path) -> None:
     assert_same(Classifier.load(tmp_path)(TEXTS), classifier(TEXTS))
     with pytest.raises(ValueError, match="precision must be"):
         Classifier.load(tmp_path, precision="float8")
-    with pytest.raises(ValueError, match="cannot be used here"):
-        Classifier.load(tmp_path, device="abacus")
+    for precision in ("auto", "int8"):
+        with pytest.raises(ValueError, match="'abacus' cannot be used here: PyTorch finds cpu"):
+            Classifier.load(tmp_path, precision, device="abacus")
     with pytest.raises(ValueError, match=r"a folder with config\.json"):
         Classifier.load(tmp_path / "nothing")
 
