@@ -362,55 +362,21 @@ Tensor normalized_entropy(const Tensor& logits) {
 
 // ---- heads ----
 
-Tensor dense(const char* op, const Tensor& x, const Tensor& weight, const Tensor& bias, bool tanh) {
+Tensor ordered_linear(const Tensor& x, const Tensor& weight, const Tensor& bias) {
+  const char* op = "ordered_linear";
   require(x.dim() == 2 && weight.dim() == 2 && weight.size(1) == x.size(1) && bias.numel() == weight.size(0), op,
-          ": features, weight and bias must be [batch, features], [outputs, features] and [outputs]; got ", shape_of(x),
-          ", ", shape_of(weight), " and ", shape_of(bias));
+          ": x, weight and bias must be [rows, features], [outputs, features] and [outputs]; got ", shape_of(x), ", ",
+          shape_of(weight), " and ", shape_of(bias));
   require(weight.scalar_type() == x.scalar_type() && bias.scalar_type() == x.scalar_type(), op,
-          ": features, weights and biases must have the same dtype");
+          ": x, weight and bias must have the same dtype");
   const Tensor source = torch::stable::contiguous(x), weights = torch::stable::contiguous(weight);
   const Tensor biases = torch::stable::contiguous(bias);
   Tensor result = torch::stable::new_empty(source, {x.size(0), weight.size(0)});
-  const mp::Dense layer{floating_dtype(op, "features", x),
-                        source.data_ptr(),
-                        weights.data_ptr(),
-                        biases.data_ptr(),
-                        result.data_ptr(),
-                        x.size(0),
-                        x.size(1),
-                        weight.size(0),
-                        tanh};
+  const mp::Dense layer{floating_dtype(op, "x", x), source.data_ptr(), weights.data_ptr(), biases.data_ptr(),
+                        result.data_ptr(),          x.size(0),         x.size(1),          weight.size(0)};
   torch::stable::parallel_for(0, layer.outputs, rows_per_thread(layer.features * 4),
                               [&](int64_t begin, int64_t end) { mp::kernels().dense(layer, begin, end); });
   return result;
-}
-
-std::tuple<Tensor, Tensor, Tensor> exit_head(const Tensor& features, const Tensor& dense_weight,
-                                             const Tensor& dense_bias, const Tensor& weight, const Tensor& bias,
-                                             std::optional<Tensor> thresholds, double threshold) {
-  const char* op = "exit_head";
-  const Tensor logits = dense(op, dense(op, features, dense_weight, dense_bias, true), weight, bias, false);
-  const Tensor uncertainty = normalized_entropy(logits);
-  const int64_t batch = logits.size(0);
-  Tensor stays = torch::stable::new_empty(logits, {batch}, ScalarType::Bool);
-  const float* u = uncertainty.const_data_ptr<float>();
-  bool* out = stays.mutable_data_ptr<bool>();
-  if (!thresholds) {
-    for (int64_t b = 0; b < batch; ++b) out[b] = !(u[b] <= static_cast<float>(threshold));
-    return {logits, uncertainty, stays};
-  }
-  require(thresholds->dim() == 1 && thresholds->size(0) == batch, op, ": thresholds must be [batch], ", batch, "; got ",
-          shape_of(*thresholds));
-  const Tensor own = torch::stable::contiguous(*thresholds);
-  if (own.scalar_type() == ScalarType::Double) {
-    for (int64_t b = 0; b < batch; ++b) out[b] = !(u[b] <= own.const_data_ptr<double>()[b]);
-  } else {
-    mp::with_type(floating_dtype(op, "thresholds", own), [&](auto t) {
-      const auto* limits = static_cast<const decltype(t)*>(own.data_ptr());
-      for (int64_t b = 0; b < batch; ++b) out[b] = !(u[b] <= mp::to_float(limits[b]));
-    });
-  }
-  return {logits, uncertainty, stays};
 }
 
 }  // namespace
@@ -427,7 +393,7 @@ STABLE_TORCH_LIBRARY_IMPL(mp_kernels, CPU, m) {
   m.impl("add_layer_norm", TORCH_BOX(&add_layer_norm));
   m.impl("bias_gelu", TORCH_BOX(&bias_gelu));
   m.impl("normalized_entropy", TORCH_BOX(&normalized_entropy));
-  m.impl("exit_head", TORCH_BOX(&exit_head));
+  m.impl("ordered_linear", TORCH_BOX(&ordered_linear));
 }
 
 // For mp_kernels/extension.py: name of build i of those that this processor can run, best first (null after the last),

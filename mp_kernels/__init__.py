@@ -20,7 +20,7 @@ from .functional import (
     top_k_tokens,
     unpack,
 )
-from .int8 import dequantize, dequantize_add_layer_norm, dequantize_gelu, dequantize_rows, quantize_rows
+from .int8 import dequantize, dequantize_add_layer_norm, dequantize_gelu, dequantize_rows, ordered_linear, quantize_rows
 from .ragged import Kept, Ragged
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "dequantize_rows",
     "exit_head",
     "normalized_entropy",
+    "ordered_linear",
     "pack",
     "prune_tokens",
     "quantize_rows",

@@ -17,8 +17,11 @@ from . import extension
 from .schemas import SCHEMAS, library
 
 COMPILED_FOR_CUDA = ("ragged_gather", "ragged_gather_backward")
-# Steps around int8 products have no Triton kernels.
-FOR_CPUS = ("quantize_rows", "dequantize_rows", "dequantize", "dequantize_gelu", "dequantize_add_layer_norm")
+# The steps of int8 models have no Triton kernels.
+FOR_CPUS = (
+    *("ordered_linear", "quantize_rows", "dequantize_rows"),
+    *("dequantize", "dequantize_gelu", "dequantize_add_layer_norm"),
+)
 IN_TRITON = tuple(name for name in SCHEMAS if name not in FOR_CPUS)
 
 

@@ -1,4 +1,4 @@
-"""The public functions around products of int8 matrices.
+"""The public functions of int8 models: the steps around products of int8 matrices, and the layers of heads.
 
 A float32 matrix becomes int8 rows with a scale a row, so that no row depends on its companions; the weights of a linear
 layer are rows too, one an output. ``torch._int_mm(rows, weight_rows.t())`` multiplies them exactly, and these functions
@@ -13,6 +13,31 @@ from .checks import check_tensor, describe
 
 _ops = torch.ops.mp_kernels
 _FLOAT32, _INT8, _INT32, _INT64 = (torch.float32,), (torch.int8,), (torch.int32,), (torch.int64,)
+
+
+def ordered_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """A linear layer whose every output is added up in one order, so that no row depends on its companions, bit by bit.
+
+    torch's own product chooses its order by the number of rows, and is faster for many.
+
+    Args:
+        x: float32 ``[rows, features]``.
+        weight, bias: float32 ``[outputs, features]`` and ``[outputs]``.
+
+    Returns:
+        float32 ``[rows, outputs]``.
+
+    Raises:
+        TypeError, ValueError: a wrong dtype, device or shape.
+        RuntimeError: a gradient is asked for.
+    """
+    check_tensor("x", x, 2, _FLOAT32, x)
+    check_tensor("weight", weight, 2, _FLOAT32, x)
+    _check_vector("bias", bias, weight.shape[0], x)
+    if weight.shape[1] != x.shape[1]:
+        raise ValueError(f"x and weight must have the same features; got {describe(x)} and {describe(weight)}")
+    _refuse_gradient(x, weight, bias)
+    return _ops.ordered_linear(x, weight, bias)
 
 
 def quantize_rows(x: torch.Tensor, index: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:

@@ -244,6 +244,11 @@ def head_logits(
     return F.linear(torch.tanh(F.linear(features, dense_weight, dense_bias)), weight, bias)
 
 
+def ordered_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """Definition of :func:`mp_kernels.ordered_linear`."""
+    return F.linear(x, weight, bias)
+
+
 def exit_head(
     features: torch.Tensor,
     dense_weight: torch.Tensor,

@@ -45,6 +45,7 @@ SCHEMAS = {
     "add_layer_norm": "(Tensor x, Tensor? x_index, Tensor residual, Tensor? index, Tensor weight, Tensor bias, "
     "float eps) -> Tensor",
     "bias_gelu": "(Tensor x, Tensor? bias) -> Tensor",
+    "ordered_linear": "(Tensor x, Tensor weight, Tensor bias) -> Tensor",
     "quantize_rows": "(Tensor x, Tensor? index) -> (Tensor rows, Tensor scales)",
     "dequantize_rows": "(Tensor rows, Tensor scales, Tensor? index) -> Tensor",
     "dequantize": "(Tensor product, Tensor row_scales, Tensor column_scales, Tensor? bias) -> Tensor",
@@ -174,6 +175,11 @@ def add_layer_norm(
 @_implements
 def bias_gelu(x: Tensor, bias: Tensor | None) -> Tensor:
     return reference.bias_gelu(x, bias)
+
+
+@_implements
+def ordered_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return reference.ordered_linear(x, weight, bias)
 
 
 @_implements

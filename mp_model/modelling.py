@@ -23,7 +23,6 @@ from mp_kernels.memory import keep_freed_memory
 
 from . import backbones, engine
 from .backbones import PackedInputs
-from .backbones.forms import why_modules, why_modules_now
 from .backbones.int8 import to_int8
 from .configuration import ONE_LABEL, SEVERAL_LABELS, VALUES, PyramidBertConfig
 from .engine import Pyramid
@@ -235,9 +234,6 @@ class PyramidBert(PyramidBertPreTrainedModel):
         return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=pooled, **outputs)
 
 
-FINAL_HEAD_TYPES = frozenset({BertPooler, nn.Linear, nn.Tanh, nn.Dropout})
-
-
 class PyramidBertForSequenceClassification(PyramidBertPreTrainedModel):
     """A BERT classifier whose tokens are pruned and whose samples exit, for real.
 
@@ -258,6 +254,8 @@ class PyramidBertForSequenceClassification(PyramidBertPreTrainedModel):
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(config.hidden_size, self.num_labels)
         self.exits = make_exit_heads(config)
+        if config.precision == "int8":
+            to_int8(self)
         # In training nobody exits, so that several devices would wait for gradients of the heads in vain.
         self._ddp_params_and_buffers_to_ignore = [f"exits.{name}" for name, _ in self.exits.named_parameters()]
         self.post_init()
@@ -274,14 +272,8 @@ class PyramidBertForSequenceClassification(PyramidBertPreTrainedModel):
 
     def final_head(self, first: Tensor) -> Tensor:
         """The model's own head: logits ``[batch, labels]`` from layer L's [CLS] ``[batch, hidden]``."""
-        pooler = self.bert.pooler
-        assert pooler is not None
-        modules = (pooler, pooler.dense, pooler.activation, self.dropout, self.classifier)
-        as_modules = is_traced() or why_modules_now(first.device) or why_modules(modules, FINAL_HEAD_TYPES)
-        if self.num_labels < 2 or as_modules:
-            return self.classifier(self.dropout(pooler(first.unsqueeze(1))))
-        dense, classifier = pooler.dense, self.classifier
-        return mp_kernels.exit_head(first, dense.weight, dense.bias, classifier.weight, classifier.bias, 0.0)[0]
+        assert self.bert.pooler is not None
+        return self.classifier(self.dropout(self.bert.pooler(first.unsqueeze(1))))
 
     def pyramid(
         self,

@@ -10,11 +10,6 @@
 
 namespace mp::MP_ISA {
 
-// Good to 2e-7: tanh x = 1 - 2 / (e^2x + 1). NaN stays NaN.
-inline Vec tanh(Vec x) {
-  return 1.0f - 2.0f / (exp(2.0f * x) + 1.0f);
-}
-
 // Sums of kRows rows with kOutputs outputs, in registers.
 template <int kRows, int kOutputs, typename T>
 inline void dense_tile(const Dense& d, const T* x, const T* weight, int64_t row, int64_t output) {
@@ -56,11 +51,6 @@ inline void dense_outputs(const Dense& d, int64_t begin, int64_t end) {
     int64_t output = begin;
     for (; output + 2 <= end; output += 2) dense_rows<2, T>(d, row, last, output);
     if (output < end) dense_rows<1, T>(d, row, last, output);
-  }
-  if (!d.tanh) return;
-  for (int64_t row = 0; row < d.rows; ++row) {
-    T* out = static_cast<T*>(d.out) + row * d.outputs;
-    for (int64_t i = begin; i < end; i += kWidth) store_some(out + i, tanh(load_some(out + i, end - i)), end - i);
   }
 }
 

@@ -76,7 +76,7 @@ struct LayerNorm {
   float eps;
 };
 
-// A dense layer: out[row, output] = x[row] . weight[output] + bias[output], or its tanh.
+// A linear layer: out[row, output] = x[row] . weight[output] + bias[output].
 struct Dense {
   Dtype dtype;
   const void* x;       // [rows, features]
@@ -84,7 +84,6 @@ struct Dense {
   const void* bias;    // [outputs]
   void* out;           // [rows, outputs]
   int64_t rows, features, outputs;
-  bool tanh;
 };
 
 // Rows of int8 [rows, width], each with a scale: a value is its integer times the scale of its row.

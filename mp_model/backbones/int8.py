@@ -73,23 +73,44 @@ def _constant(x: Tensor) -> nn.Parameter:
     return nn.Parameter(x, requires_grad=False)
 
 
+class OrderedLinear(nn.Linear):
+    """A float linear layer of few rows, whose results do not depend on a row's companions either."""
+
+    @classmethod
+    def of(cls, linear: nn.Linear) -> OrderedLinear:
+        """The layer with the same weights."""
+        layer = cls(linear.in_features, linear.out_features, device="meta")
+        layer.weight, layer.bias = linear.weight, linear.bias
+        return layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: float32 ``[rows, in]``; returns ``[rows, out]``."""
+        return mp_kernels.ordered_linear(x, self.weight, self.bias)
+
+
 def to_int8(model: Any) -> None:
     """Puts int8 layers in the place of a model's float ones: word embeddings, and the linear layers of every layer.
 
-    Heads, LayerNorms, positions and token types stay as they are; nothing of the model can be trained any more. The
-    configuration says so, and a model that is saved is loaded in the same form. A model that is int8 stays as it is.
+    Heads keep their weights, and add up in one order; LayerNorms, positions and token types stay as they are. Nothing of
+    the model can be trained any more. The configuration says so, and a model that is saved is loaded in the same form. What
+    is int8 stays as it is.
 
     model: a :class:`mp_model.PyramidBert`, or a model that holds one as ``bert``; its weights are float32.
     """
-    if isinstance(model.get_input_embeddings(), Int8Embedding):
-        return
     encoder = getattr(model, "bert", model)
-    embeddings = encoder.embeddings
-    embeddings.word_embeddings = Int8Embedding.of(embeddings.word_embeddings).train(embeddings.training)
+    words = encoder.embeddings.word_embeddings
+    if isinstance(words, nn.Embedding):
+        encoder.embeddings.word_embeddings = Int8Embedding.of(words).train(words.training)
     for layer in encoder.layers:
-        for part in list(layer.modules()):
-            for name, child in part.named_children():
-                if isinstance(child, nn.Linear):
-                    setattr(part, name, Int8Linear.of(child).train(child.training))
+        _replace_linears(layer, Int8Linear)
+    _replace_linears(model, OrderedLinear)
     model.requires_grad_(False)
     model.config.precision = "int8"
+
+
+def _replace_linears(module: nn.Module, kind: type[Int8Linear | OrderedLinear]) -> None:
+    """Puts layers of a kind in the place of the plain linear layers of a module."""
+    for part in list(module.modules()):
+        for name, child in part.named_children():
+            if type(child) is nn.Linear:
+                setattr(part, name, kind.of(child).train(child.training))

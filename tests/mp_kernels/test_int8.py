@@ -141,6 +141,18 @@ def test_threads_change_nothing() -> None:
         torch.set_num_threads(threads)
 
 
+@pytest.mark.parametrize("features", [1, 7, 16, 33, 768])
+@pytest.mark.parametrize(("rows", "outputs"), [(0, 3), (1, 1), (5, 4), (18, 9), (37, 20)])
+def test_ordered_linear(rows: int, outputs: int, features: int) -> None:
+    """Near the exact result, and every row the same alone as among others."""
+    x, weight, bias = torch.randn(rows, features), torch.randn(outputs, features) / features**0.5, torch.randn(outputs)
+    got = mp_kernels.ordered_linear(x, weight, bias)
+    exact = reference.ordered_linear(x.double(), weight.double(), bias.double())
+    torch.testing.assert_close(got.double(), exact, atol=1e-5, rtol=0)
+    for row, alone in zip(got, x, strict=True):
+        assert_same_bits(mp_kernels.ordered_linear(alone[None], weight, bias)[0], row)
+
+
 VECTOR = torch.ones(5)
 BAD: list[tuple[Callable, tuple, type[Exception], str]] = [
     (mp_kernels.quantize_rows, (torch.ones(3, 5).double(),), TypeError, "x must be float32"),

@@ -121,6 +121,7 @@ SAMPLES: dict[str, Callable[[], list[tuple]]] = {
         (grown(3, 5), torch.tensor([2, 2]), grown(9, 5), torch.tensor([0, 8]), grown(5), grown(5), 1e-5),
     ],
     "bias_gelu": lambda: [(grown(4, 5), grown(5)), (grown(4, 5), None)],
+    "ordered_linear": lambda: [(torch.randn(4, 7), torch.randn(5, 7), torch.randn(5))],
     "quantize_rows": lambda: [(torch.randn(4, 5), None), (torch.randn(4, 5), torch.tensor([3, 1]))],
     "dequantize_rows": lambda: [
         (int8(4, 5), torch.rand(4), None),

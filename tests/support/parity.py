@@ -74,6 +74,7 @@ def _cases() -> dict[str, tuple[Callable, list[torch.Tensor]]]:
             [torch.randn(total, 37), torch.randn(total, 37), torch.randn(37), torch.randn(37)],
         ),
         "bias_gelu": (lambda m, *xs: m.bias_gelu(*xs), [torch.randn(9, 37), torch.randn(37)]),
+        "ordered_linear": (lambda m: m.ordered_linear(*head[:3]), []),
         "quantize_rows": (lambda m: m.quantize_rows(x, nine), []),
         "dequantize_rows": (lambda m: m.dequantize_rows(rows, scaled[1], nine), []),
         "dequantize": (lambda m: m.dequantize(*scaled), []),
