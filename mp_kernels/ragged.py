@@ -18,6 +18,8 @@ class Ragged:
         index: int64 ``[total]``, each row's place in the padded batch seen as ``[batch * width, ...]``; None if the
             batch did not come from a padded one.
         width: width of that padded batch, or None.
+        positions: int32 ``[total]``, the place that each row's token has in its text, rising within a sample; None where
+            nobody asks for it.
     """
 
     values: torch.Tensor
@@ -25,6 +27,7 @@ class Ragged:
     max_seqlen: int
     index: torch.Tensor | None = None
     width: int | None = None
+    positions: torch.Tensor | None = None
 
     @property
     def batch_size(self) -> int:

@@ -1,4 +1,4 @@
-"""BERT classifiers that prune tokens and let samples exit: configuration, models, engine, command line.
+"""Classifiers that prune tokens and let samples exit: configuration, models, engine, command line.
 
 The models are imported on first use, so that the command line answers at once.
 """
@@ -7,10 +7,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .registration import (
+    from .families import (
         PyramidBert,
         PyramidBertConfig,
         PyramidBertForSequenceClassification,
+        PyramidConfig,
+        PyramidForSequenceClassification,
+        PyramidModel,
         PyramidOutput,
     )
     from .serving.classifier import Answer, Classifier
@@ -21,15 +24,21 @@ __all__ = [
     "PyramidBert",
     "PyramidBertConfig",
     "PyramidBertForSequenceClassification",
+    "PyramidConfig",
+    "PyramidForSequenceClassification",
+    "PyramidModel",
     "PyramidOutput",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = ".serving.classifier" if name in ("Answer", "Classifier") else ".registration"
-    return getattr(import_module(home, __name__), name)
+    if name in ("Answer", "Classifier"):
+        return getattr(import_module(".serving.classifier", __name__), name)
+    if name.startswith("Pyramid"):  # also those of the other backbones, such as PyramidRobertaModel
+        families = import_module(".registration", __name__).families
+        if hasattr(families, name):
+            return getattr(families, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -1,14 +1,17 @@
-"""Configuration of a pyramid: BERT's own, and where tokens are pruned and samples exit."""
+"""Configuration of a pyramid: its backbone's own, and where tokens are pruned and samples exit."""
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from huggingface_hub.dataclasses import strict
-from transformers import BertConfig
+from transformers import PreTrainedConfig
 
+from .backbones import BACKBONES, Backbone, backbone_of
+from .backbones.table import PREFIX
 from .exits import EXIT_HEADS
 
 NEVER = "never"  # the exit threshold that closes all exits for a call
@@ -17,9 +20,11 @@ SEVERAL_LABELS: Final = "multi_label_classification"
 VALUES: Final = "regression"
 
 
-@strict
-class PyramidBertConfig(BertConfig):
-    """Configuration of :class:`PyramidBert`; takes BERT's arguments and these.
+class PyramidConfig(PreTrainedConfig):
+    """Settings of a pyramid, beside those of its backbone.
+
+    Each backbone has a class of its own that takes both, such as ``PyramidBertConfig``; this one finds it by the type that
+    a checkpoint states: ``PyramidConfig.from_pretrained(checkpoint)``.
 
     Args:
         prune_thresholds: one threshold a layer: a token survives layer ``l`` iff its importance is at least
@@ -39,9 +44,12 @@ class PyramidBertConfig(BertConfig):
             weights for, and it is saved with the model; whoever trains heads takes them out again. None: all are trained.
         tuned_for: the record of what ``exit_threshold`` was tuned for (:mod:`mp_model.checkpoints.tuned_for`); None: nobody
             tuned it.
+
+    Attributes:
+        backbone: the kind of encoder.
     """
 
-    model_type = "pyramid_bert"
+    backbone: ClassVar[Backbone]
 
     prune_thresholds: Any = None
     top_k: Any = None
@@ -88,6 +96,11 @@ class PyramidBertConfig(BertConfig):
         normalizer = self.importance_normalizer
         if normalizer not in ("alive", "input") and not (_is_number(normalizer) and 0 < normalizer < math.inf):
             raise ValueError(f"importance_normalizer must be 'alive', 'input' or a positive number; got {normalizer!r}")
+
+    @property
+    def positions(self) -> int:
+        """Number of tokens that a text may have."""
+        return self.max_position_embeddings - self.backbone.first_position(self)
 
     @property
     def label_names(self) -> list[str]:
@@ -185,17 +198,63 @@ class PyramidBertConfig(BertConfig):
             raise ValueError(why)
 
     @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *arguments: Any, **settings: Any) -> Any:
+        if cls is PyramidConfig:
+            found, _ = cls.get_config_dict(pretrained_model_name_or_path, **settings)
+            own: Any = config_class(backbone_of(found.get("model_type")))
+            return own.from_pretrained(pretrained_model_name_or_path, *arguments, **settings)
+        return super().from_pretrained(pretrained_model_name_or_path, *arguments, **settings)
+
+    @classmethod
     def get_config_dict(
         cls, pretrained_model_name_or_path: Any, **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         found, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        model_type = found.get("model_type", "bert")
-        if found and model_type not in ("bert", cls.model_type):
+        if not found or cls is PyramidConfig:
+            return found, kwargs
+        try:
+            stated = backbone_of(found.get("model_type"))
+        except ValueError as error:
+            raise ValueError(f"{pretrained_model_name_or_path}: {error}") from None
+        if stated is not cls.backbone:
             raise ValueError(
-                f"{pretrained_model_name_or_path} holds a model of type {model_type!r}; a pyramid is built from a BERT "
-                f"checkpoint (type 'bert' or {cls.model_type!r})"
+                f"{pretrained_model_name_or_path} holds a model of type {found['model_type']!r}, and this class is for "
+                f"{cls.backbone.model_type!r}; PyramidForSequenceClassification and PyramidModel take both"
             )
         return {**found, "model_type": cls.model_type}, kwargs
+
+
+@functools.cache
+def config_class(backbone: Backbone) -> type[PyramidConfig]:
+    """The configuration of pyramids on a backbone: ``Pyramid...Config``."""
+    made: Any = type(
+        f"Pyramid{backbone.name}Config",
+        (PyramidConfig, backbone.config),
+        {
+            "__module__": __name__,
+            "__doc__": f"Settings of a pyramid on {backbone.model_type}; see :class:`PyramidConfig`.",
+            "model_type": PREFIX + backbone.model_type,
+            "attribute_map": {**backbone.config.attribute_map, **backbone.settings},
+            "backbone": backbone,
+        },
+    )
+    return strict(made)
+
+
+# Under their own names, by which they are found again where they were pickled.
+globals().update({made.__name__: made for made in map(config_class, BACKBONES.values())})
+
+
+def as_pyramid(config: PreTrainedConfig) -> PyramidConfig:
+    """A pyramid's configuration: the given one, or a stock one with nothing pruned and the usual exits.
+
+    Raises:
+        ValueError: a configuration of no backbone that there is.
+    """
+    if isinstance(config, PyramidConfig):
+        return config
+    settings = {name: value for name, value in config.to_dict().items() if name != "model_type"}
+    return config_class(backbone_of(config.model_type))(**settings)
 
 
 def _label_names(given: Any) -> dict[int, str]:

@@ -18,7 +18,7 @@ import mp_kernels
 from mp_kernels import Kept, Ragged
 
 from .backbones import Block, KeysValues, PackedInputs, block_of, first_rows
-from .exits import EXIT_HEADS, Exits, LayerStates
+from .exits import EXIT_HEADS, Exits, LayerStates, as_they_are
 from .flops import Step
 from .inputs import concatenate_inputs, concatenate_starts
 from .pruning import Pruning
@@ -44,7 +44,9 @@ class Pyramid:
         layers: L layers of a backbone.
         pruning: the rule by which each layer prunes.
         exits: the open exits; None: everybody goes to layer L.
-        final_head: logits ``[batch, labels]`` from layer L's [CLS] ``[batch, hidden]``.
+        final_head: logits ``[batch, labels]`` from its features, ``[batch, hidden]`` (:meth:`final_features`).
+        read: the backbone's form of states between layers for those who read them.
+        last_reads_all: whether the final head reads the mean of all tokens of layer L, and not [CLS] alone.
     """
 
     embed: Callable[[PackedInputs], Ragged]
@@ -52,6 +54,27 @@ class Pyramid:
     pruning: Pruning
     exits: Exits | None
     final_head: Callable[[Tensor], Tensor]
+    read: Callable[[Tensor], Tensor] = as_they_are
+    last_reads_all: bool = False
+
+    def block(self, number: int, device: torch.device) -> Block:
+        """Layer ``number`` (from 1) in the form that applies to it just now on rows of a device."""
+        return block_of(self.layers[number - 1], device)
+
+    def states(self, first: Tensor, entering: Ragged, output: Ragged | None = None) -> LayerStates:
+        """The states of a layer, for an exit head."""
+        return LayerStates(first, entering, output, self.read)
+
+    def final_features(self, output: Ragged) -> Tensor:
+        """The features of the final head, ``[batch, hidden]``, from layer L's output."""
+        if self.last_reads_all:
+            return mp_kernels.ragged_mean(self.read(output.values), output.cu_seqlens)
+        return self.read(first_tokens(output))
+
+    def last_layer(self, batch: Ragged) -> Tensor:
+        """The features of the final head, ``[batch, hidden]``, from the tokens that enter layer L."""
+        block = self.block(len(self.layers), batch.values.device)
+        return self.final_features(block.whole(batch)[0]) if self.last_reads_all else self.read(block.first(batch))
 
 
 @dataclass
@@ -132,6 +155,7 @@ class Alive:
             torch.cat([part.batch.values for part in parts]),
             concatenate_starts([part.batch.cu_seqlens for part in parts], [part.tokens for part in parts]),
             max(part.batch.max_seqlen for part in parts),
+            positions=_cat_all([part.batch.positions for part in parts]),
         )
         return Alive(
             batch,
@@ -152,10 +176,11 @@ class Alive:
         assert kept.samples is not None
         if kept.samples.shape[0] == len(self):
             return self, None
+        positions = None if self.batch.positions is None else self.batch.positions[kept.index]
         values, *rows = mp_kernels.ragged_gather(_there(self.batch.values, self.rows), kept.index)
         per_sample = _there(self.samples, self.input_lengths, self.thresholds)
         samples, input_lengths, *thresholds = mp_kernels.ragged_gather(per_sample, kept.samples)
-        batch = Ragged(values, kept.cu_seqlens, kept.max_seqlen)
+        batch = Ragged(values, kept.cu_seqlens, kept.max_seqlen, positions=positions)
         own = thresholds[0] if thresholds else None
         return Alive(batch, samples, input_lengths, own, rows[0] if rows else None), kept
 
@@ -216,7 +241,7 @@ def run_embeddings(pyramid: Pyramid, arrived: Arrived) -> StepResult:
     step = Step(0, "embedded", False, alive.samples, batch.cu_seqlens)
     if pyramid.exits is None or 0 not in pyramid.exits:
         return StepResult(None, alive, step)
-    states = LayerStates(first_tokens(batch), batch, batch)
+    states = pyramid.states(first_tokens(batch), batch, batch)
     decided, stays = _decide(pyramid.exits, 0, states, alive)
     staying, _ = alive.stay(stays)
     return StepResult(decided, staying if len(staying) else None, replace(step, decided=True))
@@ -228,16 +253,16 @@ def run_layer(pyramid: Pyramid, number: int, alive: Alive) -> StepResult:
     An exit that reads nothing but [CLS] and the entering tokens is decided first where that pays
     (:func:`decides_first`): keys and values of all tokens, everything else of [CLS] only; the rest of the layer is
     computed for the samples that stay. Otherwise the whole layer is computed first; the answers are the same. In layer L
-    nothing but [CLS] matters.
+    nothing but [CLS] matters, unless the final head reads all tokens.
     """
-    block = block_of(pyramid.layers[number - 1], alive.batch.values.device)
     exits = pyramid.exits
     entered = alive.batch.cu_seqlens
     if number == len(pyramid.layers):
-        first = block.first(alive.batch)
-        logits = pyramid.final_head(first).to(first.dtype)
+        features = pyramid.last_layer(alive.batch)
+        logits = pyramid.final_head(features).to(features.dtype)
         decided = Decided(number, alive.samples, logits, uncertainty_of(logits), None)
         return StepResult(decided, None, Step(number, "last", False, alive.samples, entered))
+    block = pyramid.block(number, alive.batch.values.device)
     if exits is None or number not in exits:
         output, kept = whole_layer(block, number, alive, pyramid.pruning)
         step = Step(number, "whole", False, alive.samples, entered, None if kept is None else kept.cu_seqlens)
@@ -257,7 +282,7 @@ def _decide(exits: Exits, number: int, states: LayerStates, alive: Alive) -> tup
 
 def _decided_first(pyramid: Pyramid, exits: Exits, block: Block, number: int, alive: Alive) -> StepResult:
     keys_values = block.keys_values(alive.batch)
-    states = LayerStates(block.first(alive.batch, keys_values), alive.batch)
+    states = pyramid.states(block.first(alive.batch, keys_values), alive.batch)
     decided, stays = _decide(exits, number, states, alive)
     staying, left = alive.stay(stays)
     places = None if left is None else left.samples
@@ -274,7 +299,7 @@ def _decided_first(pyramid: Pyramid, exits: Exits, block: Block, number: int, al
 
 def _decided_late(pyramid: Pyramid, exits: Exits, block: Block, number: int, alive: Alive) -> StepResult:
     output, kept = whole_layer(block, number, alive, pyramid.pruning)
-    states = LayerStates(first_tokens(output), alive.batch, output)
+    states = pyramid.states(first_tokens(output), alive.batch, output)
     decided, stays = _decide(exits, number, states, alive)
     survived = None if kept is None else kept.cu_seqlens
     step = Step(number, "whole", True, alive.samples, alive.batch.cu_seqlens, survived)
@@ -358,46 +383,43 @@ def climb(layers: Sequence[nn.Module], batch: Ragged, pruning: Pruning) -> Itera
         alive = alive.after(output, kept)
 
 
-def run_encoder(layers: Sequence[nn.Module], batch: Ragged, pruning: Pruning) -> tuple[Tensor, Tensor]:
-    """All layers for all samples: BERT as an encoder, with pruning.
+def run_encoder(layers: Sequence[nn.Module], batch: Ragged, pruning: Pruning) -> Tensor:
+    """All layers for all samples: an encoder, with pruning.
 
     Returns:
-        States ``[total, hidden]`` in the order of the batch as it came, of a pruned token the state with which it entered
-        the layer that pruned it; and [CLS] after the last layer, ``[batch, hidden]``.
+        States between layers ``[total, hidden]`` in the order of the batch as it came, of a pruned token the state with which
+        it entered the layer that pruned it.
     """
     settled = last = batch.values
     rows: Tensor | None = None  # places of the alive tokens in the batch as it came; None: all of them
-    first = first_tokens(batch)
     for layer in climb(layers, batch, pruning):
         if layer.kept is not None:
             entered = layer.entering.values
             settled = entered if rows is None else settled.index_copy(0, rows, entered)
             rows = layer.kept.index if rows is None else rows[layer.kept.index]
-        last, first = layer.output.values, first_tokens(layer.output)
-    return last if rows is None else settled.index_copy(0, rows, last), first
+        last = layer.output.values
+    return last if rows is None else settled.index_copy(0, rows, last)
 
 
-def run_layers(layers: Sequence[nn.Module], batch: Ragged, pruning: Pruning) -> list[Ragged]:
+def run_layers(pyramid: Pyramid, batch: Ragged) -> list[Ragged]:
     """The batch as it came and as every layer leaves it: L + 1 batches; nobody exits."""
-    return [batch, *(layer.output for layer in climb(layers, batch, pruning))]
+    return [batch, *(layer.output for layer in climb(pyramid.layers, batch, pyramid.pruning))]
 
 
-def run_features(layers: Sequence[nn.Module], batch: Ragged, pruning: Pruning, kind: str) -> list[Tensor]:
+def run_features(pyramid: Pyramid, batch: Ragged, kind: str) -> list[Tensor]:
     """The features of the exit heads at every layer, with nobody leaving.
 
     Args:
-        layers: L layers of a backbone.
+        pyramid: the classifier; its exits are not asked.
         batch: the embeddings' output, packed.
-        pruning: the rule by which each layer prunes.
         kind: kind of heads that can decide first, ``"cls"`` or ``"pooled"``.
 
     Returns:
-        L + 1 tensors: features ``[batch, features]`` at layers 0 to L - 1, and layer L's [CLS] ``[batch, hidden]``, which
-        the model's own head reads.
+        L + 1 tensors: features ``[batch, features]`` at layers 0 to L - 1, and those of the final head, ``[batch, hidden]``.
     """
     read: Callable[[LayerStates], Any] = EXIT_HEADS[kind].features
-    features = [read(LayerStates(first_tokens(batch), batch))]
-    for layer in climb(layers[:-1], batch, pruning):
-        features.append(read(LayerStates(first_tokens(layer.output), layer.entering)))
+    features = [read(pyramid.states(first_tokens(batch), batch))]
+    for layer in climb(pyramid.layers[:-1], batch, pyramid.pruning):
+        features.append(read(pyramid.states(first_tokens(layer.output), layer.entering)))
         batch = layer.output
-    return [*features, block_of(layers[-1], batch.values.device).first(batch)]
+    return [*features, pyramid.last_layer(batch)]

@@ -5,8 +5,8 @@ A kind of head answers for itself: what it reads, from which layer on it can sta
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -18,6 +18,11 @@ from mp_kernels import Ragged
 from .backbones.forms import first_rows, why_modules, why_modules_now
 
 
+def as_they_are(states: Tensor) -> Tensor:
+    """The states themselves."""
+    return states
+
+
 @dataclass
 class LayerStates:
     """The states that a head may read at a layer; at layer 0 all of them are the embeddings.
@@ -26,11 +31,13 @@ class LayerStates:
         first: ``[batch, hidden]``, the layer's output for [CLS].
         entering: the tokens that enter the layer.
         output: the layer's output for its survivors; None where the head decides before it is computed.
+        read: the backbone's form of states for those who read them.
     """
 
     first: Tensor
     entering: Ragged
     output: Ragged | None = None
+    read: Callable[[Tensor], Tensor] = as_they_are
 
 
 class ExitHead(nn.Module):
@@ -98,7 +105,7 @@ class ClsHead(TanhHead):
 
     @staticmethod
     def features(states: LayerStates) -> Tensor:
-        return states.first
+        return states.read(states.first)
 
 
 class PooledHead(TanhHead):
@@ -109,8 +116,8 @@ class PooledHead(TanhHead):
 
     @staticmethod
     def features(states: LayerStates) -> Tensor:
-        mean = mp_kernels.ragged_mean(states.entering.values, states.entering.cu_seqlens)
-        return torch.cat([states.first, mean], dim=1)
+        mean = mp_kernels.ragged_mean(states.read(states.entering.values), states.entering.cu_seqlens)
+        return torch.cat([states.read(states.first), mean], dim=1)
 
 
 PLAIN = frozenset({ClsHead, PooledHead, nn.Linear})
@@ -136,7 +143,7 @@ class FastBertHead(ExitHead):
     @staticmethod
     def features(states: LayerStates) -> Ragged:
         assert states.output is not None
-        return states.output
+        return replace(states.output, values=states.read(states.output.values))
 
     def forward(self, batch: Ragged) -> Tensor:
         """batch: the layer's output, ``values [total, hidden]``; returns logits ``[batch, labels]``."""

@@ -1,6 +1,6 @@
 """Counting work: 2 x multiply-accumulates, from the shapes alone.
 
-``n`` tokens enter a layer and ``m`` survive it; d is the hidden size, f the feed-forward size. No padding, LayerNorm or
+``n`` tokens enter a layer and ``m`` survive it; d is the hidden size, 2 d f the weights of a feed-forward. No padding, LayerNorm or
 embeddings are counted.
 """
 
@@ -42,11 +42,12 @@ def paper_flops(config: Any, tokens_per_layer: Tensor, input_lengths: Tensor, ex
     """int64 ``[batch]``: Magic Pyramid's (and LTP's) count, ``2 (2 d n^2 + 4 d^2 n + 2 d f m)`` a layer.
 
     Whole layers up to the exit, with all the tokens that entered in the exit's feed-forward; no heads. With f = 4 d this
-    is the paper's ``8 d^2 n_ffn``.
+    is the paper's ``8 d^2 n_ffn``. In a layer with windows a token reads at most those within one, whatever was pruned.
     """
-    d, f = config.hidden_size, config.intermediate_size
-    n = entering_tokens(tokens_per_layer, input_lengths)
-    per_layer = 2 * (2 * d * n * n + 4 * d * d * n + 2 * d * f * tokens_per_layer)
+    shape = Shape.of(config)
+    d, n = shape.hidden_size, entering_tokens(tokens_per_layer, input_lengths)
+    read = torch.stack([shape.read(n[:, layer], layer + 1) for layer in range(n.shape[1])], dim=1)
+    per_layer = 2 * (2 * d * n * read + 4 * d * d * n + shape.feed_forward_size * tokens_per_layer)
     return torch.where(_visited(exit_layer, n.shape[1]), per_layer, 0).sum(1)
 
 
@@ -62,27 +63,69 @@ def _visited(exit_layer: Tensor, layers: int) -> Tensor:
     return torch.arange(1, layers + 1, device=exit_layer.device) <= exit_layer.unsqueeze(1)
 
 
-# The parts of a layer, each for one sample of n entering and m surviving tokens.
+class Shape(NamedTuple):
+    """The settings of a model that work is counted from.
 
+    Attributes:
+        hidden_size, num_hidden_layers, num_labels, exit_head: as in its configuration.
+        feed_forward_size: weights of a layer's feed-forward.
+        windows: the distance at which tokens of each layer still see each other; None: any.
+        final_head_size: weights of the model's own head.
+        last_reads_all: whether that head reads all tokens of layer L.
+    """
 
-def _keys_values(config: Any, n: Tensor) -> Tensor:
-    return 4 * config.hidden_size**2 * n
+    hidden_size: int
+    num_hidden_layers: int
+    num_labels: int
+    exit_head: str
+    feed_forward_size: int
+    windows: tuple[int | None, ...]
+    final_head_size: int
+    last_reads_all: bool
 
+    @classmethod
+    def of(cls, config: Any) -> Shape:
+        """The shape of a pyramid's configuration; a shape itself stays as it is."""
+        if isinstance(config, cls):
+            return config
+        backbone = config.backbone
+        return cls(
+            config.hidden_size,
+            config.num_hidden_layers,
+            config.num_labels,
+            config.exit_head,
+            backbone.feed_forward_size(config),
+            tuple(backbone.windows(config)),
+            backbone.final_head_size(config),
+            backbone.last_reads_all(config),
+        )
 
-def _first_token(config: Any, n: Tensor) -> Tensor:
-    """Query, attention row, output projection and feed-forward of [CLS] alone."""
-    d, f = config.hidden_size, config.intermediate_size
-    return 2 * (2 * d * d + 2 * d * n + 2 * d * f)
+    def read(self, n: Tensor, layer: int) -> Tensor:
+        """The keys that a query of layer ``layer`` (from 1) reads at most, of n tokens that entered."""
+        window = self.windows[layer - 1]
+        return n if window is None else n.clamp(max=2 * window + 1)
 
+    # The parts of a layer, each for one sample of n entering and m surviving tokens.
 
-def _rest(config: Any, n: Tensor, m: Tensor) -> Tensor:
-    """Queries and attention of all tokens; output projection and feed-forward of the survivors."""
-    d, f = config.hidden_size, config.intermediate_size
-    return 2 * (d * d * n + 2 * d * n * n + (d * d + 2 * d * f) * m)
+    def keys_values(self, n: Tensor) -> Tensor:
+        return 4 * self.hidden_size**2 * n
 
+    def first_token(self, n: Tensor, layer: int) -> Tensor:
+        """Query, attention row, output projection and feed-forward of [CLS] alone."""
+        d, window = self.hidden_size, self.windows[layer - 1]
+        read = n if window is None else n.clamp(max=window + 1)
+        return 2 * (2 * d * d + 2 * d * read + self.feed_forward_size)
 
-def _final_head(config: Any) -> int:
-    return 2 * (config.hidden_size**2 + config.hidden_size * config.num_labels)
+    def rest(self, n: Tensor, m: Tensor, layer: int) -> Tensor:
+        """Queries and attention of all tokens; output projection and feed-forward of the survivors."""
+        d = self.hidden_size
+        return 2 * (d * d * n + 2 * d * n * self.read(n, layer) + (d * d + self.feed_forward_size) * m)
+
+    def last(self, n: Tensor) -> Tensor:
+        """Layer L and the model's own head."""
+        layer = self.num_hidden_layers
+        work = self.rest(n, n, layer) if self.last_reads_all else self.first_token(n, layer)
+        return self.keys_values(n) + work + 2 * self.final_head_size
 
 
 How = Literal["embedded", "whole", "decided first", "last", "masked"]
@@ -119,42 +162,31 @@ class Step:
 
     def flops(self, config: Any) -> Tensor:
         """int64 ``[batch]``, the matrix products that were executed for each sample, heads included."""
+        shape = Shape.of(config)
         n = self.tokens()
         m = n if self.survived is None else self.survived.diff().long()
-        head = EXIT_HEADS[config.exit_head]
+        head = EXIT_HEADS[shape.exit_head]
         if self.how == "embedded":
             work = torch.zeros_like(n)
         elif self.how == "last":
-            return _keys_values(config, n) + _first_token(config, n) + _final_head(config)
+            return shape.last(n)
         elif self.how == "masked":
+            # The masked form computes every column, far ones too, and masks them.
             n = torch.full_like(n, self.width)
-            work = _keys_values(config, n) + _rest(config, n, n)
-            return work + _final_head(config) if self.layer == config.num_hidden_layers else work
+            everywhere = shape._replace(windows=(None,) * shape.num_hidden_layers)
+            work = shape.keys_values(n) + everywhere.rest(n, n, self.layer)
+            return work + 2 * shape.final_head_size if self.layer == shape.num_hidden_layers else work
         elif self.how == "whole":
-            work = _keys_values(config, n) + _rest(config, n, m)
+            work = shape.keys_values(n) + shape.rest(n, m, self.layer)
         else:
-            work = _keys_values(config, n) + _first_token(config, n)
+            work = shape.keys_values(n) + shape.first_token(n, self.layer)
             if self.stayed is None:
-                work = work + _rest(config, n, m)
+                work = work + shape.rest(n, m, self.layer)
             else:
-                work = work.index_add(0, self.stayed, _rest(config, n[self.stayed], m))
+                work = work.index_add(0, self.stayed, shape.rest(n[self.stayed], m, self.layer))
         if self.decided:
-            work = work + head.flops(config, m if head.reads_survivors and self.layer else n)
+            work = work + head.flops(shape, m if head.reads_survivors and self.layer else n)
         return work
-
-
-class Shape(NamedTuple):
-    """The settings of a model that work is counted from, under the names of its configuration."""
-
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_labels: int
-    exit_head: str
-
-    @classmethod
-    def of(cls, config: Any) -> Shape:
-        return cls(*(getattr(config, name) for name in cls._fields))
 
 
 class Work:
@@ -206,22 +238,24 @@ def executed_flops(
         exit_layer: int64 ``[batch]``.
         decided_layers: the exit layers that were open, 0 among them if it was.
     """
-    layers, head = config.num_hidden_layers, EXIT_HEADS[config.exit_head]
+    shape = Shape.of(config)
+    layers, head = shape.num_hidden_layers, EXIT_HEADS[shape.exit_head]
     entering = entering_tokens(survivors, input_lengths)
     work = torch.zeros_like(input_lengths)
     if 0 in decided_layers:
-        work = work + head.flops(config, input_lengths)
+        work = work + head.flops(shape, input_lengths)
     for layer in range(1, layers + 1):
         n, m = entering[:, layer - 1], survivors[:, layer - 1]
         decided, stays = layer in decided_layers, exit_layer > layer
+        rest = shape.rest(n, m, layer)
         if layer == layers:
-            cost = _keys_values(config, n) + _first_token(config, n) + _final_head(config)
+            cost = shape.last(n)
         elif not decided:
-            cost = _keys_values(config, n) + _rest(config, n, m)
+            cost = shape.keys_values(n) + rest
         elif head.reads_survivors:
-            cost = _keys_values(config, n) + _rest(config, n, m) + head.flops(config, m)
+            cost = shape.keys_values(n) + rest + head.flops(shape, m)
         else:
-            cost = _keys_values(config, n) + _first_token(config, n) + head.flops(config, n)
-            cost = cost + torch.where(stays, _rest(config, n, m), 0)
+            cost = shape.keys_values(n) + shape.first_token(n, layer) + head.flops(shape, n)
+            cost = cost + torch.where(stays, rest, 0)
         work = work + torch.where(exit_layer >= layer, cost, 0)
     return work

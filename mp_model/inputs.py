@@ -112,7 +112,13 @@ def padded_inputs(
     _check_shape("attention_mask", attention_mask, shape)
     keep = attention_mask != 0
     if position_ids is None:
-        position_ids = torch.arange(shape[1], device=device) - first_columns(keep).unsqueeze(1)
+        first = config.backbone.first_position(config)
+        position_ids = torch.arange(first, first + shape[1], device=device) - first_columns(keep).unsqueeze(1)
+    elif config.backbone.placed:
+        raise ValueError(
+            f"position_ids cannot be chosen for {config.backbone.model_type}, whose attention counts tokens itself; leave "
+            "them out"
+        )
     else:
         _check_shape("position_ids", position_ids, shape, (1, shape[1]))
         _check_integers("position_ids", position_ids)
@@ -150,7 +156,7 @@ def checked_values(config: Any, inputs: PaddedInputs) -> Extents:
     positions = Bounded("position_ids", inputs.positions, config.max_position_embeddings, "; truncate the text")
     others = []
     if inputs.token_types is not None:
-        others.append(Bounded("token_type_ids", inputs.token_types, config.type_vocab_size))
+        others.append(Bounded("token_type_ids", inputs.token_types, config.backbone.token_types(config)))
     if not inputs.words.is_floating_point():
         others.append(Bounded("input_ids", inputs.words, config.vocab_size, "; was it made by this model's tokenizer?"))
     return checked_extents(inputs.keep, positions, others)
@@ -208,10 +214,10 @@ def _checked_source(config: Any, dtype: torch.dtype, input_ids: Tensor | None, i
         isinstance(inputs_embeds, Tensor)
         and inputs_embeds.dtype == dtype
         and inputs_embeds.dim() == 3
-        and inputs_embeds.shape[2] == config.hidden_size
+        and inputs_embeds.shape[2] == config.backbone.embedded_width(config)
     )
     if not fits:
-        wanted = f"{str(dtype).removeprefix('torch.')} [batch, width, {config.hidden_size}]"
+        wanted = f"{str(dtype).removeprefix('torch.')} [batch, width, {config.backbone.embedded_width(config)}]"
         raise ValueError(f"inputs_embeds must be {wanted} like the model; got {_describe(inputs_embeds)}")
     return inputs_embeds
 
@@ -254,8 +260,8 @@ def pack_tokens(
         ValueError: a sample without a token or with more than the model's positions, an id or a type outside its range.
     """
     longest = int(lengths.max(initial=0))
-    if longest > config.max_position_embeddings:
-        raise ValueError(f"a text has {longest} tokens; the model has {config.max_position_embeddings} positions")
+    if longest > config.positions:
+        raise ValueError(f"a text has {longest} tokens; the model has {config.positions} positions")
     if lengths.min(initial=1) < 1:
         raise ValueError("a text has no token; every sample needs at least [CLS]")
     if ids.size and not 0 <= ids.min() <= ids.max() < config.vocab_size:
@@ -263,17 +269,19 @@ def pack_tokens(
         raise ValueError(
             f"input_ids must lie in 0..{config.vocab_size - 1}; got {wrong}; was it made by this model's tokenizer?"
         )
-    if types is not None and types.size and types.max() >= config.type_vocab_size:
+    kinds = config.backbone.token_types(config)
+    if types is not None and types.size and types.max() >= kinds:
         raise ValueError(
-            f"token_type_ids must lie in 0..{config.type_vocab_size - 1}; got {types.max()}; is the model for single texts?"
+            f"token_type_ids must lie in 0..{kinds - 1}; got {types.max()}; is the model for single texts?"
         )
     starts = np.zeros(lengths.shape[0] + 1, dtype=np.int32)
     np.cumsum(lengths, out=starts[1:])
-    positions = np.arange(ids.shape[0]) - np.repeat(starts[:-1], lengths)
+    first = config.backbone.first_position(config)
+    positions = np.arange(first, first + ids.shape[0]) - np.repeat(starts[:-1], lengths)
 
     def on_device(x: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(x)).to(device, non_blocking=True)
 
     words = Ragged(on_device(ids), on_device(starts), longest)
     token_types = on_device(np.zeros_like(ids) if types is None else types)
-    return PackedInputs(words, token_types, on_device(positions), longest)
+    return PackedInputs(words, token_types, on_device(positions), first + longest)

@@ -6,7 +6,7 @@ in which no size may depend on data (``torch.compile``, ``torch.export``, ``torc
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import mp_kernels
 from mp_kernels import reference
 
-from .backbones import MaskedBatch, embed_padded
+from .backbones import Backbone, MaskedBatch
 from .exits import Exits
 from .flops import Step
 from .inputs import PaddedInputs, first_columns
@@ -89,7 +89,7 @@ class MaskedRun:
 
     Attributes:
         states: L + 1 tensors ``[batch, width, hidden]``, the embeddings and each layer's states: of a pruned token the state
-            with which it entered the layer that pruned it, 0 at padding.
+            with which it entered the layer that pruned it, 0 at padding; the last in the form in which the backbone's are read.
         alive: L + 1 masks, bool ``[batch, width]``, the tokens that came and those that each layer leaves.
         attentions: L tensors ``[batch, heads, width, width]``, if they were wanted; 0 for pruned tokens and padding.
     """
@@ -102,6 +102,11 @@ class MaskedRun:
         """``[batch, hidden]``, each sample's [CLS] after the last layer."""
         first = first_columns(self.alive[0])
         return self.states[-1][torch.arange(first.shape[0], device=first.device), first]
+
+    def mean(self) -> Tensor:
+        """``[batch, hidden]``, the mean of the tokens that the last layer leaves."""
+        alive = self.alive[-1].unsqueeze(2)
+        return torch.where(alive, self.states[-1], 0).sum(1) / alive.sum(1)
 
     def outputs(self, wanted: Wanted) -> dict[str, Any]:
         """``hidden_states`` and ``attentions`` as a model returns them, where they are wanted."""
@@ -138,22 +143,22 @@ def uncertainty_of(logits: Tensor, labels: int) -> Tensor:
 
 
 def run_masked(
-    embeddings: nn.Module, layers: Sequence[nn.Module], inputs: PaddedInputs, pruning: Pruning, attentions: bool = False
+    backbone: Backbone, encoder: nn.Module, inputs: PaddedInputs, pruning: Pruning, attentions: bool = False
 ) -> MaskedRun:
     """Runs all layers for all columns of a padded batch; nobody exits.
 
     Args:
-        embeddings: a backbone's embeddings.
-        layers: its L layers, which are called as the modules that they are.
+        backbone: the encoder's kind.
+        encoder: the encoder, whose modules are called as they are.
         inputs: the batch.
         pruning: the rule by which each layer prunes.
         attentions: whether to keep the attention probabilities.
     """
     alive = inputs.keep
-    embedded = embed_padded(embeddings, *inputs.without_padding())
+    embedded = backbone.embed_padded(encoder, *inputs.without_padding())
     run = MaskedRun([embedded.masked_fill(~alive.unsqueeze(2), 0)], [alive])
     lengths = alive.sum(1)
-    for number, layer in enumerate(layers, 1):
+    for number, layer in enumerate(backbone.layers(encoder), 1):
         batch = MaskedBatch(alive, attentions)
 
         def survive(importance: Tensor, number: int = number, entering: Tensor = alive) -> None:
@@ -166,6 +171,7 @@ def run_masked(
         run.alive.append(alive)
         if batch.probabilities is not None:
             run.attentions.append(batch.probabilities)
+    run.states[-1] = backbone.read(encoder, run.states[-1]).masked_fill(~inputs.keep.unsqueeze(2), 0)
     return run
 
 

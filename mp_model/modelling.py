@@ -1,6 +1,6 @@
-"""The models: a drop-in BERT encoder that prunes, and a classifier whose samples also exit.
+"""The models: a drop-in encoder that prunes, and a classifier whose samples also exit, on any backbone.
 
-State-dict names are stock BERT's, since the modules are: any BERT checkpoint loads unchanged.
+State-dict names are stock's, since the modules are: any checkpoint of a backbone loads unchanged.
 """
 
 from __future__ import annotations
@@ -8,13 +8,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import BertConfig, PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.models.bert.modeling_bert import BertEmbeddings, BertPooler, BertPreTrainedModel
 from transformers.utils.generic import ModelOutput, can_return_tuple
 
 import mp_kernels
@@ -22,9 +21,9 @@ from mp_kernels import Ragged
 from mp_kernels.memory import keep_freed_memory
 
 from . import backbones, engine
-from .backbones import PackedInputs
+from .backbones import Backbone, PackedInputs
 from .backbones.int8 import to_int8
-from .configuration import ONE_LABEL, SEVERAL_LABELS, VALUES, PyramidBertConfig
+from .configuration import ONE_LABEL, SEVERAL_LABELS, VALUES, PyramidConfig, as_pyramid
 from .engine import Pyramid
 from .exits import Exits, make_exit_heads
 from .flops import Work
@@ -38,7 +37,7 @@ ExitThreshold = float | str | Sequence[float] | Tensor | None
 
 @dataclass
 class PyramidOutput(ModelOutput):
-    """Answers of :class:`PyramidBertForSequenceClassification`, one row a sample.
+    """Answers of :class:`PyramidForSequenceClassification`, one row a sample.
 
     As a tuple (``return_dict=False``, ``out[1]``) it is what stock BERT gives: the loss, logits, hidden states and
     attentions, as far as they are there.
@@ -53,7 +52,7 @@ class PyramidOutput(ModelOutput):
         uncertainty: float32 ``[batch]``, normalised entropy of the answer; NaN where not one label is chosen for a text.
         pruned_by: int64 ``[batch, width]``, where asked for: the layer that pruned each token, 0 for those that none did,
             -1 at padding.
-        hidden_states, attentions: where asked for, as those of :class:`PyramidBert`.
+        hidden_states, attentions: where asked for, as those of :class:`PyramidModel`.
     """
 
     loss: Tensor | None = None
@@ -97,27 +96,60 @@ class PyramidOutput(ModelOutput):
         return super().__getitem__(key)
 
 
-class PyramidBertPreTrainedModel(BertPreTrainedModel):
-    """Loading and saving, as for any BERT."""
+class PyramidPreTrainedModel(PreTrainedModel):
+    """Loading and saving, whatever the backbone.
 
-    config_class = PyramidBertConfig
-    config: PyramidBertConfig
-    base_model_prefix = "bert"
+    A backbone's own classes inherit from this one and from transformers' class of the same task, which makes the modules,
+    their names and their weights (:mod:`mp_model.families`).
+    """
+
+    backbone: ClassVar[Backbone]
+    kinds: ClassVar[dict[str, Any]]
+    """The classes of this task, by the type of their backbone."""
+    config: PyramidConfig
     _supports_flash_attn = False
     _supports_flex_attn = False
-    _no_split_modules = ["BertEmbeddings", "RaggedBertLayer"]  # noqa: RUF012
-    _keys_to_ignore_on_load_unexpected = [r"^cls\.", r"position_ids$"]  # noqa: RUF012
+
+    def __init_subclass__(cls, **settings: Any) -> None:
+        super().__init_subclass__(**settings)
+        if "backbone" in vars(cls):
+            cls.kinds[cls.backbone.model_type] = cls
 
     def __init__(self, config: PreTrainedConfig, *inputs: Any, **kwargs: Any) -> None:
-        super().__init__(_as_pyramid(config), *inputs, **kwargs)
-        self.config.check()
+        if not hasattr(type(self), "backbone"):
+            raise TypeError(f"{type(self).__name__} is for every backbone; make a model by from_pretrained or from_config")
+        config = as_pyramid(config)
+        if config.backbone is not self.backbone:
+            raise TypeError(f"config must be one for {self.backbone.model_type!r}; got {type(config).__name__}")
+        config.check()
+        self.backbone.check(config)
+        keep_freed_memory()
+        super().__init__(config, *inputs, **kwargs)
+
+    @classmethod
+    def from_config(cls, config: PreTrainedConfig, **settings: Any) -> Any:
+        """A model with random weights, of the backbone that a configuration is for, stock's or a pyramid's."""
+        config = as_pyramid(config)
+        return cls.kinds[config.backbone.model_type](config, **settings)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *arguments: Any, **settings: Any) -> Any:
+        """Loads a checkpoint of any backbone, stock's or a pyramid's, as transformers does."""
+        if hasattr(cls, "backbone"):
+            return super().from_pretrained(pretrained_model_name_or_path, *arguments, **settings)
+        config = settings.get("config")
+        if not isinstance(config, PreTrainedConfig):
+            where = pretrained_model_name_or_path if config is None else config
+            config = PyramidConfig.from_pretrained(where, **{k: v for k, v in settings.items() if k in OF_THE_HUB})
+        own = cls.kinds[as_pyramid(config).backbone.model_type]
+        return own.from_pretrained(pretrained_model_name_or_path, *arguments, **settings)
 
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:
         return True
 
     def _check_and_adjust_attn_implementation(self, attn_implementation: str | None, *args: Any, **kwargs: Any) -> str:
-        """The name of stock BERT's attention: either is followed, by attention of the pyramid's own."""
+        """The name of stock attention: either is followed, by attention of the pyramid's own."""
         if attn_implementation not in (None, "sdpa", "eager"):
             raise ValueError(
                 f'Specified `attn_implementation="{attn_implementation}"` is not supported: a pyramid has attention of its '
@@ -126,33 +158,33 @@ class PyramidBertPreTrainedModel(BertPreTrainedModel):
         return attn_implementation or "sdpa"
 
 
-class PyramidBert(PyramidBertPreTrainedModel):
-    """BERT's encoder on packed batches, with pruning: called like ``transformers.BertModel``."""
+# Arguments by which a checkpoint is found on a hub.
+OF_THE_HUB = "cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder"
 
-    def __init__(self, config: PreTrainedConfig, add_pooling_layer: bool = True) -> None:
-        super().__init__(config)
-        config = self.config
-        if config.is_decoder or config.add_cross_attention:
-            raise ValueError("a pyramid is an encoder; is_decoder and add_cross_attention must be False")
-        keep_freed_memory()
-        self.embeddings = BertEmbeddings(config)
-        self.encoder = backbones.RaggedBertEncoder(config)
-        self.pooler = BertPooler(config) if add_pooling_layer else None
-        if config.precision == "int8":
+
+class PyramidModel(PyramidPreTrainedModel):
+    """An encoder on packed batches, with pruning: called like transformers' encoder of the same backbone.
+
+    ``PyramidModel.from_pretrained(checkpoint)`` finds the backbone; BERT's own class is ``PyramidBert``.
+    """
+
+    kinds: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, config: PreTrainedConfig, **stock: Any) -> None:
+        super().__init__(config, **stock)
+        self.become_ragged()
+        if self.config.precision == "int8":
             to_int8(self)
-        self.post_init()
+
+    def become_ragged(self) -> None:
+        """Gives the modules that transformers made the classes that work on packed rows."""
+        self.backbone.make_ragged(self)
+        self._no_split_modules = set(type(self)._no_split_modules or ())
 
     @property
-    def layers(self) -> list[nn.Module]:
-        """The L layers."""
-        return list(self.encoder.layer)
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.embeddings.word_embeddings
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        assert isinstance(value, nn.Embedding)
-        self.embeddings.word_embeddings = value
+    def stack(self) -> list[nn.Module]:
+        """The L layers, in their order."""
+        return list(self.backbone.layers(self))
 
     def embed(self, *arguments: Any, **named: Any) -> Ragged:
         """The embeddings of the real tokens, ``values [total, hidden]``; takes the arguments of :meth:`pack`."""
@@ -175,17 +207,21 @@ class PyramidBert(PyramidBertPreTrainedModel):
 
     def padded(self, *arguments: Any, **named: Any) -> PaddedInputs:
         """The padded inputs, their shapes checked; takes the arguments of :meth:`pack`."""
-        return padded_inputs(self.config, self.embeddings.LayerNorm.weight.dtype, *arguments, **named)
+        return padded_inputs(self.config, self.backbone.dtype(self), *arguments, **named)
 
     def run_masked(self, inputs: PaddedInputs, pruning: Pruning, attentions: bool) -> MaskedRun:
         """Runs a padded batch as it is (:func:`mp_model.masked.run_masked`); its values are checked where there are any."""
         if not torch.compiler.is_compiling() and not is_traced():
             checked_values(self.config, inputs)
-        return run_masked(self.embeddings, self.layers, inputs, pruning, attentions)
+        return run_masked(self.backbone, self, inputs, pruning, attentions)
 
     def embed_packed(self, inputs: PackedInputs) -> Ragged:
         """Embeds inputs that are checked and packed: ``values [total, hidden]``."""
-        return backbones.embed(self.embeddings, inputs)
+        return self.backbone.embed(self, inputs)
+
+    def read(self, states: Tensor) -> Tensor:
+        """States between layers ``[..., hidden]`` in the form in which heads and callers read them."""
+        return self.backbone.read(self, states)
 
     @can_return_tuple
     def forward(
@@ -223,42 +259,49 @@ class PyramidBert(PyramidBertPreTrainedModel):
         wanted = Wanted.of(self.config, output_hidden_states, output_attentions)
         inputs = self.padded(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         outputs: dict[str, Any] = {}
-        if wanted.runs_masked(pruning, None, len(self.layers)):
+        layers = self.stack
+        if wanted.runs_masked(pruning, None, len(layers)):
             run = self.run_masked(inputs, pruning, wanted.attentions)
             states, first, outputs = run.states[-1], run.first(), run.outputs(wanted)
         else:
             batch = self.embed_packed(pack_inputs(self.config, inputs))
-            values, first = engine.run_encoder(self.layers, batch, pruning)
+            values = self.read(engine.run_encoder(layers, batch, pruning))
+            first = backbones.first_rows(values, batch)
             states = mp_kernels.unpack(Ragged(values, batch.cu_seqlens, batch.max_seqlen, batch.index, batch.width))
-        pooled = None if self.pooler is None else self.pooler(first.unsqueeze(1))
+        pooler = getattr(self, "pooler", None)
+        pooled = None if pooler is None else pooler(first.unsqueeze(1))
         return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=pooled, **outputs)
 
 
-class PyramidBertForSequenceClassification(PyramidBertPreTrainedModel):
-    """A BERT classifier whose tokens are pruned and whose samples exit, for real.
+class PyramidForSequenceClassification(PyramidPreTrainedModel):
+    """A classifier whose tokens are pruned and whose samples exit, for real.
 
-    In training mode nobody exits; tokens are pruned as in evaluation, and gradients flow. Dropout is BERT's, except that
-    ``attention_probs_dropout_prob`` is not applied: importance is the mean of the undisturbed probabilities.
+    ``PyramidForSequenceClassification.from_pretrained(checkpoint)`` finds the backbone; BERT's own class is
+    ``PyramidBertForSequenceClassification``. The encoder is ``base_model``, also under stock's name.
+
+    In training mode nobody exits; tokens are pruned as in evaluation, and gradients flow. Dropout is the backbone's, except
+    that attention probabilities have none: importance is the mean of the undisturbed probabilities.
     """
 
     # The loss is a mean over the batch it sees; Trainer must divide by its accumulation steps.
     accepts_loss_kwargs = False
+    kinds: ClassVar[dict[str, Any]] = {}
+    base_model: PyramidModel  # type: ignore[assignment]
     _has_warned = False
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config)
         config = self.config
         self.num_labels: int = config.num_labels  # type: ignore[assignment]  # derived from id2label, never None
-        self.bert = PyramidBert(config)
-        dropout = config.classifier_dropout if config.classifier_dropout is not None else config.hidden_dropout_prob
-        self.dropout = nn.Dropout(dropout)
-        self.classifier = nn.Linear(config.hidden_size, self.num_labels)
+        self.base_model.__class__ = PyramidModel.kinds[self.backbone.model_type]
+        self.base_model.become_ragged()
         self.exits = make_exit_heads(config)
+        self.post_init()
+        self._no_split_modules = set(type(self)._no_split_modules or ())
         if config.precision == "int8":
             to_int8(self)
         # In training nobody exits, so that several devices would wait for gradients of the heads in vain.
         self._ddp_params_and_buffers_to_ignore = [f"exits.{name}" for name, _ in self.exits.named_parameters()]
-        self.post_init()
 
     @classmethod
     def from_pretrained(cls, *arguments: Any, output_loading_info: bool = False, **settings: Any) -> Any:
@@ -270,10 +313,9 @@ class PyramidBertForSequenceClassification(PyramidBertPreTrainedModel):
         model.config.untrained_exits = sorted(layers.union(model.config.untrained_exits or ())) or None
         return found if output_loading_info else model
 
-    def final_head(self, first: Tensor) -> Tensor:
-        """The model's own head: logits ``[batch, labels]`` from layer L's [CLS] ``[batch, hidden]``."""
-        assert self.bert.pooler is not None
-        return self.classifier(self.dropout(self.bert.pooler(first.unsqueeze(1))))
+    def final_head(self, features: Tensor) -> Tensor:
+        """The model's own head: logits ``[batch, labels]`` from its features, ``[batch, hidden]``."""
+        return self.backbone.final_head(self, features)
 
     def pyramid(
         self,
@@ -285,7 +327,6 @@ class PyramidBertForSequenceClassification(PyramidBertPreTrainedModel):
         Raises:
             ValueError, TypeError: settings that cannot be followed.
         """
-        pruning = Pruning.of(self.config, prune_thresholds)
         thresholds = self.config.resolved_exit_threshold(exit_threshold)
         exits = None
         if thresholds is not None and not self.training:
@@ -293,7 +334,21 @@ class PyramidBertForSequenceClassification(PyramidBertPreTrainedModel):
             layers = self.config.resolved_exit_layers()
             heads: dict[int, Any] = {layer: self.exits[str(layer)] for layer in layers}
             exits = Exits(heads, dict(zip(layers, thresholds, strict=True)))
-        return Pyramid(self.bert.embed_packed, self.bert.layers, pruning, exits, self.final_head)
+        return self.with_pruning(Pruning.of(self.config, prune_thresholds), exits)
+
+    def with_pruning(self, pruning: Pruning, exits: Exits | None = None) -> Pyramid:
+        """The layers with a rule of pruning, and exits, if any are open."""
+        encoder = self.base_model
+        reads_all = self.backbone.last_reads_all(self.config)
+        return Pyramid(
+            encoder.embed_packed,
+            encoder.stack,
+            pruning.sparing_last() if reads_all else pruning,
+            exits,
+            self.final_head,
+            encoder.read,
+            reads_all,
+        )
 
     def _warn_of_untrained_exits(self) -> None:
         """Warns, once a model, where exits are used that nobody has trained."""
@@ -321,14 +376,14 @@ class PyramidBertForSequenceClassification(PyramidBertPreTrainedModel):
         """Classifies a padded batch.
 
         Args:
-            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds: as for :class:`PyramidBert`.
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds: as for :class:`PyramidModel`.
             labels: int64 ``[batch]``, or floats for several labels a text or values, as in BERT; adds the loss. Where
                 ``config.problem_type`` is None, they set it.
             exit_threshold: instead of ``config.exit_threshold``: a float, a list with one float an exit layer, a tensor
                 ``[batch]`` with one for each sample, or ``"never"``, which closes the exits for this call.
             prune_thresholds: L floats, instead of the configuration's ``prune_thresholds`` or ``top_k``.
             follow_tokens: whether to return ``pruned_by``.
-            output_attentions, output_hidden_states: as for :class:`PyramidBert`; the exits must be closed.
+            output_attentions, output_hidden_states: as for :class:`PyramidModel`; the exits must be closed.
 
         Raises:
             ValueError, TypeError: inputs or settings that cannot be followed; the message names the argument.
@@ -338,7 +393,7 @@ class PyramidBertForSequenceClassification(PyramidBertPreTrainedModel):
         own = isinstance(exit_threshold, Tensor) and not self.training
         pyramid = self.pyramid(prune_thresholds, 1.0 if isinstance(exit_threshold, Tensor) else exit_threshold)
         wanted = Wanted.of(self.config, output_hidden_states, output_attentions)
-        padded = self.bert.padded(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        padded = self.base_model.padded(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         if wanted.runs_masked(pyramid.pruning, pyramid.exits, len(pyramid.layers)):
             return self._classify_masked(padded, labels, pyramid, wanted, follow_tokens)
         return self._classify_packed(padded, labels, pyramid, exit_threshold if own else None, follow_tokens)
@@ -389,10 +444,10 @@ class PyramidBertForSequenceClassification(PyramidBertPreTrainedModel):
         self, padded: PaddedInputs, labels: Tensor | None, pyramid: Pyramid, wanted: Wanted, follow_tokens: bool
     ) -> PyramidOutput:
         """Answers by a run on the padded batch: everybody goes to layer L."""
-        run = self.bert.run_masked(padded, pyramid.pruning, wanted.attentions)
-        first = run.first()
-        logits = self.final_head(first).to(first.dtype)
-        exit_layer = torch.full_like(first[:, 0], len(pyramid.layers), dtype=torch.int64)
+        run = self.base_model.run_masked(padded, pyramid.pruning, wanted.attentions)
+        features = run.mean() if pyramid.last_reads_all else run.first()
+        logits = self.final_head(features).to(features.dtype)
+        exit_layer = torch.full_like(features[:, 0], len(pyramid.layers), dtype=torch.int64)
         output = PyramidOutput(
             loss=self._loss(labels, logits),
             logits=logits,
@@ -424,23 +479,13 @@ def thresholds_of_samples(exit_threshold: Tensor, batch_size: int, exit_layers: 
     return exit_threshold.unsqueeze(1).expand(-1, exit_layers)
 
 
-def _as_pyramid(config: PreTrainedConfig) -> PyramidBertConfig:
-    """A pyramid's configuration: the given one, or stock BERT's with nothing pruned and the usual exits."""
-    if isinstance(config, PyramidBertConfig):
-        return config
-    if type(config) is not BertConfig:
-        raise TypeError(f"config must be a PyramidBertConfig or a BertConfig; got {type(config).__name__}")
-    settings = {name: value for name, value in config.to_dict().items() if name != "model_type"}
-    return PyramidBertConfig(**settings)
-
-
-# Arguments of BertModel that a pyramid cannot follow; None or False asks for nothing.
+# Arguments of stock models that a pyramid cannot follow; None or False asks for nothing.
 UNSUPPORTED = "past_key_values", "encoder_hidden_states", "encoder_attention_mask", "head_mask", "cache_position"
 
 
 def _refuse_unsupported(kwargs: dict[str, Any]) -> None:
-    """Refuses what BertModel can be asked for and a pyramid cannot follow, instead of ignoring it."""
-    for name in ("use_cache", "num_items_in_batch"):  # BERT's encoder keeps no cache either, whatever it is asked
+    """Refuses what stock models can be asked for and a pyramid cannot follow, instead of ignoring it."""
+    for name in ("use_cache", "num_items_in_batch"):  # stock encoders keep no cache either, whatever it is asked
         kwargs.pop(name, None)
     for name in UNSUPPORTED:
         asked = kwargs.pop(name, None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 import mp_kernels
 from mp_kernels import Kept, Ragged
 
-from .configuration import PyramidBertConfig
+from .configuration import PyramidConfig
 
 
 @dataclass
@@ -21,7 +21,7 @@ class Pruning:
     Attributes:
         thresholds: L floats, or None.
         top_k: L ints or shares of the entering tokens, or None.
-        normalizer: the divisor of importance; see :class:`PyramidBertConfig`.
+        normalizer: the divisor of importance; see :class:`PyramidConfig`.
     """
 
     thresholds: list[float] | None
@@ -29,7 +29,7 @@ class Pruning:
     normalizer: str | int | float
 
     @classmethod
-    def of(cls, config: PyramidBertConfig, thresholds: Sequence[float] | None = None) -> Pruning:
+    def of(cls, config: PyramidConfig, thresholds: Sequence[float] | None = None) -> Pruning:
         """The configuration's rules, or the given thresholds instead of them.
 
         Raises:
@@ -38,6 +38,12 @@ class Pruning:
         if thresholds is not None:
             return cls(config.resolved_thresholds(thresholds), None, config.importance_normalizer)
         return cls(config.resolved_thresholds(), config.resolved_top_k(), config.importance_normalizer)
+
+    def sparing_last(self) -> Pruning:
+        """The same rules but for layer L, which prunes nothing: its head reads all the tokens that enter."""
+        thresholds = None if self.thresholds is None else [*self.thresholds[:-1], 0.0]
+        top_k = None if self.top_k is None else [*self.top_k[:-1], 1.0]
+        return replace(self, thresholds=thresholds, top_k=top_k)
 
     def happens(self, layer: int) -> bool:
         """Whether layer ``layer`` (from 1) can prune at all; importance is never negative."""

@@ -2,11 +2,13 @@
 
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
-from .configuration import PyramidBertConfig
-from .modelling import PyramidBert, PyramidBertForSequenceClassification, PyramidOutput
+from . import families
+from .configuration import PyramidConfig
+from .families import PyramidForSequenceClassification, PyramidModel
 
-__all__ = ["PyramidBert", "PyramidBertConfig", "PyramidBertForSequenceClassification", "PyramidOutput"]
+__all__ = ["PyramidConfig", "PyramidForSequenceClassification", "PyramidModel", "families"]
 
-AutoConfig.register(PyramidBertConfig.model_type, PyramidBertConfig)
-AutoModel.register(PyramidBertConfig, PyramidBert)
-AutoModelForSequenceClassification.register(PyramidBertConfig, PyramidBertForSequenceClassification)
+for encoder, classifier in zip(PyramidModel.kinds.values(), PyramidForSequenceClassification.kinds.values(), strict=True):
+    AutoConfig.register(encoder.config_class.model_type, encoder.config_class)
+    AutoModel.register(encoder.config_class, encoder)
+    AutoModelForSequenceClassification.register(encoder.config_class, classifier)

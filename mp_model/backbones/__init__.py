@@ -1,20 +1,20 @@
 """Backbones: how the engine embeds texts and runs one layer, in module form or in prepared form."""
 
-from .bert import RaggedBertEncoder, block_of, embed, embed_padded, why_embedding_modules, why_layer_modules
-from .forms import Block, KeysValues, PackedInputs, Survive, first_rows
-from .masked import MaskedBatch
+from .attention import MaskedBatch
+from .backbone import Backbone
+from .forms import Block, KeysValues, PackedInputs, Survive, block_of, first_rows, why_layer_modules
+from .table import BACKBONES, backbone_of
 
 __all__ = [
+    "BACKBONES",
+    "Backbone",
     "Block",
     "KeysValues",
     "MaskedBatch",
     "PackedInputs",
-    "RaggedBertEncoder",
     "Survive",
+    "backbone_of",
     "block_of",
-    "embed",
-    "embed_padded",
     "first_rows",
-    "why_embedding_modules",
     "why_layer_modules",
 ]

@@ -7,10 +7,10 @@ themselves, packed and fused for inference; it is taken where the weights say ev
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from types import MethodType
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -38,15 +38,31 @@ class PackedInputs:
     positions: Tensor
     positions_end: int
 
-    def with_values(self, values: Tensor) -> Ragged:
-        """The same batch of other rows."""
+    def with_values(self, values: Tensor, placed: bool = False) -> Ragged:
+        """The same batch of other rows; placed: whether they are to know their tokens' places in the text."""
         words = self.words
-        return Ragged(values, words.cu_seqlens, words.max_seqlen, words.index, words.width)
+        positions = places_of(words) if placed else None
+        return Ragged(values, words.cu_seqlens, words.max_seqlen, words.index, words.width, positions)
 
     @property
     def tokens(self) -> int:
         """Number of real tokens."""
         return self.words.values.shape[0]
+
+
+def places_of(batch: Ragged) -> Tensor:
+    """int32 ``[total]``, the place of each row in its sample."""
+    total = batch.values.shape[0]
+    rows = torch.arange(total, dtype=torch.int32, device=batch.cu_seqlens.device)
+    return rows - torch.repeat_interleave(batch.cu_seqlens[:-1], batch.lengths, output_size=total)
+
+
+def output_of(values: Tensor, kept: Kept | None, entering: Ragged) -> Ragged:
+    """The packed batch of a layer's output rows; kept: those that survived, None: all that entered."""
+    if kept is None:
+        return Ragged(values, entering.cu_seqlens, entering.max_seqlen, positions=entering.positions)
+    positions = None if entering.positions is None else entering.positions[kept.index]
+    return Ragged(values, kept.cu_seqlens, kept.max_seqlen, positions=positions)
 
 
 def first_rows(values: Tensor, batch: Ragged) -> Tensor:
@@ -80,7 +96,11 @@ class KeysValues:
 
 
 class Block(Protocol):
-    """One layer of a backbone on packed rows."""
+    """One layer of a backbone on packed rows.
+
+    The states that it takes and gives are those between layers: of backbones that normalise first, the sums of the
+    residuals.
+    """
 
     decides_first: bool
     """Whether :meth:`keys_values` and :meth:`first` can be had before, and without, the rest of the layer."""
@@ -106,6 +126,83 @@ class Block(Protocol):
         ...
 
 
+@dataclass
+class ModuleBlock:
+    """The module form: the layer is called as the module that it is."""
+
+    layer: nn.Module
+    decides_first = False
+
+    def keys_values(self, batch: Ragged) -> KeysValues:
+        raise NotImplementedError("a module computes its layer whole")
+
+    def first(self, batch: Ragged, keys_values: KeysValues | None = None) -> Tensor:
+        return self.layer(batch.values, batch, None, True)
+
+    def whole(
+        self, batch: Ragged, survive: Survive | None = None, keys_values: KeysValues | None = None
+    ) -> tuple[Ragged, Kept | None]:
+        kept: Kept | None = None
+
+        def choose(importance: Tensor) -> Kept | None:
+            nonlocal kept
+            assert survive is not None
+            kept = survive(importance)
+            return kept
+
+        values = self.layer(batch.values, batch, None if survive is None else choose)
+        return output_of(values, kept, batch), kept
+
+
+class RaggedLayer(nn.Module):
+    """A backbone's layer on the packed rows of a batch; its modules, their names and weights are transformers' own.
+
+    A class of a backbone inherits from this one and from transformers', and calls the latter's modules in ``forward``:
+    ``forward(values, batch, survive=None, first_only=False)``, the module form of a whole layer. It returns the output for
+    the tokens that go on, one tensor.
+
+    Args of ``forward``:
+        values: ``[total, hidden]``, the rows that enter; ``[batch, width, hidden]`` for a masked batch.
+        batch: their samples, a :class:`Ragged` or a :class:`.attention.MaskedBatch`; its own values are not read.
+        survive: the choice of survivors; None: all, or the batch is masked and nothing is taken out.
+        first_only: whether to compute the output for [CLS] alone, ``[batch, hidden]``.
+    """
+
+    plain: ClassVar[frozenset[type]]
+    """Types of the layer and its modules whose weights say everything."""
+
+    def why_modules(self, device: torch.device) -> str | None:
+        """The reason why the layer runs in module form just now on rows of a device; None: in prepared form."""
+        raise NotImplementedError
+
+    def block(self, device: torch.device) -> Block:
+        """The layer in the form that applies to it just now on rows of a device."""
+        raise NotImplementedError
+
+
+def why_layer_modules(layer: nn.Module, device: torch.device) -> str | None:
+    """The reason why a layer runs in module form just now on rows of a device; None: it runs in prepared form."""
+    if not isinstance(layer, RaggedLayer):
+        return f"the layer is a {type(layer).__name__}"
+    return layer.why_modules(device)
+
+
+def block_of(layer: nn.Module, device: torch.device) -> Block:
+    """A layer in the form that applies to it just now on rows of a device."""
+    return layer.block(device) if isinstance(layer, RaggedLayer) else ModuleBlock(layer)
+
+
+def modules_within(module: nn.Module, leaving_out: nn.Module | None = None) -> Iterator[nn.Module]:
+    """A module and every one that it holds, but for one and what that one holds.
+
+    From the dictionaries, since attributes of modules are found slowly, and every layer asks every time.
+    """
+    modules = [module]
+    for found in modules:
+        yield found
+        modules += [part for part in found._modules.values() if part is not None and part is not leaving_out]
+
+
 def why_modules_now(device: torch.device) -> str | None:
     """The reason why every module must be called as it is just now, whatever it holds; None: there is none."""
     if torch.is_grad_enabled():
@@ -117,7 +214,7 @@ def why_modules_now(device: torch.device) -> str | None:
     return None
 
 
-def why_modules(modules: Iterable[nn.Module], plain: frozenset[type]) -> str | None:
+def why_modules(modules: Iterable[nn.Module], plain: frozenset[type], complete: bool = True) -> str | None:
     """The reason why one of these modules must be called as it is; None where their weights say everything.
 
     Hooks for all modules at once (``register_module_forward_hook``) are no reason: profilers and counters of work set
@@ -126,6 +223,7 @@ def why_modules(modules: Iterable[nn.Module], plain: frozenset[type]) -> str | N
     Args:
         modules: all modules of a part of the model.
         plain: the types whose weights say everything.
+        complete: whether a parameter that a module could have and lacks, such as a bias, is a reason.
     """
     dtypes = set()
     for module in modules:
@@ -149,7 +247,9 @@ def why_modules(modules: Iterable[nn.Module], plain: frozenset[type]) -> str | N
             return "an Embedding scales its rows"
         for name, parameter in module._parameters.items():
             if parameter is None:
-                return f"a {kind.__name__} has no {name}"
+                if complete:
+                    return f"a {kind.__name__} has no {name}"
+                continue
             if type(parameter) is not nn.Parameter:
                 return f"a {kind.__name__} holds a {type(parameter).__name__}"
             if parameter.is_floating_point():

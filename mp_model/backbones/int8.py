@@ -37,10 +37,14 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: floating ``[..., in]``; returns ``[..., out]`` of its dtype."""
-        rows, scales = mp_kernels.quantize_rows(x.flatten(0, -2).float())
-        product = torch._int_mm(rows, self.weight.t())
-        values = mp_kernels.dequantize(product, scales, self.scale, self.bias)
+        values = self.part(x.flatten(0, -2).float(), slice(None))
         return values.to(x.dtype).view(*x.shape[:-1], self.out_features)
+
+    def part(self, x: Tensor, outputs: slice) -> Tensor:
+        """A range of the outputs, float32 ``[rows, outputs]``; x: float32 ``[rows, in]``."""
+        rows, scales = mp_kernels.quantize_rows(x)
+        product = torch._int_mm(rows, self.weight[outputs].t())
+        return mp_kernels.dequantize(product, scales, self.scale[outputs], self.bias[outputs])
 
 
 class Int8Embedding(nn.Module):
@@ -95,13 +99,13 @@ def to_int8(model: Any) -> None:
     the model can be trained any more. The configuration says so, and a model that is saved is loaded in the same form. What
     is int8 stays as it is.
 
-    model: a :class:`mp_model.PyramidBert`, or a model that holds one as ``bert``; its weights are float32.
+    model: a :class:`mp_model.PyramidModel`, or a classifier that holds one; its weights are float32.
     """
-    encoder = getattr(model, "bert", model)
-    words = encoder.embeddings.word_embeddings
+    encoder = model.base_model
+    words = encoder.get_input_embeddings()
     if isinstance(words, nn.Embedding):
-        encoder.embeddings.word_embeddings = Int8Embedding.of(words).train(words.training)
-    for layer in encoder.layers:
+        encoder.set_input_embeddings(Int8Embedding.of(words).train(words.training))
+    for layer in encoder.stack:
         _replace_linears(layer, Int8Linear)
     _replace_linears(model, OrderedLinear)
     model.requires_grad_(False)

@@ -14,16 +14,16 @@ from huggingface_hub.errors import StrictDataclassError
 from huggingface_hub.utils import logging as hub_logging
 from transformers.activations import ACT2FN
 
-from ..configuration import ONE_LABEL, SEVERAL_LABELS, VALUES, PyramidBertConfig
+from ..configuration import ONE_LABEL, SEVERAL_LABELS, VALUES, PyramidConfig
 from .files import why_unreadable
 
 SIZES = (
     *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
-    *("max_position_embeddings", "type_vocab_size"),
+    "max_position_embeddings",
 )
 
 
-def read_config(checkpoint: str | Path, **settings: Any) -> PyramidBertConfig:
+def read_config(checkpoint: str | Path, **settings: Any) -> PyramidConfig:
     """The configuration of a checkpoint, a folder or a name on a hub; code that it names is not run, which a warning says.
 
     Args:
@@ -39,12 +39,13 @@ def read_config(checkpoint: str | Path, **settings: Any) -> PyramidBertConfig:
         _check_file(path)
     try:
         with _without_words_of_the_hub():
-            config = PyramidBertConfig.from_pretrained(checkpoint)
-        _check_bert(config)
+            config = PyramidConfig.from_pretrained(checkpoint)
+        _check_sizes(config)
         if getattr(config, "auto_map", None):
             del config.auto_map
             warnings.warn(
-                f"{path} names code of the checkpoint's own (auto_map), which is not run: the model is built as BERT",
+                f"{path} names code of the checkpoint's own (auto_map), which is not run: the model is built as "
+                f"{config.backbone.model_type}",
                 stacklevel=2,
             )
     except StrictDataclassError as error:
@@ -55,7 +56,7 @@ def read_config(checkpoint: str | Path, **settings: Any) -> PyramidBertConfig:
         raise ValueError(f"{path} cannot be used: its dtype is none that PyTorch has") from error
     except OSError as error:
         raise ValueError(
-            f"{checkpoint} is no folder, and no model of that name can be had from a hub; give the folder of a BERT "
+            f"{checkpoint} is no folder, and no model of that name can be had from a hub; give the folder of a "
             "checkpoint with config.json, or a name on a hub that can be reached"
         ) from error
     config.update(settings)
@@ -74,9 +75,9 @@ def _without_words_of_the_hub() -> Iterator[None]:
         hub_logging.set_verbosity(before)
 
 
-def _check_bert(config: PyramidBertConfig) -> None:
-    """Raises ValueError for settings that BERT itself finds out about only while it is built or used."""
-    for name in SIZES:
+def _check_sizes(config: PyramidConfig) -> None:
+    """Raises ValueError for settings that a stock model itself finds out about only while it is built or used."""
+    for name in (*SIZES, *(name for name in ("type_vocab_size", "embedding_size") if hasattr(config, name))):
         if getattr(config, name) < 1:
             raise ValueError(f"{name} must be 1 or more; got {getattr(config, name)}")
     if config.hidden_size % config.num_attention_heads:
@@ -94,7 +95,7 @@ def _check_bert(config: PyramidBertConfig) -> None:
 def _check_file(path: Path) -> None:
     """Raises ValueError where a folder's configuration is missing, no JSON object, or of two minds about its labels."""
     if not path.is_file():
-        raise ValueError(f"{path} is missing; give the folder of a BERT checkpoint, with config.json")
+        raise ValueError(f"{path} is missing; give the folder of a checkpoint, with config.json")
     why = why_unreadable(path.parent, [path.name])
     if why is not None:
         raise ValueError(why)
@@ -102,7 +103,7 @@ def _check_file(path: Path) -> None:
     if not isinstance(found, dict):
         raise ValueError(f"{path} is no model's configuration: it should be a JSON object")
     names, count = found.get("id2label"), found.get("num_labels")
-    if isinstance(names, dict) and count not in (None, len(names)):  # BERT would lose the names
+    if isinstance(names, dict) and count not in (None, len(names)):  # stock models would lose the names
         raise ValueError(f"{path}: num_labels is {count}, and id2label names {len(names)} labels; correct one of them")
 
 
@@ -113,4 +114,4 @@ def _what_does_not_fit(error: StrictDataclassError, path: Path) -> str:
         return "its settings do not fit each other"
     name = field.group(1)
     value = f", {json.loads(path.read_text(encoding='utf-8')).get(name)!r}," if path.is_file() else ""
-    return f"its {name}{value} is of another type than BERT's"
+    return f"its {name}{value} is of another type than stock's"

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..modelling import PyramidBertForSequenceClassification
+from ..modelling import PyramidForSequenceClassification
 
 PRECISIONS = ("float32", "bfloat16", "int8")
 AUTO = "auto"
@@ -31,7 +31,7 @@ class Precision:
         return torch.bfloat16 if self.name == "bfloat16" else torch.float32
 
 
-def precision_of(model: PyramidBertForSequenceClassification) -> str:
+def precision_of(model: PyramidForSequenceClassification) -> str:
     """The precision of a model's products, of :data:`PRECISIONS` or another dtype."""
     return "int8" if model.config.precision == "int8" else str(model.dtype).removeprefix("torch.")
 
@@ -65,7 +65,7 @@ def choose_precision(asked: str, config: Any, device: str) -> Precision:
 
     Args:
         asked: one of :data:`PRECISIONS`, or ``"auto"``.
-        config: the checkpoint's :class:`mp_model.PyramidBertConfig`.
+        config: the checkpoint's :class:`mp_model.PyramidConfig`.
         device: device of the model.
 
     Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import warnings
 from collections.abc import Collection, Iterator
@@ -13,12 +14,12 @@ from typing import Any
 
 import torch
 
-from ..registration import PyramidBertForSequenceClassification
+from ..registration import PyramidForSequenceClassification
 from .configurations import read_config
 from .files import WEIGHTS, why_unreadable
 
-OWN_HEAD = ("classifier.", "bert.pooler.")
 EXITS = "exits."
+LAYER = re.compile(r"\blayers?\.\d+\.")
 
 
 @dataclass(frozen=True)
@@ -30,13 +31,18 @@ class Loaded:
         drawn: names of the weights that were drawn at random, since the checkpoint has none, or has them for other labels.
     """
 
-    model: PyramidBertForSequenceClassification
+    model: PyramidForSequenceClassification
     drawn: frozenset[str]
 
     @property
     def head_is_drawn(self) -> bool:
         """Whether the model's own head is new, so that it has to be trained before anything is asked of it."""
         return any(name.startswith("classifier.") for name in self.drawn)
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether any part of the model's own head is new: the checkpoint is an encoder, no finished classifier."""
+        return any(name.startswith(self.model.backbone.own_head) for name in self.drawn)
 
 
 def read_classifier(
@@ -61,7 +67,7 @@ def read_classifier(
     config = read_config(checkpoint, **settings)
     try:
         with _own_words():
-            found: Any = PyramidBertForSequenceClassification.from_pretrained(
+            found: Any = PyramidForSequenceClassification.from_pretrained(
                 checkpoint, config=config, dtype=dtype, ignore_mismatched_sizes=True, output_loading_info=True
             )
     except Exception as error:  # each reader of weights raises its own
@@ -73,9 +79,10 @@ def read_classifier(
     model, info = found
     unfit = {name: (stored, wanted) for name, stored, wanted in info["mismatched_keys"]}
     drawn = frozenset(info["missing_keys"]) | frozenset(unfit)
-    free = (EXITS,) if needs_head else (EXITS, *OWN_HEAD)
+    own_head = model.backbone.own_head
+    free = (EXITS,) if needs_head else (EXITS, *own_head)
     _check_sizes(checkpoint, {name: sizes for name, sizes in unfit.items() if not name.startswith(free)})
-    _check_missing(checkpoint, [name for name in drawn if not name.startswith(free)])
+    _check_missing(checkpoint, [name for name in drawn if not name.startswith(free)], own_head)
     _check_surplus(checkpoint, model, info["unexpected_keys"])
     _check_numbers(checkpoint, model)
     if needs_head:
@@ -93,10 +100,10 @@ def _check_sizes(checkpoint: str | Path, unfit: dict[str, tuple[Any, Any]]) -> N
         )
 
 
-def _check_missing(checkpoint: str | Path, missing: Collection[str]) -> None:
+def _check_missing(checkpoint: str | Path, missing: Collection[str], own_head: tuple[str, ...]) -> None:
     if not missing:
         return
-    if all(name.startswith(OWN_HEAD) for name in missing):
+    if all(name.startswith(own_head) for name in missing):
         raise ValueError(
             f"{checkpoint} is no finished classifier: it has no {min(missing)}{_and_more(missing)}; "
             "train one: magic-pyramid fit"
@@ -108,10 +115,10 @@ def _check_missing(checkpoint: str | Path, missing: Collection[str]) -> None:
 
 
 def _check_surplus(
-    checkpoint: str | Path, model: PyramidBertForSequenceClassification, unexpected: Collection[str]
+    checkpoint: str | Path, model: PyramidForSequenceClassification, unexpected: Collection[str]
 ) -> None:
     """Refuses more layers than the configuration has; heads of other tasks are left out in silence."""
-    surplus = [name for name in unexpected if "encoder.layer." in name]
+    surplus = [name for name in unexpected if LAYER.search(name)]
     if surplus:
         raise ValueError(
             f"{checkpoint} has weights that config.json has no place for: {min(surplus)}{_and_more(surplus)}; the model has "
@@ -119,7 +126,7 @@ def _check_surplus(
         )
 
 
-def _check_numbers(checkpoint: str | Path, model: PyramidBertForSequenceClassification) -> None:
+def _check_numbers(checkpoint: str | Path, model: PyramidForSequenceClassification) -> None:
     for name, weight in model.named_parameters():
         if not bool(torch.isfinite(weight).all()):
             raise ValueError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..configuration import PyramidBertConfig
+from ..configuration import PyramidConfig
 from .configurations import read_config
 from .files import TOKENIZER, why_unreadable
 
@@ -15,19 +15,19 @@ LEAST_SHARE = 0.5  # of the model's vocabulary, that its tokenizer knows; paddin
 def load_tokenizer(checkpoint: str | Path) -> Any:
     """The tokenizer of a checkpoint, a folder or a name on a hub; code that the checkpoint brings is never run.
 
-    A folder without ``tokenizer.json`` is read as for BERT: ``vocab.txt`` alone is enough, and texts are put into lower
-    case unless ``tokenizer_config.json`` says ``"do_lower_case": false``.
+    A folder without ``tokenizer.json`` is read as for the model's backbone. For BERT ``vocab.txt`` alone is enough, and
+    texts are put into lower case unless ``tokenizer_config.json`` says ``"do_lower_case": false``.
 
     Raises:
         ValueError: a tokenizer that cannot be had without such code, cannot be read, or is not that of the checkpoint's
             model: it has token ids that the model has not, or knows less than half of its vocabulary.
     """
-    from transformers import AutoTokenizer, BertConfig
+    from transformers import AutoTokenizer
 
     config = read_config(checkpoint)
     # The kind of model decides the kind of tokenizer where no file does.
-    like_bert = Path(checkpoint).is_dir() and not (Path(checkpoint) / "tokenizer.json").is_file()
-    kind = {"config": BertConfig()} if like_bert else {}
+    unsaid = Path(checkpoint).is_dir() and not (Path(checkpoint) / "tokenizer.json").is_file()
+    kind = {"config": config.backbone.config()} if unsaid else {}
     try:
         tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False, **kind)
     except Exception as error:  # the tokenizers library raises nothing narrower
@@ -39,10 +39,12 @@ def load_tokenizer(checkpoint: str | Path) -> Any:
         why = why_unreadable(checkpoint, TOKENIZER) or f"the tokenizer of {checkpoint} cannot be read; copy it again"
         raise ValueError(why) from error
     _check_vocabulary(tokenizer, config, checkpoint)
+    if config.backbone.token_types(config) == 1:
+        tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
     return tokenizer
 
 
-def _check_vocabulary(tokenizer: Any, config: PyramidBertConfig, checkpoint: str | Path) -> None:
+def _check_vocabulary(tokenizer: Any, config: PyramidConfig, checkpoint: str | Path) -> None:
     """Raises ValueError for a tokenizer whose ids are not those of the model's embeddings."""
     known, embedded = len(tokenizer), config.vocab_size
     if known < LEAST_SHARE * embedded:
@@ -60,13 +62,13 @@ def _check_vocabulary(tokenizer: Any, config: PyramidBertConfig, checkpoint: str
         )
 
 
-def max_length_of(tokenizer: Any, config: PyramidBertConfig) -> int:
+def max_length_of(tokenizer: Any, config: PyramidConfig) -> int:
     """Tokens of a text at most: the tokenizer's ``model_max_length`` where that is set, and never more than the positions.
 
     Raises:
         ValueError: the tokenizer's own tokens, [CLS] and [SEP], leave no room for a text.
     """
-    positions, own = config.max_position_embeddings, getattr(tokenizer, "model_max_length", None)
+    positions, own = config.positions, getattr(tokenizer, "model_max_length", None)
     if own is None or own >= positions:  # unset, it is a huge number
         return positions
     special = tokenizer.num_special_tokens_to_add()

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ..modelling import PyramidBertForSequenceClassification
+from ..modelling import PyramidForSequenceClassification
 from .precisions import precision_of
 
 SAMPLED = 64  # values of each tensor that the fingerprint reads
@@ -24,7 +24,7 @@ class TunedForOtherWarning(UserWarning):
 
 
 @torch.no_grad()
-def fingerprint(model: PyramidBertForSequenceClassification) -> str:
+def fingerprint(model: PyramidForSequenceClassification) -> str:
     """A hash of up to 64 values of each tensor of the weights, evenly spaced, as float32.
 
     Training moves every weight, so a sample tells models apart; a change of single values may stay unseen.
@@ -40,7 +40,7 @@ def fingerprint(model: PyramidBertForSequenceClassification) -> str:
 
 
 def record_of(
-    model: PyramidBertForSequenceClassification, max_length: int, texts: int, goal: dict[str, Any]
+    model: PyramidForSequenceClassification, max_length: int, texts: int, goal: dict[str, Any]
 ) -> dict[str, Any]:
     """The record of thresholds that were just tuned, and are set in the model's configuration.
 
@@ -61,7 +61,7 @@ def record_of(
     }
 
 
-def differences(model: PyramidBertForSequenceClassification, max_length: int) -> list[str]:
+def differences(model: PyramidForSequenceClassification, max_length: int) -> list[str]:
     """The circumstances of the tuning of a model's exit thresholds that are no longer so; empty where they hold.
 
     Empty too where nobody exits, where there is no record, and where the thresholds are others than the recorded ones, set
@@ -85,7 +85,7 @@ def differences(model: PyramidBertForSequenceClassification, max_length: int) ->
     return found
 
 
-def warn_where_it_no_longer_holds(model: PyramidBertForSequenceClassification, max_length: int) -> None:
+def warn_where_it_no_longer_holds(model: PyramidForSequenceClassification, max_length: int) -> None:
     """Warns in one line where exit thresholds were tuned for something else (:func:`differences`)."""
     found = differences(model, max_length)
     if found:

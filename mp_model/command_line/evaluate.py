@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..measuring.all_exits import AllExits
     from ..measuring.evaluation import Evaluation
     from ..measuring.record import Threshold
-    from ..modelling import PyramidBertForSequenceClassification
+    from ..modelling import PyramidForSequenceClassification
     from ..serving.classifier import Classifier
 
 
@@ -163,7 +163,7 @@ def evaluate(
 # What is computed
 
 
-def _thresholds(model: PyramidBertForSequenceClassification, sweep: Sequence[float] | None) -> list[Threshold]:
+def _thresholds(model: PyramidForSequenceClassification, sweep: Sequence[float] | None) -> list[Threshold]:
     """The model's own exit threshold, if it has one, closed exits, and thresholds to try, where there are trained exits."""
     thresholds: list[Threshold] = [None]
     if model.config.resolved_exit_layers() and model.config.why_untrained() is None:
@@ -192,7 +192,7 @@ def _in_float32(
 
 def _timed(
     measured: Measured,
-    model: PyramidBertForSequenceClassification,
+    model: PyramidForSequenceClassification,
     batches: Sequence[TextBatch],
     labels: Tensor,
     rounds: int,

@@ -12,7 +12,7 @@ from .loading import check_model_folder
 from .options import PRECISION_HELP
 
 if TYPE_CHECKING:
-    from ..modelling import PyramidBertForSequenceClassification
+    from ..modelling import PyramidForSequenceClassification
 
 # A model's answers, by the task of its configuration.
 ANSWERS = {
@@ -60,7 +60,7 @@ def info(
         print(f"{name:<{width}}  {value}")
 
 
-def describe_model(model: PyramidBertForSequenceClassification) -> dict[str, Any]:
+def describe_model(model: PyramidForSequenceClassification) -> dict[str, Any]:
     """Settings of a model, and the form in which its layers run for inference, by name."""
     import torch
 

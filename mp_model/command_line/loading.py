@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ..data.batches import Text, TextBatch
     from ..data.labels import LabelledTexts
     from ..measuring.all_exits import AllExits
-    from ..modelling import PyramidBertForSequenceClassification
+    from ..modelling import PyramidForSequenceClassification
     from ..serving.classifier import Classifier
 
 Number = TypeVar("Number", int, float)
@@ -58,7 +58,7 @@ def for_the_model(
 
 
 def read_exits(
-    model: PyramidBertForSequenceClassification,
+    model: PyramidForSequenceClassification,
     batches: Sequence[TextBatch],
     labels: Sequence[int],
     console: Console,

@@ -49,6 +49,11 @@ def are_pairs(texts: Sequence[Text]) -> bool:
     return kinds == {True}
 
 
+def has_types(tokenizer: Any) -> bool:
+    """Whether the model of a tokenizer tells the two texts of a pair apart by token types."""
+    return "token_type_ids" in tokenizer.model_input_names
+
+
 def encode(tokenizer: Any, texts: Sequence[Text], max_length: int) -> list[dict[str, list[int]]]:
     """Token ids and types of each text, or pair of texts, cut to ``max_length`` tokens."""
     if not texts:
@@ -61,13 +66,12 @@ def encode(tokenizer: Any, texts: Sequence[Text], max_length: int) -> list[dict[
         None if seconds is None else list(seconds),
         truncation=True,
         max_length=max_length,
-        return_token_type_ids=True,
+        return_token_type_ids=has_types(tokenizer),
         return_attention_mask=False,
     )
-    return [
-        {"input_ids": ids, "token_type_ids": types}
-        for ids, types in zip(encoded["input_ids"], encoded["token_type_ids"], strict=True)
-    ]
+    rows = encoded["input_ids"]
+    types = encoded["token_type_ids"] if has_types(tokenizer) else [[0] * len(row) for row in rows]
+    return [{"input_ids": ids, "token_type_ids": of_row} for ids, of_row in zip(rows, types, strict=True)]
 
 
 def in_input_order(pieces: Sequence[Tensor], places: Sequence[int]) -> Tensor:

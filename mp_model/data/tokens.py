@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .batches import Text, are_pairs
+from .batches import Text, are_pairs, has_types
 from .cutting import Cutter
 
 
@@ -20,7 +20,8 @@ class Tokens:
 
     Attributes:
         ids: int64 ``[total]``.
-        types: int64 ``[total]``, 0 for the first text of a pair and 1 for the second; None for single texts.
+        types: int64 ``[total]``, 0 for the first text of a pair and 1 for the second; None for single texts, and for models
+            without types.
         lengths: int64 ``[texts]``.
     """
 
@@ -71,11 +72,12 @@ class Tokeniser:
     def __call__(self, texts: Sequence[Text]) -> Tokens:
         """Token ids of each text, or pair of texts."""
         pairs = are_pairs(texts)
+        typed = pairs and has_types(self.tokenizer)
         texts = [self.cut(text) for text in texts]
         if self.backend is not None:
             encodings = self.backend.encode_batch_fast(texts)
             rows = [encoding.ids for encoding in encodings]
-            types = [encoding.type_ids for encoding in encodings] if pairs else None
+            types = [encoding.type_ids for encoding in encodings] if typed else None
         else:
             firsts, seconds = zip(*texts, strict=True) if pairs else (texts, None)
             encoded = self.tokenizer(
@@ -83,10 +85,10 @@ class Tokeniser:
                 None if seconds is None else list(seconds),
                 truncation=True,
                 max_length=self.max_length,
-                return_token_type_ids=pairs,
+                return_token_type_ids=typed,
                 return_attention_mask=False,
             )
-            rows, types = encoded["input_ids"], encoded.get("token_type_ids")
+            rows, types = encoded["input_ids"], encoded["token_type_ids"] if typed else None
         lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
         return Tokens(_flat(rows, lengths), None if types is None else _flat(types, lengths), lengths)
 

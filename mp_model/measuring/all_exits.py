@@ -17,11 +17,11 @@ from torch import Tensor
 import mp_kernels
 
 from .. import engine
-from ..configuration import ONE_LABEL, PyramidBertConfig
+from ..configuration import ONE_LABEL, PyramidConfig
 from ..data.batches import TextBatch, in_input_order
 from ..exits import EXIT_HEADS, LayerStates
 from ..flops import dense_flops, entering_tokens, executed_flops, paper_flops, reported_tokens
-from ..modelling import PyramidBertForSequenceClassification
+from ..modelling import PyramidForSequenceClassification
 from ..pruning import Pruning
 
 TEMPERATURES = torch.logspace(-1, 1, 41, dtype=torch.float64).tolist()
@@ -63,7 +63,7 @@ class AllExits:
         logits: ``{layer: [texts, labels]}`` of every exit layer, and of the model's own head under the number L.
     """
 
-    config: PyramidBertConfig
+    config: PyramidConfig
     labels: Tensor
     lengths: Tensor
     survivors: Tensor
@@ -151,7 +151,7 @@ class AllExits:
         return tokens, executed_flops(self.config, self.survivors, self.lengths, exit_layer, decided)
 
 
-def check_task(config: PyramidBertConfig) -> None:
+def check_task(config: PyramidConfig) -> None:
     """Raises ValueError for a model whose answers have no accuracy: several labels for a text, or a value."""
     if config.task != ONE_LABEL:
         raise ValueError(
@@ -162,7 +162,7 @@ def check_task(config: PyramidBertConfig) -> None:
 
 @torch.inference_mode()
 def read_all_exits(
-    model: PyramidBertForSequenceClassification,
+    model: PyramidForSequenceClassification,
     batches: Iterable[TextBatch],
     labels: Sequence[int],
     prune_thresholds: Sequence[float] | None = None,
@@ -179,22 +179,22 @@ def read_all_exits(
         ValueError: a model that does not choose one label for a text.
     """
     check_task(model.config)
-    config = PyramidBertConfig.from_dict(model.config.to_dict())
+    config = type(model.config).from_dict(model.config.to_dict())
     if prune_thresholds is not None:
         config.prune_thresholds, config.top_k = list(prune_thresholds), None
-    pruning, exit_layers = Pruning.of(config), config.resolved_exit_layers()
+    pyramid, exit_layers = model.with_pruning(Pruning.of(config)), config.resolved_exit_layers()
     read = EXIT_HEADS[config.exit_head].features
     places: list[int] = []
     rows: list[tuple[Tensor, Tensor, list[Tensor]]] = []
     for text_batch in batches:
-        packed = model.bert.embed(**text_batch.to(model.device).inputs)
-        outputs = engine.run_layers(model.bert.layers, packed, pruning)
+        packed = model.base_model.embed(**text_batch.to(model.device).inputs)
+        outputs = engine.run_layers(pyramid, packed)
         predictions = []
         for layer in exit_layers:
             output, entering = outputs[layer], outputs[max(layer - 1, 0)]
-            states = LayerStates(engine.first_tokens(output), entering, output)
+            states = pyramid.states(engine.first_tokens(output), entering, output)
             predictions.append(model.exits[str(layer)](read(states)).cpu())
-        predictions.append(model.final_head(engine.first_tokens(outputs[-1])).cpu())
+        predictions.append(model.final_head(pyramid.final_features(outputs[-1])).cpu())
         counts = torch.stack([output.lengths for output in outputs], dim=1).cpu()
         rows.append((counts[:, 0], counts[:, 1:], predictions))
         places += text_batch.places

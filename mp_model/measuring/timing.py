@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import PreTrainedModel
 
 from ..configuration import NEVER
 from ..data.batches import TextBatch
 from ..engine import StepResult
 from ..flops import dense_flops
-from ..modelling import PyramidBertForSequenceClassification
+from ..modelling import PyramidForSequenceClassification
 from ..schedule import run_batches
 from .record import Threshold
 
@@ -31,7 +31,7 @@ def one_by_one(classify: Callable[[dict[str, Tensor]], Any]) -> Way:
 
 
 def way_at(
-    model: PyramidBertForSequenceClassification,
+    model: PyramidForSequenceClassification,
     exit_threshold: Threshold,
     prune_thresholds: Sequence[float] | None = None,
 ) -> Way:
@@ -45,25 +45,28 @@ def way_at(
     pyramid = model.pyramid(prune_thresholds, NEVER if exit_threshold is None else exit_threshold)
 
     def classify(group: Sequence[dict[str, Tensor]]) -> list[StepResult]:
-        return list(run_batches(pyramid, (model.bert.pack(**inputs) for inputs in group)))
+        return list(run_batches(pyramid, (model.base_model.pack(**inputs) for inputs in group)))
 
     return classify
 
 
-def padded_twin(model: PyramidBertForSequenceClassification) -> BertForSequenceClassification:
+def padded_twin(model: PyramidForSequenceClassification) -> PreTrainedModel:
     """The stock transformers classifier with the pyramid's weights: padded, nothing pruned, nobody leaves, in float32."""
-    shared = {name: getattr(model.config, name) for name in BertConfig().to_dict() if hasattr(model.config, name)}
-    config = BertConfig(**{**shared, "model_type": "bert", "num_labels": model.config.num_labels})
-    twin = BertForSequenceClassification(config).eval()
+    backbone = model.backbone
+    names = [name for name in backbone.config().to_dict() if name not in ("model_type", "transformers_version")]
+    shared = {name: getattr(model.config, name) for name in names if hasattr(model.config, name)}
+    make: Any = backbone.classifier
+    twin = make(backbone.config(**{**shared, "num_labels": model.config.num_labels})).eval()
     weights = {name: x for name, x in model.state_dict().items() if not name.startswith("exits.")}
     for part in [name.removesuffix(".scale") for name in weights if name.endswith(".scale")]:  # int8
         weights[f"{part}.weight"] = weights[f"{part}.weight"] * weights.pop(f"{part}.scale").unsqueeze(1)
-    twin.load_state_dict(weights)
+    biases = {name for name in weights.keys() - twin.state_dict().keys() if name.endswith(".bias")}
+    twin.load_state_dict({name: x for name, x in weights.items() if name not in biases})  # int8 adds some, all 0
     return twin.to(model.device)
 
 
-def padded_gflops(model: PyramidBertForSequenceClassification, batches: Sequence[TextBatch]) -> float:
-    """Mean work for a text, by the paper's count, of a padded BERT like the pyramid, padding included."""
+def padded_gflops(model: PyramidForSequenceClassification, batches: Sequence[TextBatch]) -> float:
+    """Mean work for a text, by the paper's count, of a padded stock model like the pyramid, padding included."""
     widths = torch.tensor([batch.inputs["input_ids"].shape[1] for batch in batches for _ in batch.places])
     return dense_flops(model.config, widths).double().mean().item() / 1e9
 

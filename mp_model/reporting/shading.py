@@ -11,7 +11,7 @@ from rich.text import Text as RichText
 
 from ..checkpoints.tokenizers import max_length_of
 from ..data.batches import encode
-from ..modelling import PyramidBertForSequenceClassification
+from ..modelling import PyramidForSequenceClassification
 
 Colour = tuple[int, int, int]
 # Colours from words that were pruned at once (pale) to words that reached the exit (strong).
@@ -39,7 +39,7 @@ class ShadedText:
 
 
 @torch.inference_mode()
-def shade_answer(model: PyramidBertForSequenceClassification, tokenizer: Any, text: str) -> ShadedText:
+def shade_answer(model: PyramidForSequenceClassification, tokenizer: Any, text: str) -> ShadedText:
     """A text shaded by the way that it takes through a model, with the answer for its caption."""
     longest, layers = max_length_of(tokenizer, model.config), model.config.num_hidden_layers
     ids = encode(tokenizer, [text], longest)[0]["input_ids"]

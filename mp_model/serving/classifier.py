@@ -27,7 +27,7 @@ from ..data.tokens import Tokeniser, Tokens
 from ..engine import Arrived, Pyramid, StepResult
 from ..inputs import pack_tokens
 from ..modelling import thresholds_of_samples
-from ..registration import PyramidBertForSequenceClassification
+from ..registration import PyramidForSequenceClassification
 from ..schedule import BUDGET, Schedule
 from .cache import Cache
 from .read_ahead import ReadAhead
@@ -81,7 +81,7 @@ class Classifier:
         cache: the answers that are kept; None: none are.
     """
 
-    def __init__(self, model: PyramidBertForSequenceClassification, tokenizer: Any, cache: int = 0) -> None:
+    def __init__(self, model: PyramidForSequenceClassification, tokenizer: Any, cache: int = 0) -> None:
         if cache < 0:
             raise ValueError(f"cache must be a number of answers, 0 or more; got {cache}")
         self.model = model.eval()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .. import engine
 from ..data.batches import TextBatch, in_input_order
 from ..exits import EXIT_HEADS
-from ..modelling import PyramidBertForSequenceClassification
+from ..modelling import PyramidForSequenceClassification
 from ..pruning import Pruning
 
 
@@ -30,7 +30,7 @@ class Features:
 
 @torch.no_grad()
 def collect_features(
-    model: PyramidBertForSequenceClassification, batches: Iterable[TextBatch], labels: Sequence[int]
+    model: PyramidForSequenceClassification, batches: Iterable[TextBatch], labels: Sequence[int]
 ) -> Features:
     """Runs the backbone once over all texts, with the model's pruning and without exits.
 
@@ -40,12 +40,12 @@ def collect_features(
         raise ValueError(
             f"a {model.config.exit_head!r} head reads all tokens, not fixed features; it is trained with them"
         )
-    pruning = Pruning.of(model.config)
+    pyramid = model.with_pruning(Pruning.of(model.config))
     rows: list[list[Tensor]] = []
     places: list[int] = []
     for text_batch in batches:
-        packed = model.bert.embed(**text_batch.to(model.device).inputs)
-        rows.append(engine.run_features(model.bert.layers, packed, pruning, model.config.exit_head))
+        packed = model.base_model.embed(**text_batch.to(model.device).inputs)
+        rows.append(engine.run_features(pyramid, packed, model.config.exit_head))
         places += text_batch.places
     layers = [in_input_order(layer, places) for layer in zip(*rows, strict=True)]
     return Features(layers, torch.tensor(labels))
@@ -56,19 +56,23 @@ def collect_features(
 LOWEST_SPREAD = 0.05
 
 
-def standardise(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def standardise(features: Tensor, centred: bool = True) -> tuple[Tensor, Tensor, Tensor]:
     """Features of mean 0 and spread 1, the mean that they had, and the spread; ``[texts, features]``.
 
-    A spread below :data:`LOWEST_SPREAD` counts as that.
+    A spread below :data:`LOWEST_SPREAD` counts as that. Not centred, for a layer without a bias, they keep their mean, and
+    0 is returned for it.
     """
     mean, scale = features.mean(0), features.std(0).clamp(min=LOWEST_SPREAD)
+    if not centred:
+        mean = torch.zeros_like(mean)
     return (features - mean) / scale, mean, scale
 
 
 @torch.no_grad()
 def read_standardised(dense: nn.Linear, mean: Tensor, scale: Tensor) -> None:
     """Makes a layer that reads plain features read standardised ones, with the same results."""
-    dense.bias.add_(dense.weight @ mean)
+    if dense.bias is not None:
+        dense.bias.add_(dense.weight @ mean)
     dense.weight.mul_(scale)
 
 
@@ -76,4 +80,5 @@ def read_standardised(dense: nn.Linear, mean: Tensor, scale: Tensor) -> None:
 def unstandardise(dense: nn.Linear, mean: Tensor, scale: Tensor) -> None:
     """Makes a layer that was trained on standardised features read plain ones, with the same results."""
     dense.weight.div_(scale)
-    dense.bias.sub_(dense.weight @ mean)
+    if dense.bias is not None:
+        dense.bias.sub_(dense.weight @ mean)

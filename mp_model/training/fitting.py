@@ -25,7 +25,7 @@ from ..data.files import whole_file
 from ..data.values import listed
 from ..measuring.all_exits import read_all_exits
 from ..measuring.tuning import Outcome, trade_off
-from ..modelling import PyramidBertForSequenceClassification
+from ..modelling import PyramidForSequenceClassification
 from .folder import processes, save_whole
 from .preparing import Prepared, prepare
 from .recipes import Settings
@@ -157,7 +157,7 @@ def run_fit(prepared: Prepared, max_drop: float, precision: str) -> Summary:
     return summary
 
 
-def in_precision(model: PyramidBertForSequenceClassification, precision: str) -> PyramidBertForSequenceClassification:
+def in_precision(model: PyramidForSequenceClassification, precision: str) -> PyramidForSequenceClassification:
     """A float32 model as it is loaded in a precision: itself, or a copy."""
     if precision == "float32":
         return model

@@ -16,7 +16,7 @@ from accelerate import PartialState
 from safetensors import SafetensorError
 
 from ..data.files import check_folder, whole_file
-from ..modelling import PyramidBertForSequenceClassification
+from ..modelling import PyramidForSequenceClassification
 from .identity import changes
 
 LOCK = ".lock"
@@ -109,7 +109,7 @@ def _claim(output: Path, identity: dict[str, Any]) -> None:
         json.dump(identity, stream, indent=1)
 
 
-def save_whole(model: PyramidBertForSequenceClassification, folder: Path, tokenizer: Any) -> None:
+def save_whole(model: PyramidForSequenceClassification, folder: Path, tokenizer: Any) -> None:
     """A folder with model and tokenizer that is there whole or not at all."""
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)

@@ -7,13 +7,14 @@ devices wait for the gradients of all that learns, and weight decay shrinks it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import engine
-from ..engine import Pyramid
-from ..modelling import PyramidBertForSequenceClassification
+from ..modelling import PyramidForSequenceClassification
 from ..pruning import Pruning
 from ..schedule import run_batch
 from .soft_pruning import SoftPruning, rising_thresholds
@@ -43,7 +44,7 @@ def mixed_target_loss(
     return loss
 
 
-def all_but_exits(model: PyramidBertForSequenceClassification) -> PyramidBertForSequenceClassification:
+def all_but_exits(model: PyramidForSequenceClassification) -> PyramidForSequenceClassification:
     """The model, of which everything learns but the exit heads."""
     model.requires_grad_(True)
     model.exits.requires_grad_(False)
@@ -53,7 +54,7 @@ def all_but_exits(model: PyramidBertForSequenceClassification) -> PyramidBertFor
 class FineTuning(nn.Module):
     """Cross entropy of the model's own head; with pruning as the model's configuration says (plain, or hard pruning)."""
 
-    def __init__(self, model: PyramidBertForSequenceClassification) -> None:
+    def __init__(self, model: PyramidForSequenceClassification) -> None:
         super().__init__()
         self.model = all_but_exits(model)
 
@@ -74,7 +75,7 @@ class SoftPruningObjective(nn.Module):
 
     def __init__(
         self,
-        model: PyramidBertForSequenceClassification,
+        model: PyramidForSequenceClassification,
         temperature: float,
         penalty: float,
         final_threshold: float,
@@ -88,9 +89,9 @@ class SoftPruningObjective(nn.Module):
 
     def forward(self, labels: Tensor, **inputs: Tensor) -> Loss:
         model = self.model.eval() if self.frozen else self.model
-        packed = model.bert.pack(**inputs)
+        packed = model.base_model.pack(**inputs)
         soft = SoftPruning(self.thresholds, self.temperature, model.config.importance_normalizer)
-        pyramid = Pyramid(model.bert.embed_packed, model.bert.layers, soft, None, model.final_head)
+        pyramid = model.with_pruning(soft)
         run = run_batch(pyramid, packed, model.num_labels)
         loss = F.cross_entropy(run.logits, labels) + self.penalty * soft.penalty()
         return {"loss": loss, "logits": run.logits}
@@ -111,7 +112,7 @@ class JointExits(nn.Module):
     """
 
     def __init__(
-        self, model: PyramidBertForSequenceClassification, exit_weight: float, share_of_teacher: float
+        self, model: PyramidForSequenceClassification, exit_weight: float, share_of_teacher: float
     ) -> None:
         super().__init__()
         self.model = model.requires_grad_(True)
@@ -119,9 +120,8 @@ class JointExits(nn.Module):
 
     def forward(self, labels: Tensor, **inputs: Tensor) -> Loss:
         model = self.model
-        batch = model.bert.embed(**inputs)
-        pruning = Pruning.of(model.config)
-        features = engine.run_features(model.bert.layers, batch, pruning, model.config.exit_head)
+        pyramid = model.with_pruning(Pruning.of(model.config))
+        features = engine.run_features(pyramid, model.base_model.embed(**inputs), model.config.exit_head)
         logits = model.final_head(features[-1])
         loss = F.cross_entropy(logits, labels)
         for layer, head in model.exits.items():
@@ -133,7 +133,7 @@ class JointExits(nn.Module):
 class FrozenExits(nn.Module):
     """Exit heads that read all tokens (``"fastbert"``), under a frozen backbone: KL from the main head's prediction."""
 
-    def __init__(self, model: PyramidBertForSequenceClassification, reverse: bool = False) -> None:
+    def __init__(self, model: PyramidForSequenceClassification, reverse: bool = False) -> None:
         super().__init__()
         self.heads = model.exits.requires_grad_(True)
         self.frozen = [model]  # in a list, so that its weights are neither trained nor saved with each checkpoint
@@ -143,9 +143,9 @@ class FrozenExits(nn.Module):
         (model,) = self.frozen
         model.eval()
         with torch.no_grad():
-            batch = model.bert.embed(**inputs)
-            outputs = engine.run_layers(model.bert.layers, batch, Pruning.of(model.config))
-            teacher = model.final_head(engine.first_tokens(outputs[-1]))
+            pyramid = model.with_pruning(Pruning.of(model.config))
+            outputs = engine.run_layers(pyramid, model.base_model.embed(**inputs))
+            teacher = model.final_head(pyramid.final_features(outputs[-1]))
         losses = [
             distillation_loss(teacher, head(outputs[int(layer)]), self.reverse) for layer, head in self.heads.items()
         ]
@@ -178,7 +178,7 @@ class Distillation(nn.Module):
     """A smaller model learns from a larger one: half its predictions, half the labels (DistilBERT's recipe for a task)."""
 
     def __init__(
-        self, student: PyramidBertForSequenceClassification, teacher: PyramidBertForSequenceClassification
+        self, student: PyramidForSequenceClassification, teacher: PyramidForSequenceClassification
     ) -> None:
         super().__init__()
         self.model = all_but_exits(student)
@@ -192,13 +192,21 @@ class Distillation(nn.Module):
         return {"loss": mixed_target_loss(logits, labels, wanted, 0.5), "logits": logits}
 
 
-def half_of(model: PyramidBertForSequenceClassification) -> PyramidBertForSequenceClassification:
+def half_of(model: PyramidForSequenceClassification) -> PyramidForSequenceClassification:
     """A model of every second layer of this one, from the first on."""
     settings = {**model.config.to_dict(), "num_hidden_layers": (model.config.num_hidden_layers + 1) // 2}
-    student = PyramidBertForSequenceClassification(type(model.config).from_dict(settings))
-    for mine, yours in zip(student.bert.encoder.layer, model.bert.layers[::2], strict=True):
+    student = type(model)(type(model.config).from_dict(settings))
+    layers = zip(student.base_model.stack, model.base_model.stack[::2], strict=True)
+    parts: list[tuple[nn.Module, nn.Module]] = [*layers, *_beside_layers(student, model)]
+    for mine, yours in parts:
         mine.load_state_dict(yours.state_dict())
-    for name in ("embeddings", "pooler"):
-        getattr(student.bert, name).load_state_dict(getattr(model.bert, name).state_dict())
-    student.classifier.load_state_dict(model.classifier.state_dict())
     return student
+
+
+def _beside_layers(*models: PyramidForSequenceClassification) -> Iterator[tuple[nn.Module, ...]]:
+    """The same module of each model, for every module that holds weights beside the layers and the exits."""
+    within = [dict(model.named_modules()) for model in models]
+    skipped = {f"{name}." for name, x in within[0].items() if x in set(models[0].base_model.stack) | {models[0].exits}}
+    for name, module in within[0].items():
+        if next(module.parameters(recurse=False), None) is not None and not f"{name}.".startswith(tuple(skipped)):
+            yield tuple(modules[name] for modules in within)

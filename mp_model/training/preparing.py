@@ -10,12 +10,12 @@ from typing import Any
 from torch import nn
 from transformers import set_seed
 
-from ..checkpoints.reading import OWN_HEAD, read_classifier
+from ..checkpoints.reading import read_classifier
 from ..checkpoints.tokenizers import load_tokenizer, max_length_of
 from ..configuration import ONE_LABEL
 from ..data.files import check_folder
 from ..data.values import listed
-from ..registration import PyramidBertForSequenceClassification
+from ..registration import PyramidForSequenceClassification
 from .agreement import Agreement, agree
 from .identity import checkpoint_identity, texts_identity
 from .recipes import RECIPES, STAGES, Recipe, Settings, model_settings
@@ -50,7 +50,7 @@ class Prepared:
     stages: tuple[str, ...]
     freeze_backbone: bool
     quiet: bool
-    model: PyramidBertForSequenceClassification
+    model: PyramidForSequenceClassification
     tokenizer: Any
     task: Task
     train: EncodedTexts
@@ -104,7 +104,7 @@ def prepare(
     task = task.in_the_order_of(agreement.label_names)
     if freeze_backbone and not agreement.keeps_head and "head" not in stages:
         stages = ("head", *stages)
-    positions = model.config.max_position_embeddings
+    positions = model.config.positions
     if (settings.max_length or 0) > positions:
         raise ValueError(f"max_length must not exceed the model's {positions} positions; got {settings.max_length}")
     max_length = settings.max_length or max_length_of(tokenizer, model.config)
@@ -156,7 +156,7 @@ def _load(
     task: Task,
     stages: Sequence[str],
     freeze_backbone: bool,
-) -> tuple[PyramidBertForSequenceClassification, Agreement, list[str]]:
+) -> tuple[PyramidForSequenceClassification, Agreement, list[str]]:
     """The model with the recipe's exits and the task's labels, what was agreed about these, and lines about both."""
     found = read_classifier(checkpoint, needs_head=False, exit_layers=[], exit_threshold=None)
     config = found.model.config
@@ -164,10 +164,9 @@ def _load(
         raise ValueError(
             f"{checkpoint} has int8 weights, which cannot be trained; give the checkpoint that it was made from"
         )
-    is_bare = any(name.startswith(OWN_HEAD) for name in found.drawn)
     agreement = agree(
         task,
-        None if is_bare else config.label_names,
+        None if found.is_bare else config.label_names,
         new_head=not freeze_backbone and stages[0] in TEACH_THE_HEAD,
         bare_head=freeze_backbone,
     )
@@ -189,10 +188,10 @@ def _load(
     return model, agreement, notes
 
 
-def _reset_heads(model: PyramidBertForSequenceClassification) -> None:
+def _reset_heads(model: PyramidForSequenceClassification) -> None:
     """Draws the classifier and the exit heads anew: those that the checkpoint has are for other labels."""
     model.config.untrained_exits = model.config.resolved_exit_layers() or None
-    for head in (model.classifier, *model.exits.modules()):
+    for head in (*model.classifier.modules(), *model.exits.modules()):
         if isinstance(head, nn.Linear):
             nn.init.normal_(head.weight, std=model.config.initializer_range)
             nn.init.zeros_(head.bias)

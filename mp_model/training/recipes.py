@@ -17,7 +17,7 @@ class Recipe:
     Attributes:
         about: one line for people.
         stages: names out of ``STAGES``, in their order.
-        config: settings of :class:`mp_model.PyramidBertConfig`, instead of the checkpoint's.
+        config: settings of :class:`mp_model.PyramidConfig`, instead of the checkpoint's.
         share_of_teacher: share of the main head's prediction in an exit's target; the rest is the label.
     """
 
@@ -181,7 +181,7 @@ def _number(normalizer: str | float) -> float:
 
 
 def model_settings(recipe: Recipe, settings: Settings, layers: int) -> dict[str, Any]:
-    """Settings of :class:`mp_model.PyramidBertConfig` by a recipe, for a backbone of that many layers."""
+    """Settings of :class:`mp_model.PyramidConfig` by a recipe, for a backbone of that many layers."""
     config = {
         "importance_normalizer": settings.importance_normalizer,
         "exit_threshold": None,

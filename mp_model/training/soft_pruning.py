@@ -21,7 +21,7 @@ class SoftPruning(Pruning):
     Args:
         thresholds: ``[L]``, to be learned.
         temperature: width of the step from fading to staying, in units of importance.
-        normalizer: as in :class:`mp_model.PyramidBertConfig`.
+        normalizer: as in :class:`mp_model.PyramidConfig`.
         protect_first: whether [CLS], which is never pruned, is not faded either.
 
     Attributes:
@@ -40,6 +40,9 @@ class SoftPruning(Pruning):
         self.temperature = temperature
         self.protect_first = protect_first
         self.masks: list[Tensor] = []
+
+    def sparing_last(self) -> SoftPruning:
+        return self  # the last layer is asked for nothing but its features
 
     def happens(self, layer: int) -> bool:
         return True

@@ -22,7 +22,7 @@ from transformers import DataCollatorWithPadding, set_seed
 from ..data.batches import length_sorted_batches
 from ..data.files import whole_file
 from ..exits import EXIT_HEADS
-from ..registration import PyramidBertForSequenceClassification
+from ..registration import PyramidForSequenceClassification
 from . import objectives
 from .features import Features, collect_features, read_standardised, standardise, unstandardise
 from .folder import claimed, processes, save_whole
@@ -43,7 +43,7 @@ class Trained:
         already_done: names of the stages that an earlier call had finished.
     """
 
-    model: PyramidBertForSequenceClassification
+    model: PyramidForSequenceClassification
     tokenizer: Any
     train: EncodedTexts
     validation: EncodedTexts
@@ -119,14 +119,14 @@ def run_stages(prepared: Prepared) -> Trained:
                         json.dump(did, stream)
                     save_whole(model, folder / "model", prepared.tokenizer)
                     remove_checkpoints(folder)
-        model = PyramidBertForSequenceClassification.from_pretrained(folder / "model")
+        model = PyramidForSequenceClassification.from_pretrained(folder / "model")
         facts[stage] = json.loads((folder / "facts.json").read_text())
     return Trained(model.eval(), prepared.tokenizer, prepared.train, prepared.validation, facts, already_done)
 
 
 def _run(
-    stage: str, prepared: Prepared, model: PyramidBertForSequenceClassification, folder: Path
-) -> tuple[PyramidBertForSequenceClassification, dict[str, float]]:
+    stage: str, prepared: Prepared, model: PyramidForSequenceClassification, folder: Path
+) -> tuple[PyramidForSequenceClassification, dict[str, float]]:
     """Trains one stage; returns the model that it leaves, and what it did."""
     begin = time.monotonic()
     train, recipe, settings, tokenizer = prepared.train, prepared.recipe, prepared.settings, prepared.tokenizer
@@ -206,19 +206,27 @@ class FeatureRows(Dataset[dict[str, Any]]):
 
 
 class OwnHead(nn.Module):
-    """The model's own head, without the model: logits ``[batch, labels]`` from layer L's [CLS] ``[batch, hidden]``."""
+    """The model's own head, without the model: logits ``[batch, labels]`` from its features ``[batch, hidden]``.
 
-    def __init__(self, model: PyramidBertForSequenceClassification) -> None:
+    Attributes:
+        dense: the linear layer that reads the features.
+    """
+
+    def __init__(self, model: PyramidForSequenceClassification) -> None:
         super().__init__()
-        assert model.bert.pooler is not None
-        self.dense, self.classifier = model.bert.pooler.dense, model.classifier
+        self.frozen = [model.eval()]  # in a list, so that its weights are neither trained nor saved with each checkpoint
+        parts = {name: x for name, x in model.named_modules() if f"{name}.".startswith(model.backbone.own_head)}
+        owners = {name: x for name, x in parts.items() if next(x.parameters(recurse=False), None) is not None}
+        self.parts = nn.ModuleDict({name.replace(".", "_"): x for name, x in owners.items()})
+        self.dense: Any = next(iter(x for x in owners.values() if isinstance(x, nn.Linear)))
 
-    def forward(self, first: Tensor) -> Tensor:
-        return self.classifier(torch.tanh(self.dense(first)))
+    def forward(self, features: Tensor) -> Tensor:
+        (model,) = self.frozen
+        return model.final_head(features)
 
 
 def _features_of(
-    model: PyramidBertForSequenceClassification,
+    model: PyramidForSequenceClassification,
     heads: nn.ModuleDict,
     data: EncodedTexts,
     tokenizer: Any,
@@ -238,7 +246,7 @@ def _features_of(
     dense: dict[int, Any] = {int(layer): head.dense for layer, head in heads.items()}
     scales = {}
     for layer in dense:
-        features.layers[layer], *scales[layer] = standardise(features.layers[layer])
+        features.layers[layer], *scales[layer] = standardise(features.layers[layer], centred=dense[layer].bias is not None)
         if str(layer) in trained:
             read_standardised(dense[layer], *scales[layer])
 

@@ -1,0 +1,249 @@
+"""Layers that normalise after each residual, as BERT's do, prepared for inference: packed, fused, in float or in int8."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers.activations import GELUActivation
+
+import mp_kernels
+from mp_kernels import Kept, Ragged
+from mp_kernels.memory import cache_blocks
+
+from .attention import Relation, attend
+from .forms import (
+    Block,
+    KeysValues,
+    ModuleBlock,
+    RaggedLayer,
+    Survive,
+    first_rows,
+    modules_within,
+    output_of,
+    why_modules,
+    why_modules_now,
+)
+from .int8 import Int8Linear
+from .projections import Projections, why_apart
+
+
+class Parts(NamedTuple):
+    """The modules of a layer, in the order in which they run.
+
+    Attributes:
+        heads: number of heads.
+        query, key, value: the projections.
+        context: the projection of the attention's output.
+        context_norm: LayerNorm after it.
+        grow, activation, shrink: the feed-forward.
+        norm: LayerNorm after it.
+    """
+
+    heads: int
+    query: Any
+    key: Any
+    value: Any
+    context: Any
+    context_norm: Any
+    grow: Any
+    activation: Any
+    shrink: Any
+    norm: Any
+
+    @property
+    def projections(self) -> tuple[nn.Module, nn.Module, nn.Module]:
+        """The linear layers of queries, keys and values."""
+        return self.query, self.key, self.value
+
+    @property
+    def linears(self) -> tuple[nn.Module, ...]:
+        return *self.projections, self.context, self.grow, self.shrink
+
+
+class PostNormLayer(RaggedLayer):
+    """A layer with ``Parts``.
+
+    Attributes:
+        projections: the packed weights of the prepared form, once it was used.
+    """
+
+    projections: Projections | None = None
+
+    def parts(self) -> Parts:
+        """The layer's modules."""
+        raise NotImplementedError
+
+    def relation(self) -> Relation | None:
+        """The part that places play in the layer's attention; None: none."""
+        return None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "projections": None}
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        # Weights that are moved or cast leave the piece, which nobody would need any more.
+        self.projections = None
+        return super()._apply(*args, **kwargs)
+
+    def why_modules(self, device: torch.device) -> str | None:
+        return self._why_called(device) or (None if self._packed() else why_apart(self.parts().projections))
+
+    def block(self, device: torch.device) -> Block:
+        if self._why_called(device) is not None:
+            return ModuleBlock(self)
+        parts, projections = self.parts(), self._packed()
+        if projections is None:
+            if why_apart(parts.projections) is not None:
+                return ModuleBlock(self)
+            self.projections = projections = Projections(parts.projections)
+        prepared = Int8PostNormBlock if type(parts.query) is Int8Linear else PostNormBlock
+        return prepared(parts, projections, self.relation())
+
+    def _why_called(self, device: torch.device) -> str | None:
+        """The reason why the modules of the layer must be called just now; None: their weights say everything."""
+        now = why_modules_now(device)
+        if now is not None:
+            return now
+        if type(self) not in self.plain:
+            return f"the layer is a {type(self).__name__}"
+        parts = self.parts()
+        # Another activation is called by the prepared form too, whatever it is.
+        called = None if type(parts.activation) is GELUActivation else parts.activation
+        why = why_modules(modules_within(self, called), self.plain)
+        if why is None and len({type(linear) for linear in parts.linears}) > 1:
+            return "some of the linear layers are int8, and some are not"
+        return why
+
+    def _packed(self) -> Projections | None:
+        """The piece that holds the parameters of queries, keys and values; None: none does, or no longer."""
+        projections = self.projections
+        return projections if projections is not None and projections.hold(self.parts().projections) else None
+
+
+# Types whose weights say everything, in the layers of every backbone.
+PLAIN = frozenset({nn.Linear, nn.LayerNorm, nn.Dropout, GELUActivation, Int8Linear})
+
+
+class PostNormBlock:
+    """The prepared form: one product for queries, keys and values; bias and GELU, residual and LayerNorm in one pass."""
+
+    decides_first = True
+
+    def __init__(self, parts: Parts, projections: Projections, relation: Relation | None = None) -> None:
+        self.parts, self.projections, self.relation = parts, projections, relation
+        self.width: int = parts.query.out_features
+
+    def keys_values(self, batch: Ragged) -> KeysValues:
+        return KeysValues(self._project(batch.values, slice(self.width, None)), batch)
+
+    def _queries(self, values: Tensor) -> Tensor:
+        return self._project(values, slice(self.width))
+
+    def _project(self, values: Tensor, outputs: slice) -> Tensor:
+        """A range of the outputs of queries, keys and values, in this order: ``[rows, outputs]``."""
+        own = self.projections.rows(outputs)
+        return torch.nn.functional.linear(values, own["weight"], own["bias"])
+
+    def first(self, batch: Ragged, keys_values: KeysValues | None = None) -> Tensor:
+        if keys_values is None:
+            keys_values = self.keys_values(batch)
+        first = first_rows(batch.values, batch)
+        key, value = keys_values.rows.chunk(2, dim=1)
+        context, _ = attend(self.parts.heads, self._queries(first), key, value, batch, False, relation=self.relation)
+        return self._finish(context, first)
+
+    def whole(
+        self, batch: Ragged, survive: Survive | None = None, keys_values: KeysValues | None = None
+    ) -> tuple[Ragged, Kept | None]:
+        if keys_values is None:
+            context, importance = self._attend_to_all(batch, survive is not None)
+        else:
+            query, (key, value) = self._queries(batch.values), keys_values.rows.chunk(2, dim=1)
+            context, importance = attend(
+                self.parts.heads,
+                query,
+                key,
+                value,
+                keys_values.batch,
+                survive is not None,
+                keys_values.cu_seqlens_q,
+                keys_values.asking,
+                self.relation,
+            )
+            if importance is not None and keys_values.asking is not None:
+                importance = importance[:, keys_values.asking]
+        kept = None if survive is None or importance is None else survive(importance)
+        if kept is None:
+            return output_of(self._finish(context, batch.values), None, batch), None
+        context = mp_kernels.ragged_gather(context, kept.index)
+        return output_of(self._finish(context, batch.values, kept.index), kept, batch), kept
+
+    def _attend_to_all(self, batch: Ragged, need_importance: bool) -> tuple[Tensor, Tensor | None]:
+        """Context and importance; the projections are not needed after it, and their memory is free again."""
+        query, key, value = self._project(batch.values, slice(None)).chunk(3, dim=1)
+        return attend(self.parts.heads, query, key, value, batch, need_importance, relation=self.relation)
+
+    def _finish(self, context: Tensor, residual: Tensor, index: Tensor | None = None) -> Tensor:
+        """The token-wise rest of the layer, of rows ``context``, whose entering states are ``residual[index]``."""
+        parts = self.parts
+        attended = self._add_and_norm(parts.context, parts.context_norm, context, residual, index)
+        blocks = cache_blocks(attended, parts.grow.out_features * attended.element_size())
+        done = [self._feed_forward(block) for block in blocks]
+        return done[0] if len(done) == 1 else torch.cat(done)
+
+    def _feed_forward(self, attended: Tensor) -> Tensor:
+        parts = self.parts
+        if type(parts.activation) is GELUActivation:
+            # The bias is added on the way through the GELU, not copied into the product's memory before it.
+            grown = mp_kernels.bias_gelu(attended @ parts.grow.weight.t(), parts.grow.bias)
+        else:
+            grown = parts.activation(parts.grow(attended))
+        return self._add_and_norm(parts.shrink, parts.norm, grown, attended)
+
+    def _add_and_norm(
+        self, dense: Any, norm: nn.LayerNorm, x: Tensor, residual: Tensor, index: Tensor | None = None
+    ) -> Tensor:
+        return mp_kernels.add_layer_norm(dense(x), residual, norm.weight, norm.bias, norm.eps, index)
+
+
+class Int8PostNormBlock(PostNormBlock):
+    """The prepared form on int8 weights: rows are quantised on their way into each product, with a scale of their own."""
+
+    def _project(self, values: Tensor, outputs: slice) -> Tensor:
+        rows, scales = mp_kernels.quantize_rows(values)
+        own = self.projections.rows(outputs)
+        return mp_kernels.dequantize(torch._int_mm(rows, own["weight"].t()), scales, own["scale"], own["bias"])
+
+    def _feed_forward(self, attended: Tensor) -> Tensor:
+        parts = self.parts
+        if type(parts.activation) is not GELUActivation:
+            grown = parts.activation(parts.grow(attended))
+            return self._add_and_norm(parts.shrink, parts.norm, grown, attended)
+        rows, scales = mp_kernels.quantize_rows(attended)
+        product = torch._int_mm(rows, parts.grow.weight.t())
+        quantised = mp_kernels.dequantize_gelu(product, scales, parts.grow.scale, parts.grow.bias)
+        return _normed_product(parts.shrink, parts.norm, *quantised, attended)
+
+    def _add_and_norm(
+        self, dense: Any, norm: nn.LayerNorm, x: Tensor, residual: Tensor, index: Tensor | None = None
+    ) -> Tensor:
+        return _normed_product(dense, norm, *mp_kernels.quantize_rows(x), residual, index)
+
+
+def _normed_product(
+    dense: Any, norm: nn.LayerNorm, rows: Tensor, scales: Tensor, residual: Tensor, index: Tensor | None = None
+) -> Tensor:
+    """LayerNorm of an int8 layer's product with quantised rows, with the residual ``residual[index]``."""
+    return mp_kernels.dequantize_add_layer_norm(
+        torch._int_mm(rows, dense.weight.t()),
+        scales,
+        dense.scale,
+        dense.bias,
+        residual,
+        norm.weight,
+        norm.bias,
+        norm.eps,
+        index,
+    )
