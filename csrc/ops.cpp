@@ -75,8 +75,11 @@ std::vector<int32_t> by_falling_cost(const SequenceStarts& queries, const Sequen
 std::tuple<Tensor, Tensor, Tensor> ragged_attention(const Tensor& q, const Tensor& k, const Tensor& v,
                                                     const Tensor& cu_seqlens_q, const Tensor& cu_seqlens,
                                                     std::optional<Tensor> stays, int64_t max_seqlen, double scale,
-                                                    bool need_importance) {
+                                                    bool need_importance, std::optional<Tensor> positions_q,
+                                                    std::optional<Tensor> positions, std::optional<Tensor> bias,
+                                                    std::optional<Tensor> buckets, int64_t window) {
   const char* op = "ragged_attention";
+  require(!positions_q && !positions && !bias && !buckets && window < 0, op, ": has neither bias nor window");
   const AttentionInputs in(op, q, k, v, cu_seqlens_q, cu_seqlens, max_seqlen, scale);
   const Stays computed(op, stays, in.keys.batch());
   const int64_t heads = in.shape.heads, total = in.shape.total_k;
@@ -104,12 +107,13 @@ std::tuple<Tensor, Tensor, Tensor> ragged_attention(const Tensor& q, const Tenso
   return {out, importance, logsumexp};
 }
 
-std::tuple<Tensor, Tensor, Tensor> ragged_attention_backward(const Tensor& out_grad,
-                                                             std::optional<Tensor> importance_grad, const Tensor& q,
-                                                             const Tensor& k, const Tensor& v, const Tensor& logsumexp,
-                                                             const Tensor& cu_seqlens_q, const Tensor& cu_seqlens,
-                                                             int64_t max_seqlen, double scale) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> ragged_attention_backward(
+    const Tensor& out_grad, std::optional<Tensor> importance_grad, const Tensor& q, const Tensor& k, const Tensor& v,
+    const Tensor& logsumexp, const Tensor& cu_seqlens_q, const Tensor& cu_seqlens, int64_t max_seqlen, double scale,
+    std::optional<Tensor> positions_q, std::optional<Tensor> positions, std::optional<Tensor> bias,
+    std::optional<Tensor> buckets, int64_t window) {
   const char* op = "ragged_attention_backward";
+  require(!positions_q && !positions && !bias && !buckets && window < 0, op, ": has neither bias nor window");
   const AttentionInputs in(op, q, k, v, cu_seqlens_q, cu_seqlens, max_seqlen, scale);
   const int64_t heads = in.shape.heads;
   require(shape_of(out_grad) == shape_of(q) && out_grad.scalar_type() == q.scalar_type(), op,
@@ -150,7 +154,7 @@ std::tuple<Tensor, Tensor, Tensor> ragged_attention_backward(const Tensor& out_g
                  else
                    mp::clear_queries(in.shape, backward.q_grad, sample, task % heads);
                });
-  return {q_grad, k_grad, v_grad};
+  return {q_grad, k_grad, v_grad, torch::stable::new_empty(in.q, {0}, ScalarType::Float)};
 }
 
 Tensor mean_over_heads(const Tensor& importance) {

@@ -24,8 +24,8 @@ def _register(name: str, backward: Callable[..., Any], setup_context: Callable[[
 
 
 def _setup_attention(ctx: Context, inputs: Inputs, output: Any) -> None:
-    q, k, v, cu_seqlens_q, cu_seqlens, stays, ctx.max_seqlen, ctx.scale, _ = inputs
-    ctx.save_for_backward(q, k, v, output[2], cu_seqlens_q, cu_seqlens, stays)
+    q, k, v, cu_seqlens_q, cu_seqlens, stays, ctx.max_seqlen, ctx.scale, _, *places, ctx.window = inputs
+    ctx.save_for_backward(q, k, v, output[2], cu_seqlens_q, cu_seqlens, stays, *places)
     ctx.set_materialize_grads(False)
 
 
@@ -43,23 +43,31 @@ def _attention_backward(
             "ragged_attention has no second derivative (create_graph=True); "
             "differentiate mp_kernels.reference.ragged_attention twice instead"
         )
-    q, k, v, logsumexp, cu_seqlens_q, cu_seqlens, stays = ctx.saved_tensors
+    q, k, v, logsumexp, cu_seqlens_q, cu_seqlens, stays, *places = ctx.saved_tensors
+    bias = places[2]
     if out_grad is None:
         out_grad = torch.zeros_like(q)
     if importance_grad is not None and importance_grad.numel() == 0:
         importance_grad = None
-    grads = torch.ops.mp_kernels.ragged_attention_backward(
-        out_grad, importance_grad, q, k, v, logsumexp, cu_seqlens_q, cu_seqlens, ctx.max_seqlen, ctx.scale
+    if stays is not None and bias is not None:  # nothing of a sample that leaves may reach the sum over samples
+        out_grad, q = (_zero_where_left(x, stays, cu_seqlens_q) for x in (out_grad, q))
+        k, v = (_zero_where_left(x, stays, cu_seqlens) for x in (k, v))
+        if importance_grad is not None:
+            importance_grad = _zero_where_left(importance_grad.t(), stays, cu_seqlens).t()
+    *grads, bias_grad = torch.ops.mp_kernels.ragged_attention_backward(
+        *(out_grad, importance_grad, q, k, v, logsumexp, cu_seqlens_q, cu_seqlens, ctx.max_seqlen, ctx.scale),
+        *places,
+        ctx.window,
     )
     if stays is not None:  # the results of samples that leave are constants
         starts = (cu_seqlens_q, cu_seqlens, cu_seqlens)
         grads = [_zero_where_left(grad, stays, cu) for grad, cu in zip(grads, starts, strict=True)]
-    return *grads, None, None, None, None, None, None
+    return *grads, *[None] * 8, None if bias is None else bias_grad.to(bias.dtype), None, None
 
 
-def _zero_where_left(grad: Tensor, stays: Tensor, cu_seqlens: Tensor) -> Tensor:
-    rows = torch.repeat_interleave(stays, cu_seqlens.diff().long(), output_size=grad.shape[0])
-    return torch.where(rows[:, None, None], grad, 0.0)
+def _zero_where_left(x: Tensor, stays: Tensor, cu_seqlens: Tensor) -> Tensor:
+    rows = torch.repeat_interleave(stays, cu_seqlens.diff().long(), output_size=x.shape[0])
+    return torch.where(rows.unflatten(0, (-1, *[1] * (x.dim() - 1))), x, 0.0)
 
 
 _register("ragged_attention", _attention_backward, _setup_attention)
@@ -183,6 +191,36 @@ def _bias_gelu_backward(ctx: Context, grad: Tensor) -> tuple[Tensor, Tensor | No
 
 
 _register("bias_gelu", _bias_gelu_backward, _setup_bias_gelu)
+
+
+# gelu_gate: a product's gradient, through GELU's own
+
+
+def _setup_gelu_gate(ctx: Context, inputs: Inputs, output: Any) -> None:
+    ctx.save_for_backward(inputs[0])
+
+
+def _gelu_gate_backward(ctx: Context, grad: Tensor) -> Tensor:
+    gated, gate = ctx.saved_tensors[0].chunk(2, dim=1)
+    return torch.cat([torch.ops.aten.gelu_backward(grad * gate, gated), grad * torch.nn.functional.gelu(gated)], dim=1)
+
+
+_register("gelu_gate", _gelu_gate_backward, _setup_gelu_gate)
+
+
+# rotary_embedding: the rotation back
+
+
+def _setup_rotary(ctx: Context, inputs: Inputs, output: Any) -> None:
+    ctx.save_for_backward(*inputs[1:])
+
+
+def _rotary_backward(ctx: Context, grad: Tensor) -> tuple[Tensor, None, None, None]:
+    positions, cos, sin = ctx.saved_tensors
+    return torch.ops.mp_kernels.rotary_embedding(grad, positions, cos, -sin), None, None, None
+
+
+_register("rotary_embedding", _rotary_backward, _setup_rotary)
 
 
 # normalized_entropy: du/dz_i = -p_i (log p_i + sum_j -p_j log p_j) / log N

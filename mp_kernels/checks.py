@@ -31,6 +31,19 @@ def check_tensor(name: str, x: torch.Tensor, dims: int, dtypes: Sequence[torch.d
         raise ValueError(f"{name} must be on {like.device} like the other arguments; got {describe(x)}")
 
 
+def check_heads(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+    """Raises TypeError or ValueError unless q, k and v are ``[rows, heads, head_dim]`` and fit each other."""
+    check_tensor("q", q, 3, FLOATING, q)
+    if 0 in q.shape[1:]:
+        raise ValueError(f"q must have at least one head and a head_dim of at least 1; got {describe(q)}")
+    for name, x in (("k", k), ("v", v)):
+        check_tensor(name, x, 3, (q.dtype,), q)
+        if x.shape[1:] != q.shape[1:] or x.shape[0] != k.shape[0]:
+            raise ValueError(
+                f"{name} must have q's heads and head_dim and k's rows; q is {describe(q)}, {name} {describe(x)}"
+            )
+
+
 def check_cu_seqlens(cu_seqlens: torch.Tensor, like: torch.Tensor, name: str = "cu_seqlens") -> None:
     """Raises TypeError or ValueError unless ``cu_seqlens`` is int32 ``[batch + 1]``. Its values are not read."""
     check_tensor(name, cu_seqlens, 1, (torch.int32,), like)
@@ -43,6 +56,42 @@ def check_stays(stays: torch.Tensor, cu_seqlens: torch.Tensor) -> None:
     check_tensor("stays", stays, 1, (torch.bool,), cu_seqlens)
     if stays.shape[0] != cu_seqlens.shape[0] - 1:
         raise ValueError(f"stays must have one entry per sample, {cu_seqlens.shape[0] - 1}; got {describe(stays)}")
+
+
+def check_places(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    has_cu_seqlens_q: bool,
+    positions_q: torch.Tensor | None,
+    positions: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    buckets: torch.Tensor | None,
+    window: int | None,
+) -> None:
+    """Raises TypeError or ValueError unless the arguments of attention that depends on distances fit each other."""
+    if bias is not None and buckets is not None:
+        dtypes = (torch.float64,) if q.dtype == torch.float64 else tuple(dict.fromkeys((q.dtype, torch.float32)))
+        check_tensor("bias", bias, 2, dtypes, q)
+        if bias.shape[0] != q.shape[1] or bias.shape[1] < 1:
+            raise ValueError(f"bias must be [heads, buckets] with {q.shape[1]} heads; got {describe(bias)}")
+        check_tensor("buckets", buckets, 1, (torch.int32,), q)
+        if buckets.shape[0] % 2 == 0:
+            raise ValueError(f"buckets must have an entry for each distance -R..R, 2 R + 1; got {describe(buckets)}")
+    elif bias is not None or buckets is not None:
+        raise ValueError("bias and buckets must be given together; got only one of them")
+    if window is not None and (not isinstance(window, int) or isinstance(window, bool) or window < 0):
+        raise ValueError(f"window must be an int of 0 or more, or None for no window; got {describe(window)}")
+    for name, x, rows in (("positions_q", positions_q, q), ("positions", positions, k)):
+        if x is not None:
+            if bias is None and window is None:
+                raise ValueError(f"{name} must be None without bias and window, as nothing depends on it")
+            check_tensor(name, x, 1, (torch.int32,), q)
+            if x.shape[0] != rows.shape[0]:
+                raise ValueError(f"{name} must have one entry per row, {rows.shape[0]}; got {describe(x)}")
+    if positions is None and positions_q is not None:
+        raise ValueError("positions_q must be None without positions")
+    if has_cu_seqlens_q and (bias is not None or window is not None) and (positions is None or positions_q is None):
+        raise ValueError("positions and positions_q must be given for bias or window with cu_seqlens_q")
 
 
 def check_importance(importance: torch.Tensor, cu_seqlens: torch.Tensor, stays: torch.Tensor | None) -> None:

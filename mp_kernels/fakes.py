@@ -30,6 +30,11 @@ def ragged_attention(
     max_seqlen: int,
     scale: float,
     need_importance: bool,
+    positions_q: Tensor | None = None,
+    positions: Tensor | None = None,
+    bias: Tensor | None = None,
+    buckets: Tensor | None = None,
+    window: int = -1,
 ) -> tuple[Tensor, Tensor, Tensor]:
     importance = _at_least_float32(q, q.shape[1], k.shape[0] if need_importance else 0)
     return q.new_empty(q.shape), importance, _at_least_float32(q, q.shape[1], q.shape[0])
@@ -47,8 +52,14 @@ def ragged_attention_backward(
     cu_seqlens: Tensor,
     max_seqlen: int,
     scale: float,
+    positions_q: Tensor | None = None,
+    positions: Tensor | None = None,
+    bias: Tensor | None = None,
+    buckets: Tensor | None = None,
+    window: int = -1,
 ) -> tuple[Tensor, ...]:
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+    bias_grad = _at_least_float32(q, *((0,) if bias is None else bias.shape))
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), bias_grad
 
 
 @_fakes
@@ -104,6 +115,16 @@ def add_layer_norm(
 
 @_fakes
 def bias_gelu(x: Tensor, bias: Tensor | None) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+@_fakes
+def gelu_gate(x: Tensor) -> Tensor:
+    return x.new_empty(x.shape[0], x.shape[1] // 2)
+
+
+@_fakes
+def rotary_embedding(x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x.new_empty(x.shape)
 
 

@@ -17,7 +17,16 @@ import torch
 import torch.nn.functional as F
 
 from . import reference
-from .checks import FLOATING, check_cu_seqlens, check_importance, check_stays, check_tensor, describe
+from .checks import (
+    FLOATING,
+    check_cu_seqlens,
+    check_heads,
+    check_importance,
+    check_places,
+    check_stays,
+    check_tensor,
+    describe,
+)
 from .memory import read_by_host
 from .ragged import Kept, Ragged
 
@@ -36,12 +45,22 @@ def ragged_attention(
     need_importance: bool = True,
     by_head: bool = False,
     stays: torch.Tensor | None = None,
+    positions: torch.Tensor | None = None,
+    positions_q: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    buckets: torch.Tensor | None = None,
+    window: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Attention within each sample of a packed ragged batch, and the importance of each token.
 
     ``P[h,i,j] = softmax_j(scale q_i . k_j)`` and ``importance[j] = (1 / (H n)) sum_h sum_i P[h,i,j]``, the column mean of
     the probabilities: how much attention token j receives (Magic Pyramid's Eq. 4; its indices say row mean, its text column
-    mean). Differentiable in q, k and v through both results.
+    mean). Differentiable in q, k and v, and in bias, through both results.
+
+    ``bias`` adds to each score what is learned for its distance, ``scale q_i . k_j + bias[h, buckets[d + R]]`` with
+    ``d = positions[j] - positions_q[i]``, clamped to -R..R, as MPNet does. With a ``window``, only the pairs with
+    ``|d| <= window`` exist, as in the local layers of ModernBERT: softmax runs over them, and so does the mean in
+    ``importance[j]``, over the queries that see key j. A query that sees no key gets zeros.
 
     Args:
         q: ``[total, heads, head_dim]``, float32, float16, bfloat16 or float64. Strided views are welcome.
@@ -55,26 +74,27 @@ def ragged_attention(
         need_importance: False skips the importance; None is returned in its place.
         by_head: True returns the importance by head, ``[heads, total]``, instead of its mean over the heads.
         stays: bool ``[batch]``; samples for which it is False are skipped and get zeros. None: all samples are computed.
+        positions: int32 ``[total]``, the place of each key's token in its text, from 0 and rising within each sample, with
+            gaps where tokens were pruned. None: the rows' own order. Only with bias or window.
+        positions_q: int32 ``[total_q]``, the same for the queries. None: ``positions``; with ``cu_seqlens_q``, both are
+            needed.
+        bias: ``[heads, buckets]`` of ``q``'s dtype or float32; float64 for float64 inputs. Needs ``buckets``.
+        buckets: int32 ``[2 R + 1]``, the bucket of each distance from -R to R; farther ones count as R.
+        window: largest distance at which a query sees a key. None: any distance.
 
     Returns:
         out: ``[total_q, heads, head_dim]`` of ``q``'s dtype.
-        importance: float32 ``[total]`` (float64 for float64 inputs); sums to 1 over each sample.
+        importance: float32 ``[total]`` (float64 for float64 inputs); without a window, sums to 1 over each sample.
 
     Raises:
         TypeError, ValueError: a wrong dtype, device or shape.
-        RuntimeError: ``cu_seqlens`` decreases or does not end at ``total``, or ``max_seqlen`` is too small.
+        RuntimeError: ``cu_seqlens`` decreases or does not end at ``total``, ``max_seqlen`` is too small, ``positions``
+            do not rise within each sample, or ``buckets`` names none of ``bias``.
         NotImplementedError: in the backward pass, a second derivative is wanted.
     """
-    check_tensor("q", q, 3, FLOATING, q)
-    if 0 in q.shape[1:]:
-        raise ValueError(f"q must have at least one head and a head_dim of at least 1; got {describe(q)}")
-    for name, x in (("k", k), ("v", v)):
-        check_tensor(name, x, 3, (q.dtype,), q)
-        if x.shape[1:] != q.shape[1:] or x.shape[0] != k.shape[0]:
-            raise ValueError(
-                f"{name} must have q's heads and head_dim and k's rows; q is {describe(q)}, {name} {describe(x)}"
-            )
+    check_heads(q, k, v)
     check_cu_seqlens(cu_seqlens, q)
+    check_places(q, k, cu_seqlens_q is not None, positions_q, positions, bias, buckets, window)
     if cu_seqlens_q is None:
         if q.shape[0] != k.shape[0]:
             raise ValueError(
@@ -91,11 +111,15 @@ def ragged_attention(
         check_stays(stays, cu_seqlens)
     if scale is None:
         scale = 1.0 / math.sqrt(q.shape[-1])
+    positions_q = positions if positions_q is None else positions_q
+    places = (positions_q, positions, bias, buckets, -1 if window is None else window)
     if q.dtype == torch.float64:  # for checking gradients, so the definition itself runs
-        out, importance, _ = reference.attention_with_logsumexp(q, k, v, cu_seqlens_q, cu_seqlens, scale, stays)
+        out, importance, _ = reference.attention_with_logsumexp(
+            q, k, v, cu_seqlens_q, cu_seqlens, scale, stays, *places
+        )
     else:
         out, importance, _ = _ops.ragged_attention(
-            q, k, v, cu_seqlens_q, cu_seqlens, stays, max_seqlen, scale, need_importance
+            q, k, v, cu_seqlens_q, cu_seqlens, stays, max_seqlen, scale, need_importance, *places
         )
     if not need_importance:
         return out, None
@@ -319,6 +343,57 @@ def bias_gelu(x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor
         if bias.shape[0] != x.shape[1]:
             raise ValueError(f"bias must be [width], {x.shape[1]}; got {describe(bias)}")
     return (reference if x.dtype == torch.float64 else _ops).bias_gelu(x, bias)
+
+
+def gelu_gate(x: torch.Tensor) -> torch.Tensor:
+    """``gelu(x[:, :w]) * x[:, w:]`` in one pass (GeGLU), with the exact GELU of :func:`bias_gelu`.
+
+    Args:
+        x: ``[rows, 2 w]``, floating.
+
+    Returns:
+        ``[rows, w]`` of ``x``'s dtype.
+
+    Raises:
+        TypeError, ValueError: a wrong dtype, device or shape.
+    """
+    check_tensor("x", x, 2, FLOATING, x)
+    if x.shape[1] % 2:
+        raise ValueError(f"x must be [rows, 2 w], two halves of one width; got {describe(x)}")
+    return (reference if x.dtype == torch.float64 else _ops).gelu_gate(x)
+
+
+def rotary_embedding(x: torch.Tensor, positions: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotary position embedding: turns the pairs ``x[..., i]`` and ``x[..., h + i]``, h half of head_dim, by an angle.
+
+    ``out[..., :h] = x1 cos - x2 sin`` and ``out[..., h:] = x2 cos + x1 sin`` with ``x1`` and ``x2`` the two halves and the
+    row ``positions`` of the tables, computed in float32. Differentiable in x.
+
+    Args:
+        x: ``[rows, heads, head_dim]``, floating, with an even head_dim. Strided views are welcome.
+        positions: int32 ``[rows]``, the place of each row's token in its text.
+        cos, sin: float32 ``[places, head_dim / 2]``, cosine and sine of each place's angles; float64 for float64 inputs.
+
+    Returns:
+        ``[rows, heads, head_dim]`` of ``x``'s dtype, contiguous.
+
+    Raises:
+        TypeError, ValueError: a wrong dtype, device or shape.
+        RuntimeError: a position outside the tables.
+    """
+    check_tensor("x", x, 3, FLOATING, x)
+    if x.shape[2] % 2:
+        raise ValueError(f"x must have an even head_dim, as pairs are turned; got {describe(x)}")
+    check_tensor("positions", positions, 1, (torch.int32,), x)
+    if positions.shape[0] != x.shape[0]:
+        raise ValueError(f"positions must have one entry per row, {x.shape[0]}; got {describe(positions)}")
+    for name, table in (("cos", cos), ("sin", sin)):
+        check_tensor(name, table, 2, (torch.promote_types(x.dtype, torch.float32),), x)
+        if table.shape[1] != x.shape[2] // 2 or table.shape != cos.shape:
+            raise ValueError(
+                f"{name} must be [places, head_dim / 2], {[cos.shape[0], x.shape[2] // 2]}; got {describe(table)}"
+            )
+    return (reference if x.dtype == torch.float64 else _ops).rotary_embedding(x, positions, cos, sin)
 
 
 def normalized_entropy(logits: torch.Tensor) -> torch.Tensor:

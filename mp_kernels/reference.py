@@ -37,10 +37,20 @@ def attention_with_logsumexp(
     cu_seqlens: torch.Tensor,
     scale: float,
     stays: torch.Tensor | None = None,
+    positions_q: torch.Tensor | None = None,
+    positions: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    buckets: torch.Tensor | None = None,
+    window: int = -1,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """``out`` and ``importance`` of :func:`ragged_attention` by head, and the log-sum-exp of each row of scores.
 
-    A sample that does not stay, or has no keys, gets zeros in all three.
+    A sample that does not stay, or has no keys, gets zeros in all three, and so does a query that sees no key.
+
+    Args:
+        positions_q, positions: int32 ``[total_q]`` and ``[total]``; both None: the rows' own order in each sample.
+        window: largest distance at which a query sees a key; -1: any distance.
+        (others): those of :func:`mp_kernels.ragged_attention`.
 
     Returns:
         out ``[total_q, heads, head_dim]``, importance ``[heads, total]``, log-sum-exp ``[heads, total_q]``.
@@ -50,6 +60,11 @@ def attention_with_logsumexp(
     outs, importances = [wide_q[:0]], [wide_k[:0].sum(2).t()]  # empty, to keep a batch without samples in the graph
     logsumexps = [wide_q.new_empty(heads, 0)]
     q_spans, spans = _spans(cu_seqlens_q, q.shape[0], "cu_seqlens_q"), _spans(cu_seqlens, k.shape[0])
+    places_q = _places("positions_q", positions_q, q_spans, q.device)
+    places = _places("positions", positions, spans, q.device)
+    if bias is not None and buckets is not None:
+        refuse_outside(buckets, bias.shape[1], "buckets")
+        outs[0] = outs[0] + bias.sum()
     computed = [True] * len(spans) if stays is None else stays.tolist()
     for (q_begin, q_end), (begin, end), wanted in zip(q_spans, spans, computed, strict=True):
         if not wanted or begin == end:
@@ -58,11 +73,40 @@ def attention_with_logsumexp(
             logsumexps.append(wide_q.new_zeros(heads, q_end - q_begin))
             continue
         scores = torch.einsum("ihd,jhd->hij", wide_q[q_begin:q_end], wide_k[begin:end]) * scale
-        probabilities = torch.softmax(scores, dim=-1)
+        distances = places[begin:end] - places_q[q_begin:q_end, None]
+        if bias is not None and buckets is not None:
+            reach = buckets.shape[0] // 2
+            scores = scores + bias.to(scores.dtype)[:, buckets.long()[distances.clamp(-reach, reach) + reach]]
+        exists = distances.abs() <= window if window >= 0 else torch.ones_like(distances, dtype=torch.bool)
+        probabilities, logsumexp = _softmax(scores, exists)
         outs.append(torch.einsum("hij,jhd->ihd", probabilities, wide_v[begin:end]))
-        importances.append(probabilities.sum(1) / max(q_end - q_begin, 1))
-        logsumexps.append(torch.logsumexp(scores, dim=-1))
+        importances.append(probabilities.sum(1) / exists.sum(0).clamp(min=1))
+        logsumexps.append(logsumexp)
     return torch.cat(outs).to(q.dtype), torch.cat(importances, dim=1), torch.cat(logsumexps, dim=1)
+
+
+def _places(
+    name: str, positions: torch.Tensor | None, spans: Sequence[tuple[int, int]], device: torch.device
+) -> torch.Tensor:
+    """int64 ``[rows]``: ``positions``, which must rise within each sample, or else the rows' own order in it."""
+    if positions is None:
+        return torch.cat([torch.arange(end - begin, device=device) for begin, end in [(0, 0), *spans]])
+    for begin, end in spans:
+        part = positions[begin:end]
+        if (part < 0).any() or (part.diff() <= 0).any():
+            raise RuntimeError(f"{name} must rise from 0 or more within each sample; got {part.tolist()}")
+    return positions.long()
+
+
+def _softmax(scores: torch.Tensor, exists: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Softmax of each row of ``scores [heads, queries, keys]`` over the pairs that exist, and its log-sum-exp.
+
+    Both are zero in a row without a pair.
+    """
+    empty = ~exists.any(-1, keepdim=True)
+    scores = scores.masked_fill(~exists, -math.inf).masked_fill(empty, 0.0)
+    probabilities = torch.softmax(scores, dim=-1).masked_fill(~exists, 0.0)
+    return probabilities, torch.logsumexp(scores, dim=-1).masked_fill(empty.squeeze(-1), 0.0)
 
 
 def mean_over_heads(importance: torch.Tensor) -> torch.Tensor:
@@ -82,12 +126,19 @@ def ragged_attention(
     need_importance: bool = True,
     by_head: bool = False,
     stays: torch.Tensor | None = None,
+    positions: torch.Tensor | None = None,
+    positions_q: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    buckets: torch.Tensor | None = None,
+    window: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Definition of :func:`mp_kernels.ragged_attention`."""
     del max_seqlen
     scale = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
     queries = cu_seqlens if cu_seqlens_q is None else cu_seqlens_q
-    out, importance, _ = attention_with_logsumexp(q, k, v, queries, cu_seqlens, scale, stays)
+    positions_q = positions if positions_q is None else positions_q
+    places = (positions_q, positions, bias, buckets, -1 if window is None else window)
+    out, importance, _ = attention_with_logsumexp(q, k, v, queries, cu_seqlens, scale, stays, *places)
     if not need_importance:
         return out, None
     return out, importance if by_head else mean_over_heads(importance)
@@ -221,6 +272,20 @@ def bias_gelu(x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor
     """Definition of :func:`mp_kernels.bias_gelu`."""
     wide = _at_least_float32(x)
     return F.gelu(wide if bias is None else wide + _at_least_float32(bias)).to(x.dtype)
+
+
+def gelu_gate(x: torch.Tensor) -> torch.Tensor:
+    """Definition of :func:`mp_kernels.gelu_gate`."""
+    gated, gate = _at_least_float32(x).chunk(2, dim=1)
+    return (F.gelu(gated) * gate).to(x.dtype)
+
+
+def rotary_embedding(x: torch.Tensor, positions: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Definition of :func:`mp_kernels.rotary_embedding`."""
+    refuse_outside(positions, cos.shape[0], "positions")
+    row_cos, row_sin = cos[positions.long()].unsqueeze(1), sin[positions.long()].unsqueeze(1)
+    first, second = _at_least_float32(x).chunk(2, dim=2)
+    return torch.cat([first * row_cos - second * row_sin, second * row_cos + first * row_sin], dim=2).to(x.dtype)
 
 
 def normalized_entropy(logits: torch.Tensor) -> torch.Tensor:

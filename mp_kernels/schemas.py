@@ -4,9 +4,12 @@ An operator runs the kernel that :mod:`mp_kernels.backends` has for its tensors'
 implementation given here, which follows :mod:`mp_kernels.reference`. Autocast changes no operator: results have the dtype
 of the arguments.
 
-``ragged_attention`` returns importance by head, ``[heads, total]``. Compactions return buffers of the full size and
-``extents``, int64 ``[4]``: rows kept, samples kept, length of the longest sample kept, first row with NaN importance or -1.
-So their shapes are static, and the host needs to read ``extents`` only.
+``ragged_attention`` returns importance by head, ``[heads, total]``. Its ``positions_q`` and ``positions`` are both given or
+both None: the rows' own order, where queries and keys are the same rows. ``window`` is -1 where there is none. The gradient
+of its ``bias`` is float32 ``[heads, buckets]``, or ``[0]`` without a bias.
+
+Compactions return buffers of the full size and ``extents``, int64 ``[4]``: rows kept, samples kept, length of the longest
+sample kept, first row with NaN importance or -1. So their shapes are static, and the host needs to read ``extents`` only.
 """
 
 from __future__ import annotations
@@ -28,13 +31,17 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 library = torch.library.Library("mp_kernels", "DEF")
 
 _COMPACTION = "(Tensor index, Tensor cu_seqlens, Tensor samples, Tensor extents)"
+_PLACES = "Tensor? positions_q=None, Tensor? positions=None, Tensor? bias=None, Tensor? buckets=None, int window=-1)"
 
 SCHEMAS = {
     "ragged_attention": "(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens_q, Tensor cu_seqlens, Tensor? stays, "
-    "SymInt max_seqlen, float scale, bool need_importance) -> (Tensor out, Tensor importance, Tensor logsumexp)",
+    "SymInt max_seqlen, float scale, bool need_importance, "
+    + _PLACES
+    + " -> (Tensor out, Tensor importance, Tensor logsumexp)",
     "ragged_attention_backward": "(Tensor out_grad, Tensor? importance_grad, Tensor q, Tensor k, Tensor v, "
-    "Tensor logsumexp, Tensor cu_seqlens_q, Tensor cu_seqlens, SymInt max_seqlen, float scale) "
-    "-> (Tensor q_grad, Tensor k_grad, Tensor v_grad)",
+    "Tensor logsumexp, Tensor cu_seqlens_q, Tensor cu_seqlens, SymInt max_seqlen, float scale, "
+    + _PLACES
+    + " -> (Tensor q_grad, Tensor k_grad, Tensor v_grad, Tensor bias_grad)",
     "mean_over_heads": "(Tensor importance) -> Tensor",
     "prune_tokens": "(Tensor importance, Tensor cu_seqlens, Tensor? stays, float threshold) -> " + _COMPACTION,
     "top_k_tokens": "(Tensor importance, Tensor cu_seqlens, Tensor? stays, Tensor k) -> " + _COMPACTION,
@@ -45,6 +52,8 @@ SCHEMAS = {
     "add_layer_norm": "(Tensor x, Tensor? x_index, Tensor residual, Tensor? index, Tensor weight, Tensor bias, "
     "float eps) -> Tensor",
     "bias_gelu": "(Tensor x, Tensor? bias) -> Tensor",
+    "gelu_gate": "(Tensor x) -> Tensor",
+    "rotary_embedding": "(Tensor x, Tensor positions, Tensor cos, Tensor sin) -> Tensor",
     "ordered_linear": "(Tensor x, Tensor weight, Tensor bias) -> Tensor",
     "quantize_rows": "(Tensor x, Tensor? index) -> (Tensor rows, Tensor scales)",
     "dequantize_rows": "(Tensor rows, Tensor scales, Tensor? index) -> Tensor",
@@ -86,8 +95,15 @@ def ragged_attention(
     max_seqlen: int,
     scale: float,
     need_importance: bool,
+    positions_q: Tensor | None = None,
+    positions: Tensor | None = None,
+    bias: Tensor | None = None,
+    buckets: Tensor | None = None,
+    window: int = -1,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    out, importance, logsumexp = reference.attention_with_logsumexp(q, k, v, cu_seqlens_q, cu_seqlens, scale, stays)
+    out, importance, logsumexp = reference.attention_with_logsumexp(
+        q, k, v, cu_seqlens_q, cu_seqlens, scale, stays, positions_q, positions, bias, buckets, window
+    )
     return out, importance if need_importance else importance.new_empty(q.shape[1], 0), logsumexp
 
 
@@ -103,13 +119,24 @@ def ragged_attention_backward(
     cu_seqlens: Tensor,
     max_seqlen: int,
     scale: float,
+    positions_q: Tensor | None = None,
+    positions: Tensor | None = None,
+    bias: Tensor | None = None,
+    buckets: Tensor | None = None,
+    window: int = -1,
 ) -> tuple[Tensor, ...]:
     q, k, v = leaves = [x.detach().requires_grad_() for x in (q, k, v)]
+    if bias is not None:
+        bias = bias.detach().to(logsumexp.dtype).requires_grad_()
+        leaves.append(bias)
     with torch.enable_grad():
-        out, importance, _ = reference.attention_with_logsumexp(q, k, v, cu_seqlens_q, cu_seqlens, scale)
+        out, importance, _ = reference.attention_with_logsumexp(
+            q, k, v, cu_seqlens_q, cu_seqlens, scale, None, positions_q, positions, bias, buckets, window
+        )
     if importance_grad is None:
         importance_grad = torch.zeros_like(importance)
-    return torch.autograd.grad([out, importance], leaves, [out_grad, importance_grad])
+    grads = torch.autograd.grad([out, importance], leaves, [out_grad, importance_grad])
+    return grads if bias is not None else (*grads, logsumexp.new_empty(0))
 
 
 @_implements
@@ -175,6 +202,16 @@ def add_layer_norm(
 @_implements
 def bias_gelu(x: Tensor, bias: Tensor | None) -> Tensor:
     return reference.bias_gelu(x, bias)
+
+
+@_implements
+def gelu_gate(x: Tensor) -> Tensor:
+    return reference.gelu_gate(x)
+
+
+@_implements
+def rotary_embedding(x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    return reference.rotary_embedding(x, positions, cos, sin)
 
 
 @_implements

@@ -6,8 +6,9 @@ tokens and samples that have left then leave no half-empty batches behind. A sin
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -20,6 +21,7 @@ from .flops import Step
 BUDGET = 2048  # tokens at which a layer's products run at their full rate
 EMBEDDED_BUDGETS = 4  # budgets of tokens that the embeddings take at once
 PATIENCE = 64  # arrivals that a queue below the budget may wait for company
+CLOSED = -math.inf  # a sample's own threshold at an exit that need not be asked
 
 
 class Part(Protocol):
@@ -44,16 +46,17 @@ class Queue(Generic[AnyPart]):
     Attributes:
         tokens: number of tokens that wait.
         since: number of arrivals when the first of the samples came.
+        since_step: number of steps that had run then.
     """
 
     def __init__(self, join: Callable[[Sequence[AnyPart]], AnyPart], budget: int) -> None:
         self.join, self.budget = join, budget
         self.parts: list[AnyPart] = []
-        self.tokens = self.since = 0
+        self.tokens = self.since = self.since_step = 0
 
-    def add(self, part: AnyPart, arrivals: int) -> None:
+    def add(self, part: AnyPart, arrivals: int, steps: int) -> None:
         if not self.parts:
-            self.since = arrivals
+            self.since, self.since_step = arrivals, steps
         self.parts.append(part)
         self.tokens += part.tokens
 
@@ -86,13 +89,18 @@ class Schedule:
         pyramid: the classifier.
         budget: tokens at which a layer runs.
         patience: arrivals after which it runs with fewer.
+
+    Attributes:
+        arrivals: batches that were let in.
+        steps: runs of layers.
     """
 
     def __init__(self, pyramid: Pyramid, budget: int = BUDGET, patience: int = PATIENCE) -> None:
         if budget < 1 or patience < 1:
             raise ValueError(f"budget and patience must be at least 1; got {budget} and {patience}")
         self.pyramid, self.budget, self.patience = pyramid, budget, patience
-        self.arrivals = 0
+        self.closed = replace(pyramid, exits=None)
+        self.arrivals = self.steps = 0
         self.front: Queue[Arrived] = Queue(Arrived.joined, EMBEDDED_BUDGETS * budget)
         self.layers: list[Queue[Alive]] = [Queue(Alive.joined, budget) for _ in pyramid.layers]
 
@@ -109,7 +117,7 @@ class Schedule:
     def admit(self, arrived: Arrived) -> None:
         """Lets a batch in, to wait for the embeddings."""
         self.arrivals += 1
-        self.front.add(arrived, self.arrivals)
+        self.front.add(arrived, self.arrivals, self.steps)
 
     def next_layer(self, more_is_coming: bool) -> int | None:
         """The layer that is due, 0 to L; None: the next batch is, or all samples have left."""
@@ -124,18 +132,26 @@ class Schedule:
 
     def run(self, number: int) -> StepResult:
         """Runs a layer for a budget of the samples that wait for it, those that came first."""
-        if number == 0:
-            result = run_embeddings(self.pyramid, self.front.take())
-        else:
-            result = run_layer(self.pyramid, number, self.layers[number - 1].take())
+        return self.run_taken(number, self.queues[number].take())
+
+    def run_taken(self, number: int, part: Arrived | Alive) -> StepResult:
+        """Runs a layer for samples that were taken out of its queue, and puts those that stay into the next."""
+        self.steps += 1
+        pyramid = self.closed if _all_closed(part.thresholds) else self.pyramid
+        result = run_embeddings(pyramid, part) if isinstance(part, Arrived) else run_layer(pyramid, number, part)
         if result.alive is not None:
-            self.layers[number].add(result.alive, self.arrivals)
+            self.layers[number].add(result.alive, self.arrivals, self.steps)
         return result
 
     def due(self, more_is_coming: bool) -> Iterator[StepResult]:
         """Runs layers as long as one is due."""
         while (number := self.next_layer(more_is_coming)) is not None:
             yield self.run(number)
+
+
+def _all_closed(thresholds: Tensor | None) -> bool:
+    """Whether the samples' own thresholds are all :data:`CLOSED`; on a device, where the host would wait: False."""
+    return thresholds is not None and thresholds.device.type == "cpu" and bool((thresholds == CLOSED).all())
 
 
 def run_batches(pyramid: Pyramid, batches: Iterable[PackedInputs], budget: int = BUDGET) -> Iterator[StepResult]:

@@ -231,8 +231,15 @@ def ragged_attention(
     max_seqlen: int,
     scale: float,
     need_importance: bool,
+    positions_q: Tensor | None = None,
+    positions: Tensor | None = None,
+    bias: Tensor | None = None,
+    buckets: Tensor | None = None,
+    window: int = -1,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Implementation of the operator of this name in :mod:`mp_kernels.schemas`."""
+    if bias is not None or window >= 0:
+        raise NotImplementedError("ragged_attention on a GPU has neither bias nor window")
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     cu_seqlens_q, cu_seqlens = cu_seqlens_q.contiguous(), cu_seqlens.contiguous()
     total_q, heads, head_dim = q.shape

@@ -197,8 +197,15 @@ def ragged_attention_backward(
     cu_seqlens: Tensor,
     max_seqlen: int,
     scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+    positions_q: Tensor | None = None,
+    positions: Tensor | None = None,
+    bias: Tensor | None = None,
+    buckets: Tensor | None = None,
+    window: int = -1,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Implementation of the operator of this name in :mod:`mp_kernels.schemas`."""
+    if bias is not None or window >= 0:
+        raise NotImplementedError("ragged_attention on a GPU has neither bias nor window")
     out_grad, q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (out_grad, q, k, v))
     logsumexp, cu_seqlens_q, cu_seqlens = (x.contiguous() for x in (logsumexp, cu_seqlens_q, cu_seqlens))
     column_grad = logsumexp if importance_grad is None else importance_grad  # stands in for a pointer that is not read
@@ -242,4 +249,4 @@ def ragged_attention_backward(
         BLOCK_K=of_keys.columns,
         **constants,
     )
-    return q_grad, k_grad, v_grad
+    return q_grad, k_grad, v_grad, logsumexp.new_empty(0)

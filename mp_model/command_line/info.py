@@ -64,19 +64,19 @@ def describe_model(model: PyramidForSequenceClassification) -> dict[str, Any]:
     """Settings of a model, and the form in which its layers run for inference, by name."""
     import torch
 
-    from ..backbones import why_embedding_modules, why_layer_modules
+    from ..backbones import why_layer_modules
 
     config = model.config
     with torch.inference_mode():
-        reasons = {"embeddings": why_embedding_modules(model.bert.embeddings, model.device)}
-        for number, layer in enumerate(model.bert.layers, 1):
+        reasons = {"embeddings": model.backbone.why_embedding_modules(model.base_model, model.device)}
+        for number, layer in enumerate(model.base_model.stack, 1):
             reasons[f"layer {number}"] = why_layer_modules(layer, model.device)
     modules = {name: why for name, why in reasons.items() if why is not None}
     return {
         "model": f"{config.num_hidden_layers} layers of width {config.hidden_size}",
         "answers": ANSWERS[config.task],
         "labels": ", ".join(config.label_names),
-        "positions": config.max_position_embeddings,
+        "positions": config.positions,
         "pruning": _pruning(config),
         "exit heads": _heads(config),
         "exit threshold": "none: exits are closed" if config.exit_threshold is None else config.exit_threshold,

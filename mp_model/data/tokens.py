@@ -23,11 +23,13 @@ class Tokens:
         types: int64 ``[total]``, 0 for the first text of a pair and 1 for the second; None for single texts, and for models
             without types.
         lengths: int64 ``[texts]``.
+        cut: bool ``[texts]``, whether a text had more tokens; None: none had.
     """
 
     ids: np.ndarray
     types: np.ndarray | None
     lengths: np.ndarray
+    cut: np.ndarray | None = None
 
     def __len__(self) -> int:
         return self.lengths.shape[0]
@@ -47,7 +49,8 @@ class Tokens:
         ends = np.cumsum(self.lengths)
         begin = int(ends[texts.start - 1]) if texts.start else 0
         rows = slice(begin, int(ends[texts.stop - 1]))
-        return Tokens(self.ids[rows], None if self.types is None else self.types[rows], self.lengths[texts])
+        types = None if self.types is None else self.types[rows]
+        return Tokens(self.ids[rows], types, self.lengths[texts], None if self.cut is None else self.cut[texts])
 
 
 class Tokeniser:
@@ -78,19 +81,27 @@ class Tokeniser:
             encodings = self.backend.encode_batch_fast(texts)
             rows = [encoding.ids for encoding in encodings]
             types = [encoding.type_ids for encoding in encodings] if typed else None
+            cut = [bool(encoding.overflowing) for encoding in encodings]
         else:
-            firsts, seconds = zip(*texts, strict=True) if pairs else (texts, None)
-            encoded = self.tokenizer(
-                list(firsts),
-                None if seconds is None else list(seconds),
-                truncation=True,
-                max_length=self.max_length,
-                return_token_type_ids=typed,
-                return_attention_mask=False,
-            )
+            encoded = self._called(texts, pairs, typed, self.max_length)
             rows, types = encoded["input_ids"], encoded["token_type_ids"] if typed else None
+            whole = self._called(texts, pairs, typed, self.max_length + 1)["input_ids"]
+            cut = [len(ids) > self.max_length for ids in whole]
         lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
-        return Tokens(_flat(rows, lengths), None if types is None else _flat(types, lengths), lengths)
+        flat_types = None if types is None else _flat(types, lengths)
+        return Tokens(_flat(rows, lengths), flat_types, lengths, np.array(cut) if any(cut) else None)
+
+    def _called(self, texts: Sequence[Any], pairs: bool, typed: bool, max_length: int) -> Any:
+        """The tokenizer's own encodings of texts that are cut to a number of tokens."""
+        firsts, seconds = zip(*texts, strict=True) if pairs else (texts, None)
+        return self.tokenizer(
+            list(firsts),
+            None if seconds is None else list(seconds),
+            truncation=True,
+            max_length=max_length,
+            return_token_type_ids=typed,
+            return_attention_mask=False,
+        )
 
 
 def _flat(rows: Sequence[Sequence[int]], lengths: np.ndarray) -> np.ndarray:

@@ -12,8 +12,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+
+import mp_kernels
 
 from ..backbones.int8 import to_int8
 from ..checkpoints.configurations import read_config
@@ -24,6 +27,7 @@ from ..checkpoints.tuned_for import warn_where_it_no_longer_holds
 from ..configuration import ONE_LABEL, SEVERAL_LABELS
 from ..data.batches import Text
 from ..data.tokens import Tokeniser, Tokens
+from ..data.windows import Window, Windows, tokens_of, with_windows
 from ..engine import Arrived, Pyramid, StepResult
 from ..inputs import pack_tokens
 from ..modelling import thresholds_of_samples
@@ -34,6 +38,7 @@ from .read_ahead import ReadAhead
 
 CHUNK = 256  # texts that are read and tokenised at once
 LULL = 0.02  # seconds without a new text after which those at hand are answered
+LONG_TEXTS = ("cut", "windows")  # what becomes of texts of more tokens than the model takes
 
 ExitThreshold = float | str | Sequence[float] | Tensor | None
 
@@ -47,9 +52,9 @@ class Answer:
         score: its probability; of a model for regression the value itself.
         scores: probability, or value, of each label, by name. Probabilities sum to 1 where one label is chosen for a text;
             where a text may have several, each is a label's own.
-        exit_layer: layer that answered, 0 to L.
+        exit_layer: layer that answered, 0 to L; of a text that was read in windows, the layer that answered the last one.
         uncertainty: normalised entropy of the answer, 0 to 1, where one label is chosen; else None.
-        tokens: tokens of the text, after truncation.
+        tokens: tokens that were read, of a text that was cut or of all its windows.
         flops: executed work, 2 x multiply-accumulates.
     """
 
@@ -75,20 +80,35 @@ class Classifier:
         tokenizer: the tokenizer that it was trained with.
         cache: answers that are kept, the last ones, for texts that come again with the same thresholds; 0: none. Whoever
             changes the model's weights empties it with ``classifier.cache.clear()``.
+        long_texts: what becomes of a text of more tokens than the model takes. ``"cut"``: its beginning is read (or its end,
+            if the tokenizer cuts there). ``"windows"``: it is read from its beginning in windows that overlap by a quarter,
+            until it is certain; its logits are the mean of its windows'. It is certain where their uncertainty is at most
+            the exit threshold of the layer that answered the last window (the highest exit's threshold for layer L), so
+            where exits are closed all windows are read.
 
     Attributes:
         precision: the precision of its products, and the reason for it.
         cache: the answers that are kept; None: none are.
+        longer: number of texts so far that had more tokens than the model takes, without those answered by the cache.
     """
 
-    def __init__(self, model: PyramidForSequenceClassification, tokenizer: Any, cache: int = 0) -> None:
+    def __init__(
+        self,
+        model: PyramidForSequenceClassification,
+        tokenizer: Any,
+        cache: int = 0,
+        long_texts: str = "cut",
+    ) -> None:
         if cache < 0:
             raise ValueError(f"cache must be a number of answers, 0 or more; got {cache}")
+        check_long_texts(long_texts)
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.precision = Precision(precision_of(model), "the model is")
         self.tokenise = Tokeniser(tokenizer, max_length_of(tokenizer, model.config))
+        self.windows = Windows(tokenizer, self.tokenise.max_length) if long_texts == "windows" else None
         self.cache: Cache[Answer] | None = Cache(cache) if cache else None
+        self.longer = 0
 
     @classmethod
     def load(
@@ -98,6 +118,7 @@ class Classifier:
         device: str = "cpu",
         threads: int | None = None,
         cache: int = 0,
+        long_texts: str = "cut",
     ) -> Classifier:
         """Loads a folder that ``magic-pyramid fit`` or ``save_pretrained`` wrote, in the precision that is asked for.
 
@@ -110,6 +131,7 @@ class Classifier:
             device: device of the model.
             threads: threads of PyTorch, for the whole process; None: as they are.
             cache: answers that are kept for texts that come again.
+            long_texts: ``"cut"`` or ``"windows"``, see :class:`Classifier`.
 
         Raises:
             ValueError: a folder that is no whole classifier with its tokenizer (:func:`read_classifier`,
@@ -119,6 +141,7 @@ class Classifier:
         if not (folder / "config.json").is_file():
             raise ValueError(f"a saved model is a folder with config.json; got {folder}")
         _check_device(device)
+        check_long_texts(long_texts)
         chosen = choose_precision(precision, read_config(folder), device)
         if threads:
             torch.set_num_threads(threads)
@@ -126,7 +149,7 @@ class Classifier:
         if chosen.name == "int8":
             to_int8(model)
         model.to(torch.device(device))  # type: ignore[arg-type]  # transformers' decorator hides self
-        classifier = cls(model, load_tokenizer(folder), cache)
+        classifier = cls(model, load_tokenizer(folder), cache, long_texts)
         classifier.precision = chosen
         warn_where_it_no_longer_holds(classifier.model, classifier.tokenise.max_length)
         return classifier
@@ -259,6 +282,7 @@ class _Piece:
         tokens: their tokens; None where there are none.
         thresholds: exit thresholds of their own, ``[others]``; None: they have none.
         keys: their keys in the cache, where there is one.
+        long: those that are read in windows, by their places among the others.
     """
 
     count: int
@@ -267,6 +291,31 @@ class _Piece:
     tokens: Tokens | None
     thresholds: Tensor | None
     keys: list[Hashable]
+    long: dict[int, _LongText]
+
+
+@dataclass
+class _LongText:
+    """A text that is read window by window.
+
+    Attributes:
+        windows: the windows that are still to be read.
+        is_pair: whether it is a pair.
+        threshold: its own exit threshold; None: it has none.
+        logits: sum of the logits of the windows that are answered, ``[labels]``.
+        answered: number of these.
+    """
+
+    windows: Iterator[Window]
+    is_pair: bool
+    threshold: float | None
+    logits: Tensor | float = 0.0
+    answered: int = 0
+
+    def mean_with(self, logits: Tensor) -> Tensor:
+        """The mean logits of all windows so far, ``[labels]``; logits: those of one more window."""
+        self.logits, self.answered = self.logits + logits, self.answered + 1
+        return self.logits / self.answered
 
 
 class _Run:
@@ -279,6 +328,7 @@ class _Run:
     """
 
     def __init__(self, classifier: Classifier, exit_threshold: ExitThreshold, capacity: int) -> None:
+        self.classifier = classifier
         self.model, self.tokenise, self.cache = classifier.model, classifier.tokenise, classifier.cache
         for_all = 1.0 if isinstance(exit_threshold, Tensor) else exit_threshold
         self.pyramid = classifier.pyramid(for_all)
@@ -291,6 +341,7 @@ class _Run:
         config = self.model.config
         pruning = str((config.resolved_thresholds(), config.resolved_top_k(), config.importance_normalizer))
         self.settings = pruning, str(None if self.pyramid.exits is None else self.pyramid.exits.thresholds)
+        self.long: dict[int, _LongText] = {}
         self.answers: dict[int, Answer | None] = {}  # None: the model's numbers are none
         self.came = self.went = 0
 
@@ -302,22 +353,36 @@ class _Run:
     def prepared(self, texts: Sequence[Text], thresholds: Tensor | None) -> _Piece:
         """Texts, tokenised unless their answers were kept; does not touch the model."""
         if self.cache is None:
-            return _Piece(len(texts), {}, torch.arange(len(texts)), self.tokenise(texts), thresholds, [])
+            tokens, long = self._tokenised(texts, thresholds)
+            return _Piece(len(texts), {}, torch.arange(len(texts)), tokens, thresholds, [], long)
         own = [None] * len(texts) if thresholds is None else thresholds.tolist()
         keys: list[Hashable] = [(text, self.settings, value) for text, value in zip(texts, own, strict=True)]
         kept = {place: self.cache.get(key) for place, key in enumerate(keys)}
         known = {place: answer for place, answer in kept.items() if answer is not None}
         others = [place for place in range(len(texts)) if place not in known]
         places = torch.tensor(others, dtype=torch.int64)
-        tokens = self.tokenise([texts[place] for place in others]) if others else None
-        return _Piece(
-            len(texts),
-            known,
-            places,
-            tokens,
-            None if thresholds is None else thresholds[places],
-            [keys[place] for place in others],
-        )
+        if not others:
+            return _Piece(len(texts), known, places, None, None, [], {})
+        thresholds = None if thresholds is None else thresholds[places]
+        tokens, long = self._tokenised([texts[place] for place in others], thresholds)
+        return _Piece(len(texts), known, places, tokens, thresholds, [keys[place] for place in others], long)
+
+    def _tokenised(self, texts: Sequence[Text], thresholds: Tensor | None) -> tuple[Tokens, dict[int, _LongText]]:
+        """The texts' tokens, and those that are read in windows, by place, of which the first one is there."""
+        tokens, windows = self.tokenise(texts), self.classifier.windows
+        longer = [] if tokens.cut is None else np.flatnonzero(tokens.cut).tolist()
+        self.classifier.longer += len(longer)
+        if windows is None or not longer:
+            return tokens, {}
+        long = {
+            place: _LongText(
+                windows.of(texts[place]),
+                isinstance(texts[place], tuple),
+                None if thresholds is None else float(thresholds[place]),
+            )
+            for place in longer
+        }
+        return with_windows(tokens, {place: next(text.windows) for place, text in long.items()}), long
 
     @torch.inference_mode()
     def admit(self, piece: _Piece) -> None:
@@ -330,6 +395,10 @@ class _Run:
         numbers = first + piece.places
         for number, key in zip(numbers.tolist(), piece.keys, strict=False):  # without a cache there are no keys
             self.keys[number % len(self.keys)] = key
+        for number in numbers.tolist():
+            self.lengths[number % len(self.lengths)] = 0
+        self.work.index_fill_(0, (numbers % len(self.lengths)).to(self.work.device), 0)
+        self.long.update((int(numbers[place]), text) for place, text in piece.long.items())
         for part in piece.tokens.slices(self.schedule.budget):
             thresholds = None if piece.thresholds is None else piece.thresholds[part]
             self._admit(piece.tokens[part], numbers[part], thresholds)
@@ -345,8 +414,7 @@ class _Run:
             own = thresholds_of_samples(thresholds, len(tokens), layers).to(device)
         arrived = Arrived(inputs, numbers.to(device), own)
         for number, length in zip(numbers.tolist(), tokens.lengths.tolist(), strict=True):
-            self.lengths[number % capacity] = length
-        self.work.index_fill_(0, arrived.samples % capacity, 0)
+            self.lengths[number % capacity] += length
         self.schedule.admit(arrived)
 
     @torch.inference_mode()
@@ -387,6 +455,8 @@ class _Run:
             samples, logits, uncertainty = samples[leaves], logits[leaves], uncertainty[leaves]
         if samples.shape[0] == 0:
             return
+        if self.long:
+            samples, logits, uncertainty = self._of_whole_texts(decided.layer, samples, logits, uncertainty)
         scores = scores_of(logits.float(), self.task)
         columns = (samples, scores.argmax(-1), scores, uncertainty, self.work[samples % capacity])
         names = self.names
@@ -406,6 +476,57 @@ class _Run:
             self.answers[number] = answer
             if self.cache is not None:
                 self.cache.put(self.keys[number % capacity], answer)
+
+    def _of_whole_texts(
+        self, layer: int, samples: Tensor, logits: Tensor, uncertainty: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The same for texts that need no further window; the next windows of the others are let in.
+
+        Args:
+            layer: layer that answered.
+            samples: numbers of the texts, int64 ``[answered]``.
+            logits, uncertainty: answers to single windows where texts have them, ``[answered, labels]`` and ``[answered]``.
+        """
+        numbers = samples.tolist()
+        rows = [row for row, number in enumerate(numbers) if number in self.long]
+        if not rows:
+            return samples, logits, uncertainty
+        means = torch.stack([self.long[numbers[row]].mean_with(logits[row].float()) for row in rows])
+        unsure = mp_kernels.normalized_entropy(means)
+        logits, uncertainty = logits.float(), uncertainty.clone()
+        logits[rows], uncertainty[rows] = means, unsure
+        going: dict[int, Window] = {}
+        for row, u in zip(rows, unsure.tolist(), strict=True):
+            text = self.long[numbers[row]]
+            window = next(text.windows, None) if u > self._certain_at(layer, text) else None
+            if window is None:
+                del self.long[numbers[row]]
+            else:
+                going[row] = window
+        if going:
+            self._go_on({numbers[row]: window for row, window in going.items()})
+        done = [row for row in range(len(numbers)) if row not in going]
+        return samples[done], logits[done], uncertainty[done]
+
+    def _certain_at(self, layer: int, text: _LongText) -> float:
+        """The uncertainty at which a text whose last window was answered by a layer needs no further one."""
+        by_layer = {} if self.pyramid.exits is None else self.pyramid.exits.thresholds
+        if not by_layer or self.task != ONE_LABEL:
+            return -1.0
+        return by_layer.get(layer, by_layer[max(by_layer)]) if text.threshold is None else text.threshold
+
+    def _go_on(self, windows: dict[int, Window]) -> None:
+        """Lets the next windows of texts in, by the texts' numbers."""
+        texts = [self.long[number] for number in windows]
+        own = [text.threshold for text in texts if text.threshold is not None]
+        tokens = tokens_of(list(windows.values()), pairs=texts[0].is_pair)
+        self._admit(tokens, torch.tensor(list(windows)), torch.tensor(own) if own else None)
+
+
+def check_long_texts(way: str) -> None:
+    """Raises ValueError for anything but one of ``LONG_TEXTS``."""
+    if way not in LONG_TEXTS:
+        raise ValueError(f"long_texts must be one of {', '.join(map(repr, LONG_TEXTS))}; got {way!r}")
 
 
 def scores_of(logits: Tensor, task: str) -> Tensor:

@@ -11,13 +11,12 @@ from torch import Tensor
 from mp_kernels import Ragged
 from mp_model import PyramidBertForSequenceClassification
 from mp_model.backbones import PackedInputs
-from mp_model.engine import Alive, Arrived, Pyramid, StepResult
-from mp_model.exits import Exits
+from mp_model.engine import Alive, Arrived, StepResult
 from mp_model.flops import Work
-from mp_model.pruning import Pruning
 from mp_model.schedule import EMBEDDED_BUDGETS, Schedule
 from support import tiny
 from support.pyramids import BATCH, HEADS, LAYERS, calibrated
+from support.scripted import Scripted
 
 SIZES = (1, 4, 2, 5)  # of the batches that BATCH's samples come in
 
@@ -77,32 +76,6 @@ def test_answers_are_those_of_one_batch(pruning: str, head: str, kind: str, budg
     if budget == 10_000:
         runs = [result.step.layer for result in results]
         assert runs == sorted(set(runs)), "with nothing due before the end every layer runs once"
-
-
-class Scripted:
-    """Exits by a script, so that any pattern can be had: sample ``n`` leaves at layer ``leaves[n]``."""
-
-    def __init__(self, leaves: list[int]) -> None:
-        self.leaves = torch.tensor(leaves)
-
-    def pyramid(self) -> Pyramid:
-        class Layer(torch.nn.Module):
-            def forward(self, values, batch, survive=None, first_only=False):
-                return values[batch.cu_seqlens[:-1].long()] if first_only else values
-
-        heads = dict.fromkeys(range(LAYERS), None)
-        exits = Exits(heads, dict.fromkeys(heads, 0.0))
-        exits.decide = self.decide
-        layers = [Layer() for _ in range(LAYERS)]
-        return Pyramid(self.embed, layers, Pruning(None, None, "alive"), exits, lambda first: first[:, :2])
-
-    def embed(self, inputs: PackedInputs) -> Ragged:
-        return inputs.with_values(torch.stack([inputs.positions, inputs.words.values], dim=1).float())
-
-    def decide(self, layer, states, own):
-        numbers = states.first[:, 1].long()
-        stays = self.leaves[numbers] != layer
-        return states.first[:, :2], torch.zeros(len(numbers)), stays
 
 
 @given(

@@ -33,6 +33,12 @@ def product(rows: int, columns: int, depth: int = 7) -> tuple[torch.Tensor, torc
     return exact, torch.rand(rows) / 127, torch.rand(columns) / 127
 
 
+def turns(places: int, pairs: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosine and sine of random angles, ``[places, pairs]`` each."""
+    angles = torch.randn(places, pairs)
+    return angles.cos(), angles.sin()
+
+
 def spread(sample: tuple) -> tuple:
     """The same values with other values between them in memory, for kernels that take no strides to trip over."""
 
@@ -121,6 +127,8 @@ SAMPLES: dict[str, Callable[[], list[tuple]]] = {
         (grown(3, 5), torch.tensor([2, 2]), grown(9, 5), torch.tensor([0, 8]), grown(5), grown(5), 1e-5),
     ],
     "bias_gelu": lambda: [(grown(4, 5), grown(5)), (grown(4, 5), None)],
+    "gelu_gate": lambda: [(grown(4, 10),)],
+    "rotary_embedding": lambda: [(grown(4, 2, 6), torch.tensor([0, 4, 1, 1], dtype=torch.int32), *turns(5, 3))],
     "ordered_linear": lambda: [(torch.randn(4, 7), torch.randn(5, 7), torch.randn(5))],
     "quantize_rows": lambda: [(torch.randn(4, 5), None), (torch.randn(4, 5), torch.tensor([3, 1]))],
     "dequantize_rows": lambda: [

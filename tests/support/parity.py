@@ -39,6 +39,7 @@ def _cases() -> dict[str, tuple[Callable, list[torch.Tensor]]]:
     x, product = torch.randn(9, 37), torch.randint(-9999, 9999, (9, 37), dtype=torch.int32)
     rows, nine = torch.randint(-127, 128, (9, 37), dtype=torch.int8), torch.tensor([8, 0, 3, 3, 1, 2, 4, 5, 6])
     scaled = (product, torch.rand(9) / 100, torch.rand(37) / 100, torch.randn(37))
+    angles = (torch.randn(9, 19).cos(), torch.randn(9, 19).sin())
     norm = (torch.randn(9, 37), torch.randn(37), torch.randn(37), 1e-2, nine)
 
     def fields(kept) -> list:
@@ -74,6 +75,8 @@ def _cases() -> dict[str, tuple[Callable, list[torch.Tensor]]]:
             [torch.randn(total, 37), torch.randn(total, 37), torch.randn(37), torch.randn(37)],
         ),
         "bias_gelu": (lambda m, *xs: m.bias_gelu(*xs), [torch.randn(9, 37), torch.randn(37)]),
+        "gelu_gate": (lambda m, x: m.gelu_gate(x), [torch.randn(9, 74)]),
+        "rotary_embedding": (lambda m, x: m.rotary_embedding(x, nine.int(), *angles), [torch.randn(9, 3, 38)]),
         "ordered_linear": (lambda m: m.ordered_linear(*head[:3]), []),
         "quantize_rows": (lambda m: m.quantize_rows(x, nine), []),
         "dequantize_rows": (lambda m: m.dequantize_rows(rows, scaled[1], nine), []),

@@ -350,16 +350,21 @@ def test_token_ids_are_the_tokenizers(tokenizer: object, texts: list[Text]) -> N
     types = [kind for row in rows for kind in row["token_type_ids"]]
     assert types == ([0] * len(types) if tokens.types is None else tokens.types.tolist())
     assert (tokens.types is None) == (texts is TEXTS)
+    whole = Tokeniser(tokenizer, 500)(texts).lengths
+    assert tokens.cut is not None
+    assert tokens.cut.tolist() == (whole > 30).tolist()
+    assert Tokeniser(tokenizer, 500)(texts).cut is None
 
 
 def test_slices_of_tokens() -> None:
     lengths = np.array([5, 3, 9, 1, 1, 4])
-    tokens = Tokens(np.arange(23), None, lengths)
+    tokens = Tokens(np.arange(23), None, lengths, lengths > 5)
     slices = tokens.slices(8)
     assert [(x.start, x.stop) for x in slices] == [(0, 2), (2, 3), (3, 6)]
     parts = [tokens[x] for x in slices]
     assert [part.ids.tolist() for part in parts] == [list(range(8)), list(range(8, 17)), list(range(17, 23))]
     assert [part.lengths.tolist() for part in parts] == [[5, 3], [9], [1, 1, 4]]
+    assert [part.cut.tolist() for part in parts if part.cut is not None] == [[False, False], [True], [False] * 3]
     assert Tokens(np.arange(0), None, np.arange(0)).slices(8) == []
 
 

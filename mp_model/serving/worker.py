@@ -1,0 +1,324 @@
+"""The one thread that owns a server's model and its schedule."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..configuration import ONE_LABEL
+from ..engine import Alive, Arrived, Decided, StepResult
+from ..inputs import pack_tokens
+from ..schedule import BUDGET, Schedule
+from .admission import ExpiredError, GoneError, OverloadedError, RefusedError, UnhealthyError
+from .classifier import Answer, Classifier, scores_of
+from .policy import ADMIT, DepthWise, Policy
+from .requests import Inbox, OnItsWay, Request, Result, joined, texts_of
+
+ASKED = -1.0  # a threshold by which nobody leaves, though the exit is asked: of texts that are audited
+WARM = (4, 32, 128, 512)  # words of the texts that a model answers before it is ready
+RECENT = 20.0  # seconds over which the rate of the work is counted
+
+log = logging.getLogger("magic_pyramid")
+
+
+class Observer(Protocol):
+    """Somebody who is told what the worker does, in its thread."""
+
+    def stepped(self, layer: int, texts: int, tokens: int, seconds: float) -> None:
+        """A layer ran for so many texts with so many alive tokens."""
+        ...
+
+    def answered(self, answer: Answer, level: str | None, seconds: float) -> None:
+        """A text has its answer, so many seconds after it was let in."""
+        ...
+
+    def audited(self, level: str | None, label: str, layer: int, last: str) -> None:
+        """The last layer's label for a text that was answered with a label at a layer."""
+        ...
+
+
+class NobodyWatches:
+    """An observer that does nothing."""
+
+    def stepped(self, layer: int, texts: int, tokens: int, seconds: float) -> None:
+        return
+
+    def answered(self, answer: Answer, level: str | None, seconds: float) -> None:
+        return
+
+    def audited(self, level: str | None, label: str, layer: int, last: str) -> None:
+        return
+
+
+class Worker:
+    """A thread that answers requests by one schedule.
+
+    Args:
+        classifier: the model; nobody else uses it meanwhile.
+        policy: the choice of the next step; None: :class:`DepthWise`.
+        budget: tokens at which a layer runs.
+        most_tokens: tokens of texts that may be accepted and not answered.
+        observer: told what happens.
+
+    Attributes:
+        state: ``"starting"``, ``"ready"``, ``"closed"``, or ``"failed"``.
+        why: the reason for ``"failed"``.
+        tokens: tokens of the texts that were accepted and are not answered.
+    """
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        policy: Policy | None = None,
+        budget: int = BUDGET,
+        most_tokens: int = 1 << 16,
+        observer: Observer | None = None,
+    ) -> None:
+        self.classifier, self.policy = classifier, policy or DepthWise()
+        self.most_tokens = most_tokens
+        self.observer: Observer = observer or NobodyWatches()
+        config = classifier.model.config
+        self.task, self.names = config.task, config.label_names
+        self.exit_layers = exit_layers_of(classifier)
+        self.columns = {layer: column for column, layer in enumerate(self.exit_layers)}
+        self.schedule = Schedule(classifier.pyramid(1.0 if self.exit_layers else "never"), budget)
+        self.state, self.why = "starting", ""
+        self.tokens = 0
+        self._inbox = Inbox()
+        self._on_their_way: dict[int, OnItsWay] = {}
+        self._came = 0
+        self._done: deque[tuple[float, int]] = deque()
+        self._changed = threading.Condition()
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="model", daemon=True)
+
+    # Called by others
+
+    def start(self) -> None:
+        """Warms the model up and begins to answer; returns at once."""
+        self._thread.start()
+
+    def submit(self, request: Request) -> None:
+        """Accepts a request, whose outcomes it gets in any case.
+
+        Raises:
+            UnhealthyError: the worker is not ready.
+            OverloadedError: too many tokens wait.
+        """
+        texts = texts_of(request)
+        tokens = sum(text.tokens for text in texts)
+        with self._changed:
+            if self.state != "ready" or self._closing:
+                raise UnhealthyError(self.why or f"the model is {'closing' if self._closing else self.state}")
+            if self.tokens + tokens > self.most_tokens:
+                raise OverloadedError(
+                    f"{self.tokens} tokens are waiting and {tokens} came; at most {self.most_tokens} may: try later",
+                    self.seconds_of_work(),
+                )
+            self.tokens += tokens
+            self._inbox.add(texts)
+            self._changed.notify()
+
+    def close(self, timeout: float | None = None) -> bool:
+        """Answers everything that was accepted and ends; whether it did within so many seconds."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        if self._thread.ident is not None:
+            self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    @property
+    def load(self) -> float:
+        """Share of ``most_tokens`` that waits."""
+        return self.tokens / self.most_tokens
+
+    def depths(self) -> list[int]:
+        """Tokens that wait for each layer, 0 to L."""
+        return [self._inbox.tokens, *(queue.tokens for queue in self.schedule.layers)]
+
+    def seconds_of_work(self) -> int:
+        """Seconds, 1 to 60, that the waiting tokens take at the rate of late."""
+        since = time.monotonic() - RECENT
+        recent = [(when, tokens) for when, tokens in tuple(self._done) if when > since]
+        if not recent:
+            return 1
+        rate = sum(tokens for _, tokens in recent) / max(0.1, time.monotonic() - recent[0][0])
+        return min(60, max(1, math.ceil(self.tokens / max(rate, 1.0))))
+
+    # The thread
+
+    @torch.inference_mode()
+    def _run(self) -> None:
+        try:
+            longest = self.classifier.tokenise.max_length
+            self.classifier(["a " * min(words, longest) for words in WARM])
+            self.state = "ready"
+            log.info("ready")
+            while (number := self._next()) is not None:
+                self._step(number)
+            self.state = "closed"
+        except BaseException as error:
+            log.exception("the model's thread has ended")
+            with self._changed:
+                self.why = f"the model's thread has ended: {type(error).__name__}: {error}"
+                self.state = "failed"
+                waiting = [*self._on_their_way.values(), *self._inbox.take(1 << 62, None)]
+                self._on_their_way.clear()
+            for text in waiting:
+                self._refuse(text, UnhealthyError(self.why))
+
+    def _next(self) -> int | None:
+        """The next layer, as soon as there is one; None: nothing is left, and nothing is coming."""
+        with self._changed:
+            while (number := self.policy.next_layer(self.schedule, self._inbox)) is None:
+                if self._inbox.texts:  # with patience for more
+                    left = self.policy.patience - self._inbox.age
+                    self._changed.wait(max(left, 1e-4))
+                elif self._closing:
+                    return None
+                else:
+                    self._changed.wait()
+            return number
+
+    def _step(self, number: int) -> None:
+        began = time.monotonic()
+        samples: list[int] = []
+        try:
+            if number == ADMIT:
+                texts = self._still_wanted()
+                if not texts:
+                    return
+                samples = list(range(self._came, self._came + len(texts)))
+                self._came += len(texts)
+                self._on_their_way.update(zip(samples, texts, strict=True))
+                part: Arrived | Alive = self._packed(texts, samples[0])
+            else:
+                part = self.schedule.queues[number].take()
+                samples = part.samples.tolist()
+            result = self.schedule.run_taken(number, part)
+        except Exception as error:
+            log.exception("a step of layer %d has failed", number)
+            failed = RefusedError(f"the model failed at layer {number}: {type(error).__name__}")
+            for sample in samples:
+                self._refuse(self._on_their_way.pop(sample), failed)
+            return
+        self._take(result)
+        self.observer.stepped(number, len(samples), part.tokens, time.monotonic() - began)
+
+    def _still_wanted(self) -> list[OnItsWay]:
+        """The texts that waited longest, without those whom nobody waits for any more."""
+        with self._changed:
+            texts = self._inbox.take(self.schedule.front.budget, self.policy.texts)
+        now, wanted = time.monotonic(), []
+        for text in texts:
+            request = text.request
+            request.entered = request.entered or now
+            if request.gone:
+                self._refuse(text, GoneError("the client has gone"))
+            elif request.deadline is not None and now >= request.deadline:
+                self._refuse(text, ExpiredError("the time for this text was over before it was computed"))
+            else:
+                wanted.append(text)
+        return wanted
+
+    def _packed(self, texts: Sequence[OnItsWay], first: int) -> Arrived:
+        model, tokens = self.classifier.model, joined(texts)
+        rows = [
+            np.full_like(row, ASKED) if text.audited else row
+            for text, row in ((text, text.request.thresholds[text.place]) for text in texts)
+        ]
+        inputs = pack_tokens(model.config, tokens.ids, tokens.types, tokens.lengths, model.device)
+        thresholds = torch.from_numpy(np.stack(rows)).to(model.device) if self.exit_layers else None
+        return Arrived.of(inputs, first, thresholds)
+
+    def _take(self, result: StepResult) -> None:
+        """Counts a step's work, and gives the texts that leave their outcomes."""
+        step, decided = result.step, result.decided
+        if step.layer or step.decided:
+            work = step.flops(self.classifier.model.config)
+            for number, flops in zip(step.samples.tolist(), work.tolist(), strict=True):
+                self._on_their_way[number].work += flops
+        if decided is None:
+            return
+        scores = scores_of(decided.logits.float(), self.task)
+        columns = (decided.samples, scores.argmax(-1), scores, decided.logits, decided.uncertainty, _leaves(decided))
+        for number, best, row, logits, uncertainty, leaves in zip(*(x.tolist() for x in columns), strict=True):
+            text = self._on_their_way[number]
+            if not leaves and not self._would_leave(text, decided.layer, uncertainty):
+                continue
+            if leaves:
+                del self._on_their_way[number]
+            if text.early is not None:
+                if leaves:
+                    self.observer.audited(text.request.level, *text.early, self.names[best])
+                continue
+            if not all(map(math.isfinite, row)):
+                self._refuse(text, RefusedError("the model's answer is NaN or infinite; its weights are damaged"))
+                if not leaves:
+                    text.early = "", decided.layer
+                continue
+            answer = Answer(
+                label=self.names[best],
+                score=row[best],
+                scores=dict(zip(self.names, row, strict=True)),
+                exit_layer=decided.layer,
+                uncertainty=uncertainty if self.task == ONE_LABEL else None,
+                tokens=text.tokens,
+                flops=text.work,
+            )
+            if text.audited:
+                text.early = answer.label, answer.exit_layer
+                if leaves:
+                    self.observer.audited(text.request.level, *text.early, answer.label)
+            self._answer(text, answer, logits)
+
+    def _would_leave(self, text: OnItsWay, layer: int, uncertainty: float) -> bool:
+        """Whether a text that is audited would leave here."""
+        return text.audited and uncertainty <= text.request.thresholds[text.place, self.columns[layer]]
+
+    def _answer(self, text: OnItsWay, answer: Answer, logits: list[float]) -> None:
+        now = time.monotonic()
+        self._done.append((now, text.tokens))
+        while self._done[0][0] < now - RECENT:
+            self._done.popleft()
+        self.observer.answered(answer, text.request.level, now - text.request.entered)
+        self._put(text, Result(answer, logits))
+
+    def _refuse(self, text: OnItsWay, reason: RefusedError) -> None:
+        if text.early is None:
+            self._put(text, reason)
+
+    def _put(self, text: OnItsWay, outcome: Result | RefusedError) -> None:
+        with self._changed:
+            self.tokens -= text.tokens
+        try:
+            text.request.put(text.place, outcome)
+        except Exception:
+            log.exception("nobody could be told of an answer")
+
+
+def _leaves(decided: Decided) -> Tensor:
+    """bool ``[batch]``: the samples that leave with this answer."""
+    if decided.stays is None:
+        return torch.ones_like(decided.samples, dtype=torch.bool)
+    return ~decided.stays
+
+
+def exit_layers_of(classifier: Classifier) -> list[int]:
+    """The exit layers that requests may open; none where a model's heads are untrained, or choose no one label."""
+    config = classifier.model.config
+    try:
+        config.check_exits(1.0)
+    except ValueError:
+        return []
+    return config.resolved_exit_layers()
