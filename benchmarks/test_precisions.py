@@ -60,7 +60,7 @@ def test_dense(compare: Any, shape: str, precision: str) -> None:
 @pytest.mark.parametrize("precision", ["bfloat16", "int8"])
 def test_decision(compare: Any, precision: str, batch_size: int) -> None:
     """Keys and values of all tokens and the rest for [CLS] alone, against the whole layer; 55 tokens a text."""
-    layer = model("BERT-base", precision).bert.layers[0]
+    layer = model("BERT-base", precision).bert.stack[0]
     states = torch.randn(batch_size * 55, 768).to(torch.bfloat16 if precision == "bfloat16" else torch.float32)
     batch = Ragged(states, workload.cu_seqlens_of([55] * batch_size), 55)
     compare(

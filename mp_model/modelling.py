@@ -155,7 +155,7 @@ class PyramidPreTrainedModel(PreTrainedModel):
                 f'Specified `attn_implementation="{attn_implementation}"` is not supported: a pyramid has attention of its '
                 "own, without padding and in one kernel; leave the argument out, or give 'sdpa' or 'eager' as for BERT"
             )
-        return attn_implementation or "sdpa"
+        return "eager" if attn_implementation == "eager" or not self._supports_sdpa else "sdpa"
 
 
 # Arguments by which a checkpoint is found on a hub.

@@ -142,7 +142,7 @@ def test_gradients_under_autocast_are_near() -> None:
 def test_gradient_checkpointing_changes_no_gradient(pruning: str, reentrant: bool | None) -> None:
     model = model_for(pruning, torch.float32, hidden_dropout_prob=0.1)
     runs: list[nn.Module] = []
-    for layer in model.bert.layers:
+    for layer in model.bert.stack:
         layer.intermediate.register_forward_hook(lambda module, inputs, output: runs.append(module))
 
     def gradients() -> dict[str, torch.Tensor | None]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mp_model import PyramidBertForSequenceClassification
-from mp_model.backbones import why_embedding_modules, why_layer_modules
+from mp_model.backbones import why_layer_modules
 
 from . import tiny
 
@@ -38,7 +38,7 @@ MODES = {"no_grad": torch.no_grad, "inference_mode": torch.inference_mode, "grad
 def reasons(model: PyramidBertForSequenceClassification) -> list[str | None]:
     """Why the embeddings and the layers run in module form; None: prepared."""
     layers = [why_layer_modules(layer, CPU) for layer in model.bert.encoder.layer]
-    return [why_embedding_modules(model.bert.embeddings, CPU), *layers]
+    return [model.backbone.why_embedding_modules(model.bert, CPU), *layers]
 
 
 def assert_same_logits(model: nn.Module, other: nn.Module, inputs: dict[str, Tensor] | None = None) -> None:

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from mp_kernels import reference
 from mp_model import PyramidBert, PyramidBertForSequenceClassification
-from mp_model.backbones import why_embedding_modules, why_layer_modules
-from mp_model.backbones.bert import BertBlock, Int8BertBlock, block_of
+from mp_model.backbones import why_layer_modules
+from mp_model.backbones.forms import ModuleBlock, block_of
+from mp_model.backbones.post_norm import Int8PostNormBlock
 from mp_model.backbones.int8 import Int8Embedding, Int8Linear, to_int8
 from support import tiny
 from support.accuracy import assert_same_bits
@@ -58,10 +59,10 @@ def test_a_table_looks_up_what_was_rounded() -> None:
 
 def test_every_layer_is_int8_and_prepared(model: PyramidBertForSequenceClassification) -> None:
     with torch.inference_mode():
-        assert why_embedding_modules(model.bert.embeddings, model.device) is None
-        for layer in model.bert.layers:
+        assert model.backbone.why_embedding_modules(model.bert, model.device) is None
+        for layer in model.bert.stack:
             assert why_layer_modules(layer, model.device) is None
-            assert type(block_of(layer, model.device)) is Int8BertBlock
+            assert type(block_of(layer, model.device)) is Int8PostNormBlock
     kinds = {type(part) for part in model.bert.encoder.modules()}
     assert torch.nn.Linear not in kinds
     assert {p.dtype for p in model.bert.encoder.parameters()} == {torch.int8, torch.float32}
@@ -71,9 +72,9 @@ def test_both_forms_agree(model: PyramidBertForSequenceClassification, batch: ti
     """The module form rounds at the same places: what differs is the order of float additions."""
     prepared = answers(model, batch.padded(), exit_threshold="never", prune_thresholds=[0.0] * 4)
     hook = model.bert.encoder.register_forward_pre_hook(lambda *_: None)
-    hooks = [layer.register_forward_pre_hook(lambda *_: None) for layer in model.bert.layers]
+    hooks = [layer.register_forward_pre_hook(lambda *_: None) for layer in model.bert.stack]
     with torch.inference_mode():
-        assert {type(block_of(layer, model.device)) for layer in model.bert.layers} == {BertBlock}
+        assert {type(block_of(layer, model.device)) for layer in model.bert.stack} == {ModuleBlock}
     modules = answers(model, batch.padded(), exit_threshold="never", prune_thresholds=[0.0] * 4)
     for one in (hook, *hooks):
         one.remove()

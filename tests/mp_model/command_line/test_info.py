@@ -38,8 +38,8 @@ def test_the_reason_of_the_module_form() -> None:
     model = tiny.classifier(top_k=[0.9] * 4, exit_layers=[])
     assert describe_model(model)["pruning"].startswith("the most important tokens")
     assert describe_model(model)["exit heads"] == "cls, at layers none"
-    model.bert.layers[1].output.register_forward_hook(lambda *_: None)
-    model.bert.layers[2].attention.self.query = nn.Sequential(model.bert.layers[2].attention.self.query)
+    model.bert.stack[1].output.register_forward_hook(lambda *_: None)
+    model.bert.stack[2].attention.self.query = nn.Sequential(model.bert.stack[2].attention.self.query)
     found = describe_model(model)
     assert found["prepared form"] == "3 of 5 parts"
     assert "layer 2, since a BertOutput has hooks" in found["module form"]
