@@ -7,15 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .families import (
-        PyramidBert,
-        PyramidBertConfig,
-        PyramidBertForSequenceClassification,
-        PyramidConfig,
-        PyramidForSequenceClassification,
-        PyramidModel,
-        PyramidOutput,
-    )
+    from .configuration import PyramidConfig
+    from .modelling import PyramidForSequenceClassification, PyramidModel, PyramidOutput
     from .serving.classifier import Answer, Classifier
 
 __all__ = [
@@ -35,9 +28,11 @@ def __getattr__(name: str) -> Any:
     if name in ("Answer", "Classifier"):
         return getattr(import_module(".serving.classifier", __name__), name)
     if name.startswith("Pyramid"):  # also those of the other backbones, such as PyramidRobertaModel
-        families = import_module(".registration", __name__).families
-        if hasattr(families, name):
-            return getattr(families, name)
+        import_module(".registration", __name__)
+        for home in ("families", "configuration", "modelling"):
+            found = getattr(import_module(f".{home}", __name__), name, None)
+            if found is not None:
+                return found
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -34,6 +34,8 @@ class RaggedDistilBertSelfAttention(stock.DistilBertSelfAttention):
 class RaggedTransformerBlock(PostNormLayer, stock.TransformerBlock):
     """A layer of DistilBERT."""
 
+    activation = "activation"
+
     def forward(  # type: ignore[override]
         self, values: Tensor, batch: Ragged | MaskedBatch, survive: Survive | None = None, first_only: bool = False
     ) -> Tensor:

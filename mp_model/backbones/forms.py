@@ -14,6 +14,7 @@ from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
+from transformers.activations import GELUActivation
 
 import mp_kernels
 from mp_kernels import Kept, Ragged
@@ -192,15 +193,19 @@ def block_of(layer: nn.Module, device: torch.device) -> Block:
     return layer.block(device) if isinstance(layer, RaggedLayer) else ModuleBlock(layer)
 
 
-def modules_within(module: nn.Module, leaving_out: nn.Module | None = None) -> Iterator[nn.Module]:
-    """A module and every one that it holds, but for one and what that one holds.
+def modules_within(module: nn.Module, activation: str) -> Iterator[nn.Module]:
+    """A module and every one that it holds, but for an activation that the prepared form calls, whatever it is.
 
     From the dictionaries, since attributes of modules are found slowly, and every layer asks every time.
+
+    activation: name of the activation; a GELU is computed by the prepared form itself.
     """
     modules = [module]
     for found in modules:
         yield found
-        modules += [part for part in found._modules.values() if part is not None and part is not leaving_out]
+        for name, part in found._modules.items():
+            if part is not None and (name != activation or type(part) is GELUActivation):
+                modules.append(part)
 
 
 def why_modules_now(device: torch.device) -> str | None:

@@ -137,8 +137,7 @@ class RaggedModernBertEncoderLayer(RaggedLayer, stock.ModernBertEncoderLayer):
             return now
         if type(self) not in self.plain:
             return f"the layer is a {type(self).__name__}"
-        called = None if type(self.mlp.act) is GELUActivation else self.mlp.act
-        return why_modules(modules_within(self, called), self.plain, complete=False)
+        return why_modules(modules_within(self, "act"), self.plain, complete=False)
 
     def block(self, device: torch.device) -> Block:
         return ModernBertBlock(self, device) if self.why_modules(device) is None else ModuleBlock(self)

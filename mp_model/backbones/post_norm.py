@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -66,9 +66,11 @@ class PostNormLayer(RaggedLayer):
     """A layer with ``Parts``.
 
     Attributes:
+        activation: name of the feed-forward's activation in the module that holds it.
         projections: the packed weights of the prepared form, once it was used.
     """
 
+    activation: ClassVar[str] = "intermediate_act_fn"
     projections: Projections | None = None
 
     def parts(self) -> Parts:
@@ -108,11 +110,8 @@ class PostNormLayer(RaggedLayer):
             return now
         if type(self) not in self.plain:
             return f"the layer is a {type(self).__name__}"
-        parts = self.parts()
-        # Another activation is called by the prepared form too, whatever it is.
-        called = None if type(parts.activation) is GELUActivation else parts.activation
-        why = why_modules(modules_within(self, called), self.plain)
-        if why is None and len({type(linear) for linear in parts.linears}) > 1:
+        why = why_modules(modules_within(self, self.activation), self.plain)
+        if why is None and len({type(linear) for linear in self.parts().linears}) > 1:
             return "some of the linear layers are int8, and some are not"
         return why
 

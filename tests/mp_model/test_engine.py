@@ -334,7 +334,7 @@ def test_features_of_the_heads(head: str) -> None:
     """Heads are trained on [CLS] of every layer, and the mean of the tokens that enter it."""
     model, _, _ = calibrated("alive", head)
     batch = model.bert.embed(**BATCH.padded())
-    features = engine.run_features(model.bert.encoder.layer, batch, Pruning.of(model.config), head)
+    features = engine.run_features(model.with_pruning(Pruning.of(model.config)), batch, head)
     answers = tiny.define(model, BATCH, classify=False)
 
     assert len(features) == LAYERS + 1

@@ -132,7 +132,7 @@ def test_saved_and_loaded(model: PyramidBertForSequenceClassification, batch: ti
     for got, wanted in zip(answers(again, batch.padded()), answers(model, batch.padded()), strict=True):
         assert_same_bits(got, wanted)
     encoder = PyramidBert.from_pretrained(tmp_path)
-    assert type(encoder.layers[0].intermediate.dense) is Int8Linear
+    assert type(encoder.stack[0].intermediate.dense) is Int8Linear
 
 
 def test_weights_take_a_quarter(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def test_ltp_s_own_loss_masks_and_gradients(golden: dict[str, Tensor]) -> None:
     positions = (torch.arange(PADDED_WIDTH) + FIRST_POSITION)[None]
     batch = model.bert.embed(golden["ids"], mask, None, positions, None)
     soft = SoftPruning(thresholds, temperature, PADDED_WIDTH, protect_first=False)
-    _, first = engine.run_encoder(model.bert.encoder.layer, batch, soft)
+    first = first_rows(engine.run_encoder(model.bert.stack, batch, soft), batch)
     logits = model.final_head(first)
     torch.testing.assert_close(logits, golden["logits"], atol=1e-4, rtol=0)
     cross_entropy = F.cross_entropy(logits, golden["labels"])
