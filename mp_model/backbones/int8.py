@@ -89,7 +89,8 @@ class OrderedLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: float32 ``[rows, in]``; returns ``[rows, out]``."""
-        return mp_kernels.ordered_linear(x, self.weight, self.bias)
+        bias = self.weight.new_zeros(self.out_features) if self.bias is None else self.bias
+        return mp_kernels.ordered_linear(x, self.weight, bias)
 
 
 def to_int8(model: Any) -> None:
