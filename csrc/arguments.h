@@ -7,7 +7,10 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <numeric>
 #include <optional>
+#include <string>
+#include <vector>
 
 #include "checks.h"
 #include "cpu/kernels.h"
@@ -73,6 +76,71 @@ class Stays {
  private:
   torch::stable::Tensor tensor_;
   const bool* data_ = nullptr;
+};
+
+// The place of each row's token in its text: int32 [total], rising within each sample from 0 or more; or, where there
+// is none, the rows' own order.
+class Positions {
+ public:
+  Positions(const char* op, const char* name, const std::optional<torch::stable::Tensor>& x,
+            const SequenceStarts& starts) {
+    const int32_t* begin = starts.data();
+    const int64_t total = begin[starts.batch()];
+    if (!x) {
+      own_order_.resize(static_cast<size_t>(total));
+      data_ = own_order_.data();
+      for (int64_t b = 0; b < starts.batch(); ++b)
+        std::iota(own_order_.begin() + begin[b], own_order_.begin() + begin[b + 1], 0);
+      return;
+    }
+    require_dtype(op, name, *x, torch::headeronly::ScalarType::Int, "int32");
+    require(x->dim() == 1 && x->size(0) == total, op, ": ", name, " must be [", total, "]; got ", shape_of(*x));
+    tensor_ = torch::stable::contiguous(*x);
+    data_ = tensor_.const_data_ptr<int32_t>();
+    for (int64_t b = 0; b < starts.batch(); ++b)
+      for (int64_t i = begin[b], before = -1; i < begin[b + 1]; before = data_[i++])
+        require(data_[i] > before, op, ": ", name, " must rise from 0 or more within each sample; got ", data_[i],
+                i == begin[b] ? " first" : " after " + std::to_string(before), " in sample ", b);
+  }
+  const int32_t* data() const { return data_; }
+
+ private:
+  torch::stable::Tensor tensor_;
+  std::vector<int32_t> own_order_;
+  const int32_t* data_;
+};
+
+// Bias [heads, buckets] of scores by the bucket of a distance, int32 [2 * reach + 1], as a float for each distance.
+class DistanceBias {
+ public:
+  DistanceBias(const char* op, const torch::stable::Tensor& bias, const torch::stable::Tensor& buckets, int64_t heads)
+      : buckets_(bias.dim() == 2 ? bias.size(1) : 0), distances_(buckets.numel()) {
+    require(bias.dim() == 2 && bias.size(0) == heads && buckets_ > 0, op, ": bias must be [heads, buckets] with ",
+            heads, " heads; got ", shape_of(bias));
+    require_dtype(op, "buckets", buckets, torch::headeronly::ScalarType::Int, "int32");
+    require(buckets.dim() == 1 && distances_ % 2 == 1, op, ": buckets must be [2 R + 1]; got ", shape_of(buckets));
+    const torch::stable::Tensor values = torch::stable::contiguous(bias);
+    tensor_ = torch::stable::contiguous(buckets);
+    by_distance_.resize(static_cast<size_t>(heads * distances_));
+    for (int64_t d = 0; d < distances_; ++d)
+      require(bucket_of()[d] >= 0 && bucket_of()[d] < buckets_, op, ": buckets must lie in 0..", buckets_ - 1, "; got ",
+              bucket_of()[d]);
+    with_type(floating_dtype(op, "bias", bias), [&](auto t) {
+      const auto* value = static_cast<const decltype(t)*>(values.data_ptr());
+      for (int64_t h = 0; h < heads; ++h)
+        for (int64_t d = 0; d < distances_; ++d)
+          by_distance_[static_cast<size_t>(h * distances_ + d)] = to_float(value[h * buckets_ + bucket_of()[d]]);
+    });
+  }
+  const float* by_distance() const { return by_distance_.data(); }
+  const int32_t* bucket_of() const { return tensor_.const_data_ptr<int32_t>(); }
+  int64_t reach() const { return distances_ / 2; }
+  int64_t buckets() const { return buckets_; }
+
+ private:
+  torch::stable::Tensor tensor_;
+  std::vector<float> by_distance_;
+  int64_t buckets_, distances_;
 };
 
 // For each row of a result the row of a tensor that it comes from: int64 [rows], or none where it is the same row.

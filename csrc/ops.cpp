@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 #include <numeric>
 #include <optional>
 #include <tuple>
@@ -22,8 +23,10 @@
 namespace {
 
 using mp::as_heads;
+using mp::DistanceBias;
 using mp::floating_dtype;
 using mp::heads_of;
+using mp::Positions;
 using mp::require;
 using mp::require_dtype;
 using mp::RowIndex;
@@ -37,13 +40,22 @@ using torch::stable::Tensor;
 
 // ---- attention ----
 
+// The arguments of attention that depends on distances.
+struct PlaceArguments {
+  const std::optional<Tensor>&positions_q, &positions, &bias, &buckets;
+  int64_t window;
+};
+
 struct AttentionInputs {
   Tensor q, k, v;
   SequenceStarts keys, queries;
+  std::optional<Positions> key_places, query_places;
+  std::optional<DistanceBias> bias;
   mp::AttentionShape shape;
 
   AttentionInputs(const char* op, const Tensor& q_in, const Tensor& k_in, const Tensor& v_in,
-                  const Tensor& cu_seqlens_q, const Tensor& cu_seqlens_k, int64_t max_seqlen, double scale)
+                  const Tensor& cu_seqlens_q, const Tensor& cu_seqlens_k, int64_t max_seqlen, double scale,
+                  const PlaceArguments& places)
       : q(as_heads(op, "q", q_in)),
         k(as_heads(op, "k", k_in)),
         v(as_heads(op, "v", v_in)),
@@ -57,8 +69,32 @@ struct AttentionInputs {
             queries.batch(), " and ", keys.batch(), " samples");
     require(max_seqlen >= keys.longest(), op, ": max_seqlen must be at least the longest sample, ", keys.longest(),
             "; got ", max_seqlen);
-    shape = {floating_dtype(op, "q", q), queries.data(), keys.data(), q.size(1), q.size(2), q.size(0), k.size(0),
-             static_cast<float>(scale)};
+    require(places.bias.has_value() == places.buckets.has_value(), op, ": bias and buckets must be given together");
+    shape = {floating_dtype(op, "q", q),
+             queries.data(),
+             keys.data(),
+             q.size(1),
+             q.size(2),
+             q.size(0),
+             k.size(0),
+             static_cast<float>(scale),
+             {}};
+    if (places.bias || places.window >= 0) place(op, places);
+  }
+
+ private:
+  void place(const char* op, const PlaceArguments& places) {
+    query_places.emplace(op, "positions_q", places.positions_q, queries);
+    key_places.emplace(op, "positions", places.positions, keys);
+    shape.places.queries = query_places->data();
+    shape.places.keys = key_places->data();
+    shape.places.window = std::min<int64_t>(places.window, std::numeric_limits<int32_t>::max());
+    if (!places.bias) return;
+    bias.emplace(op, *places.bias, *places.buckets, shape.heads);
+    shape.places.bias = bias->by_distance();
+    shape.places.bucket_of = bias->bucket_of();
+    shape.places.reach = bias->reach();
+    shape.places.buckets = bias->buckets();
   }
 };
 
@@ -79,8 +115,8 @@ std::tuple<Tensor, Tensor, Tensor> ragged_attention(const Tensor& q, const Tenso
                                                     std::optional<Tensor> positions, std::optional<Tensor> bias,
                                                     std::optional<Tensor> buckets, int64_t window) {
   const char* op = "ragged_attention";
-  require(!positions_q && !positions && !bias && !buckets && window < 0, op, ": has neither bias nor window");
-  const AttentionInputs in(op, q, k, v, cu_seqlens_q, cu_seqlens, max_seqlen, scale);
+  const AttentionInputs in(op, q, k, v, cu_seqlens_q, cu_seqlens, max_seqlen, scale,
+                           {positions_q, positions, bias, buckets, window});
   const Stays computed(op, stays, in.keys.batch());
   const int64_t heads = in.shape.heads, total = in.shape.total_k;
   Tensor out = torch::stable::new_empty(in.q, {in.q.size(0), heads, in.shape.head_dim});
@@ -107,14 +143,24 @@ std::tuple<Tensor, Tensor, Tensor> ragged_attention(const Tensor& q, const Tenso
   return {out, importance, logsumexp};
 }
 
+// The gradient of the bias, [heads, buckets], from the shares [batch, heads, buckets] of the samples, in their order.
+Tensor sum_over_samples(const AttentionInputs& in, const std::vector<float>& shares) {
+  const int64_t heads = in.shape.heads, buckets = in.shape.places.buckets;
+  Tensor grad = torch::stable::new_empty(in.q, {heads, buckets}, ScalarType::Float);
+  float* sums = grad.mutable_data_ptr<float>();
+  std::fill_n(sums, heads * buckets, 0.0f);
+  for (size_t i = 0; i < shares.size(); ++i) sums[i % static_cast<size_t>(heads * buckets)] += shares[i];
+  return grad;
+}
+
 std::tuple<Tensor, Tensor, Tensor, Tensor> ragged_attention_backward(
     const Tensor& out_grad, std::optional<Tensor> importance_grad, const Tensor& q, const Tensor& k, const Tensor& v,
     const Tensor& logsumexp, const Tensor& cu_seqlens_q, const Tensor& cu_seqlens, int64_t max_seqlen, double scale,
     std::optional<Tensor> positions_q, std::optional<Tensor> positions, std::optional<Tensor> bias,
     std::optional<Tensor> buckets, int64_t window) {
   const char* op = "ragged_attention_backward";
-  require(!positions_q && !positions && !bias && !buckets && window < 0, op, ": has neither bias nor window");
-  const AttentionInputs in(op, q, k, v, cu_seqlens_q, cu_seqlens, max_seqlen, scale);
+  const AttentionInputs in(op, q, k, v, cu_seqlens_q, cu_seqlens, max_seqlen, scale,
+                           {positions_q, positions, bias, buckets, window});
   const int64_t heads = in.shape.heads;
   require(shape_of(out_grad) == shape_of(q) && out_grad.scalar_type() == q.scalar_type(), op,
           ": out_grad must be like q, ", shape_of(q), "; got ", shape_of(out_grad));
@@ -133,6 +179,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> ragged_attention_backward(
   Tensor q_grad = torch::stable::new_empty(in.q, {in.q.size(0), heads, in.shape.head_dim});
   Tensor k_grad = torch::stable::new_empty(in.q, {in.k.size(0), heads, in.shape.head_dim});
   Tensor v_grad = torch::stable::new_empty(in.q, {in.k.size(0), heads, in.shape.head_dim});
+  std::vector<float> bias_shares(static_cast<size_t>(in.keys.batch() * heads * in.shape.places.buckets));
 
   const mp::Kernels& kernels = mp::kernels();
   const mp::AttentionBackward backward{in.shape,
@@ -144,9 +191,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> ragged_attention_backward(
                                        logsumexps.const_data_ptr<float>(),
                                        heads_of(q_grad),
                                        heads_of(k_grad),
-                                       heads_of(v_grad)};
+                                       heads_of(v_grad),
+                                       bias ? bias_shares.data() : nullptr};
   const std::vector<int32_t> order = by_falling_cost(in.queries, in.keys);
-  run_in_order(in.keys.batch() * heads, kernels.attention_backward_scratch(in.keys.longest(), in.shape.head_dim),
+  const int64_t distances = in.shape.places.distances();
+  run_in_order(in.keys.batch() * heads,
+               kernels.attention_backward_scratch(in.keys.longest(), in.shape.head_dim, distances),
                [&](int64_t task, float* scratch) {
                  const int64_t sample = order[static_cast<size_t>(task / heads)];
                  if (in.keys.length(sample))
@@ -154,7 +204,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> ragged_attention_backward(
                  else
                    mp::clear_queries(in.shape, backward.q_grad, sample, task % heads);
                });
-  return {q_grad, k_grad, v_grad, torch::stable::new_empty(in.q, {0}, ScalarType::Float)};
+  return {q_grad, k_grad, v_grad,
+          bias ? sum_over_samples(in, bias_shares) : torch::stable::new_empty(in.q, {0}, ScalarType::Float)};
 }
 
 Tensor mean_over_heads(const Tensor& importance) {
@@ -348,6 +399,45 @@ Tensor bias_gelu(const Tensor& x, std::optional<Tensor> bias) {
   return result;
 }
 
+Tensor gelu_gate(const Tensor& x) {
+  const char* op = "gelu_gate";
+  require(x.dim() == 2 && x.size(1) % 2 == 0, op, ": x must be [rows, 2 w]; got ", shape_of(x));
+  const mp::Dtype dtype = floating_dtype(op, "x", x);
+  const int64_t width = x.size(1) / 2;
+  const Tensor source = torch::stable::contiguous(x);
+  Tensor result = torch::stable::new_empty(source, {x.size(0), width});
+  torch::stable::parallel_for(0, x.size(0), rows_per_thread(width * 8), [&](int64_t begin, int64_t end) {
+    mp::kernels().gelu_gate(dtype, source.data_ptr(), result.data_ptr(), width, begin, end);
+  });
+  return result;
+}
+
+Tensor rotary_embedding(const Tensor& x, const Tensor& positions, const Tensor& cos, const Tensor& sin) {
+  const char* op = "rotary_embedding";
+  const Tensor source = as_heads(op, "x", x);
+  const int64_t rows = x.size(0), heads = x.size(1), head_dim = x.size(2);
+  require(head_dim % 2 == 0, op, ": head_dim must be even, as pairs are turned; got ", head_dim);
+  require_dtype(op, "positions", positions, ScalarType::Int, "int32");
+  require(positions.dim() == 1 && positions.size(0) == rows, op, ": positions must be [rows], ", rows, "; got ",
+          shape_of(positions));
+  require_dtype(op, "cos", cos, ScalarType::Float, "float32");
+  require_dtype(op, "sin", sin, ScalarType::Float, "float32");
+  require(cos.dim() == 2 && cos.size(1) == head_dim / 2 && shape_of(sin) == shape_of(cos), op,
+          ": cos and sin must be [places, ", head_dim / 2, "]; got ", shape_of(cos), " and ", shape_of(sin));
+  const Tensor places = torch::stable::contiguous(positions);
+  const Tensor cosines = torch::stable::contiguous(cos), sines = torch::stable::contiguous(sin);
+  const int32_t* place = places.const_data_ptr<int32_t>();
+  for (int64_t i = 0; i < rows; ++i)
+    require(place[i] >= 0 && place[i] < cos.size(0), op, ": positions must lie in 0..", cos.size(0) - 1, "; got ",
+            place[i]);
+  Tensor result = torch::stable::new_empty(source, {rows, heads, head_dim});
+  const mp::Rotary rotary{floating_dtype(op, "x", x),    heads_of(source),  place, cosines.const_data_ptr<float>(),
+                          sines.const_data_ptr<float>(), result.data_ptr(), heads, head_dim};
+  torch::stable::parallel_for(0, rows, rows_per_thread(heads * head_dim * 4),
+                              [&](int64_t begin, int64_t end) { mp::kernels().rotary_embedding(rotary, begin, end); });
+  return result;
+}
+
 Tensor normalized_entropy(const Tensor& logits) {
   const char* op = "normalized_entropy";
   require(logits.dim() == 2 && logits.size(1) >= 2, op,
@@ -396,6 +486,8 @@ STABLE_TORCH_LIBRARY_IMPL(mp_kernels, CPU, m) {
   m.impl("ragged_mean", TORCH_BOX(&ragged_mean));
   m.impl("add_layer_norm", TORCH_BOX(&add_layer_norm));
   m.impl("bias_gelu", TORCH_BOX(&bias_gelu));
+  m.impl("gelu_gate", TORCH_BOX(&gelu_gate));
+  m.impl("rotary_embedding", TORCH_BOX(&rotary_embedding));
   m.impl("normalized_entropy", TORCH_BOX(&normalized_entropy));
   m.impl("ordered_linear", TORCH_BOX(&ordered_linear));
 }

@@ -23,8 +23,8 @@ size_t attention_forward_scratch(int64_t keys, int64_t head_dim) {
   return ForwardScratch(nullptr, round_up(keys, kPanel), head_dim).used;
 }
 
-size_t attention_backward_scratch(int64_t keys, int64_t head_dim) {
-  return BackwardScratch(nullptr, round_up(keys, kPanel), head_dim).used;
+size_t attention_backward_scratch(int64_t keys, int64_t head_dim, int64_t distances) {
+  return BackwardScratch(nullptr, round_up(keys, kPanel), head_dim, distances).used;
 }
 
 void mean_over_heads(const float* by_head, int64_t heads, int64_t total, int64_t begin, int64_t end, float* means) {
@@ -44,6 +44,17 @@ void bias_gelu(Dtype dtype, const void* x, const void* bias, void* out, int64_t 
     using T = decltype(t);
     bias_gelu_rows(static_cast<const T*>(x), static_cast<const T*>(bias), static_cast<T*>(out), width, begin, end);
   });
+}
+
+void gelu_gate(Dtype dtype, const void* x, void* out, int64_t width, int64_t begin, int64_t end) {
+  with_type(dtype, [&](auto t) {
+    using T = decltype(t);
+    gelu_gate_rows(static_cast<const T*>(x), static_cast<T*>(out), width, begin, end);
+  });
+}
+
+void rotary_embedding(const Rotary& r, int64_t begin, int64_t end) {
+  with_type(r.dtype, [&](auto t) { rotate_rows<decltype(t)>(r, begin, end); });
 }
 
 void mean_rows(Dtype dtype, const void* x, void* out, int64_t width, int64_t begin, int64_t end) {
@@ -68,6 +79,8 @@ const Kernels kKernels = {MP_STRINGIZE(MP_ISA),
                           mean_over_heads,
                           add_layer_norm,
                           bias_gelu,
+                          gelu_gate,
+                          rotary_embedding,
                           mean_rows,
                           dense,
                           quantize_float_rows,

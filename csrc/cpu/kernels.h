@@ -17,6 +17,20 @@ struct Heads {
   int64_t head_stride;
 };
 
+// Where queries and keys stand in their texts, for attention that depends on their distance.
+struct Places {
+  const int32_t *queries = nullptr, *keys = nullptr;  // [total_q], [total_k]: rising within a sample, from 0 or more
+  // What is added to a score, by head and by the distance -reach..reach of key from query, [heads, 2 * reach + 1], and
+  // the bucket of each distance, for the gradient; or null.
+  const float* bias = nullptr;
+  const int32_t* bucket_of = nullptr;
+  int64_t reach = 0, buckets = 0;
+  int64_t window = -1;  // the largest distance at which a query sees a key; -1: any
+
+  bool matter() const { return bias || window >= 0; }
+  int64_t distances() const { return bias ? 2 * reach + 1 : 0; }
+};
+
 struct AttentionShape {
   Dtype dtype;
   const int32_t* cu_seqlens_q;  // [batch + 1]
@@ -24,6 +38,7 @@ struct AttentionShape {
   int64_t heads, head_dim;
   int64_t total_q, total_k;
   float scale;
+  Places places = {};
 };
 
 struct AttentionForward {
@@ -55,13 +70,14 @@ inline void attention_of_absent(const AttentionForward& f, int64_t sample, int64
     std::fill(f.column_means + head * shape.total_k + k_begin, f.column_means + head * shape.total_k + k_end, 0.0f);
 }
 
-// With G_hj = importance_grad[h,j] / queries of the sample: dL/dP[h,i,j] = dO_i . V_j + G_hj.
+// With G_hj = importance_grad[h,j] / queries that see key j: dL/dP[h,i,j] = dO_i . V_j + G_hj.
 struct AttentionBackward {
   AttentionShape shape;
   Heads q, k, v, out_grad;
   const float* importance_grad;  // [heads, total_k], or null
   const float* logsumexp;        // [heads, total_q]
   Heads q_grad, k_grad, v_grad;
+  float* bias_grad;  // [batch, heads, buckets]: the share of each sample, or null if there is no bias
 };
 
 struct LayerNorm {
@@ -74,6 +90,16 @@ struct LayerNorm {
   void* out;  // [rows, width]; may be x if x_index is null
   int64_t width;
   float eps;
+};
+
+// Row embeddings by rotation: pairs of elements i and head_dim / 2 + i are turned by the angle of the row's place.
+struct Rotary {
+  Dtype dtype;
+  Heads x;                   // [rows, heads, head_dim]
+  const int32_t* positions;  // [rows]
+  const float *cos, *sin;    // [places, head_dim / 2]
+  void* out;                 // [rows, heads, head_dim]
+  int64_t heads, head_dim;
 };
 
 // A linear layer: out[row, output] = x[row] . weight[output] + bias[output].
@@ -108,12 +134,15 @@ struct Kernels {
   void (*attention_forward)(const AttentionForward&, int64_t sample, int64_t head, float* scratch);
   void (*attention_backward)(const AttentionBackward&, int64_t sample, int64_t head, float* scratch);
   size_t (*attention_forward_scratch)(int64_t keys, int64_t head_dim);
-  size_t (*attention_backward_scratch)(int64_t keys, int64_t head_dim);
+  size_t (*attention_backward_scratch)(int64_t keys, int64_t head_dim, int64_t distances);
   // means[t] = mean over heads of by_head[:, t], for tokens begin..end of [heads, total].
   void (*mean_over_heads)(const float* by_head, int64_t heads, int64_t total, int64_t begin, int64_t end, float* means);
   void (*add_layer_norm)(const LayerNorm&, int64_t begin, int64_t end);
   // out = gelu(x + bias) on rows begin..end of [rows, width]; out may be x; bias may be null.
   void (*bias_gelu)(Dtype, const void* x, const void* bias, void* out, int64_t width, int64_t begin, int64_t end);
+  // out = gelu(first half of each row) * second half, on rows begin..end of x [rows, 2 * width].
+  void (*gelu_gate)(Dtype, const void* x, void* out, int64_t width, int64_t begin, int64_t end);
+  void (*rotary_embedding)(const Rotary&, int64_t begin, int64_t end);
   // out[sample] = mean of rows begin..end of x [total, width].
   void (*mean_rows)(Dtype, const void* x, void* out, int64_t width, int64_t begin, int64_t end);
   void (*dense)(const Dense&, int64_t begin, int64_t end);  // outputs begin..end of all rows

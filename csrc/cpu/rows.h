@@ -1,4 +1,5 @@
-// Token-wise steps between the matrix products, each in one pass over memory: add + LayerNorm, bias + GELU, means.
+// Token-wise steps between the matrix products, each in one pass over memory: add + LayerNorm, bias + GELU, GeGLU,
+// rotary positions, means.
 #pragma once
 
 #include <algorithm>
@@ -100,6 +101,35 @@ inline void bias_gelu_rows(const T* x, const T* bias, T* out, int64_t width, int
       if (bias) v += load_some(bias + i, width - i);
       store_some(out + row * width + i, gelu(v), width - i);
     }
+}
+
+template <typename T>
+inline void gelu_gate_rows(const T* x, T* out, int64_t width, int64_t begin, int64_t end) {
+  for (int64_t row = begin; row < end; ++row) {
+    const T *gated = x + row * 2 * width, *gate = gated + width;
+    for (int64_t i = 0; i < width; i += kWidth)
+      store_some(out + row * width + i, gelu(load_some(gated + i, width - i)) * load_some(gate + i, width - i),
+                 width - i);
+  }
+}
+
+template <typename T>
+inline void rotate_rows(const Rotary& r, int64_t begin, int64_t end) {
+  const int64_t half = r.head_dim / 2;
+  for (int64_t row = begin; row < end; ++row) {
+    const float *cos = r.cos + r.positions[row] * half, *sin = r.sin + r.positions[row] * half;
+    for (int64_t head = 0; head < r.heads; ++head) {
+      const T* x = static_cast<const T*>(r.x.data) + row * r.x.token_stride + head * r.x.head_stride;
+      T* out = static_cast<T*>(r.out) + (row * r.heads + head) * r.head_dim;
+      for (int64_t i = 0; i < half; i += kWidth) {
+        const int64_t lanes = half - i;
+        const Vec first = load_some(x + i, lanes), second = load_some(x + half + i, lanes);
+        const Vec c = load_some(cos + i, lanes), s = load_some(sin + i, lanes);
+        store_some(out + i, first * c - second * s, lanes);
+        store_some(out + half + i, second * c + first * s, lanes);
+      }
+    }
+  }
 }
 
 template <typename T>

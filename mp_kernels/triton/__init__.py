@@ -20,6 +20,8 @@ IMPLEMENTATIONS = {
         rows.ragged_mean,
         rows.add_layer_norm,
         rows.bias_gelu,
+        rows.gelu_gate,
+        rows.rotary_embedding,
         heads.normalized_entropy,
         heads.exit_head,
     )

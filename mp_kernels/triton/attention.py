@@ -5,6 +5,9 @@ keys and values on the processor, and adds up the column sums of its blocks of q
 a program owns a block of queries and uses FlashAttention's running softmax, in the second a program owns a block of keys and
 sums its columns from the log-sum-exp. There are no atomics, so sums have a fixed order and runs repeat bit by bit.
 
+With a bias or a window there are two passes as well. With a window, a program visits only the blocks that its own block can
+see: positions rise within a sample, so these follow each other, and memory and work are linear in the number of tokens.
+
 In float32 there are always two passes, in tiles of one size, so that a sample's results do not depend on the samples beside
 it. In half precision they depend on these by less than the rounding of the results: the longest sample chooses the tile, and
 a batch too small for the device takes two passes.
@@ -20,6 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import configurations, launching
+from .places import placed_scores, places_of, queries_seeing, rows_in_reach
 from .tiles import LOG2_E, fill_rows, load_rows, sample_span, store_rows
 
 
@@ -94,7 +98,7 @@ def attention_one_pass(
         tl.store(p_importance + columns, b_sums / tl.maximum(queries, 1).to(tl.float32), mask=columns < keys)
 
 
-@triton.jit(do_not_specialize=["total_q", "total"])
+@triton.jit(do_not_specialize=["reach", "window", "total_q", "total"])
 def attention_streaming(
     p_q,
     p_k,
@@ -104,6 +108,11 @@ def attention_streaming(
     p_cu_seqlens_q,
     p_cu_seqlens,
     p_stays,
+    p_positions_q,
+    p_positions,
+    p_bias,
+    reach,
+    window,
     total_q,
     total,
     q_row_stride,
@@ -120,6 +129,8 @@ def attention_streaming(
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
     HAS_STAYS: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
 ):
     """Program (query blocks, head, sample): out and log-sum-exp for any number of keys.
 
@@ -134,6 +145,9 @@ def attention_streaming(
     p_v += k_begin * v_row_stride + head * v_head_stride
     p_out += q_begin * out_row_stride + head * HEAD_DIM
     p_logsumexp += head * total_q + q_begin
+    p_positions_q += q_begin
+    p_positions += k_begin
+    p_bias += head * (2 * reach + 1)
     skipped = keys == 0
     if HAS_STAYS:
         skipped |= tl.load(p_stays + sample) == 0
@@ -149,25 +163,40 @@ def attention_streaming(
         b_max = tl.full([BLOCK_Q], float("-inf"), tl.float32)
         b_norm = tl.zeros([BLOCK_Q], tl.float32)
         b_out = tl.zeros([BLOCK_Q, BLOCK_D], tl.float32)
-        for key in range(0, keys, BLOCK_K):
+        begin, end = 0, keys
+        if HAS_WINDOW:
+            begin, end = rows_in_reach(p_positions_q, first, queries, p_positions, keys, window, BLOCK_Q, BLOCK_K)
+        if HAS_BIAS or HAS_WINDOW:
+            b_positions_q = tl.load(p_positions_q + rows, mask=rows < queries, other=0)
+        for key in range(begin, end, BLOCK_K):
             columns = key + tl.arange(0, BLOCK_K)
             b_k = load_rows(p_k, k_row_stride, key, keys, BLOCK_K, HEAD_DIM, BLOCK_D)  # [BLOCK_K, BLOCK_D]
             b_v = load_rows(p_v, v_row_stride, key, keys, BLOCK_K, HEAD_DIM, BLOCK_D)  # [BLOCK_K, BLOCK_D]
             b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION) * (scale * LOG2_E)  # [BLOCK_Q, BLOCK_K]
+            if HAS_BIAS or HAS_WINDOW:
+                b_positions = tl.load(p_positions + columns, mask=columns < keys, other=0)
+                b_distance = b_positions[None, :] - b_positions_q[:, None]
+                b_s = placed_scores(b_s, b_distance, p_bias, reach, window, HAS_BIAS, HAS_WINDOW)
             b_s = tl.where(columns[None, :] < keys, b_s, float("-inf"))
             b_new_max = tl.maximum(b_max, tl.max(b_s, 1))
-            b_p = tl.exp2(b_s - b_new_max[:, None])  # [BLOCK_Q, BLOCK_K]
-            b_shrink = tl.exp2(b_max - b_new_max)
+            b_base = b_new_max
+            if HAS_WINDOW:  # a query may have seen no key yet
+                b_base = tl.where(b_new_max == float("-inf"), 0.0, b_new_max)
+            b_p = tl.exp2(b_s - b_base[:, None])  # [BLOCK_Q, BLOCK_K]
+            b_shrink = tl.exp2(b_max - b_base)
             b_norm = b_norm * b_shrink + tl.sum(b_p, 1)
             b_out = b_out * b_shrink[:, None]
             b_out = tl.dot(b_p.to(b_v.dtype), b_v, b_out, input_precision=PRECISION)
             b_max = b_new_max
+        if HAS_WINDOW:  # a query that sees no key gets zeros
+            b_max = tl.where(b_norm == 0, 0.0, b_max)
+            b_norm = tl.where(b_norm == 0, 1.0, b_norm)
         b_out *= (1.0 / b_norm)[:, None]
         store_rows(p_out, out_row_stride, first, queries, b_out, BLOCK_Q, HEAD_DIM, BLOCK_D)
         tl.store(p_logsumexp + rows, (b_max + tl.log2(b_norm)) / LOG2_E, mask=rows < queries)
 
 
-@triton.jit(do_not_specialize=["total_q", "total"])
+@triton.jit(do_not_specialize=["reach", "window", "total_q", "total"])
 def attention_column_means(
     p_q,
     p_k,
@@ -176,6 +205,11 @@ def attention_column_means(
     p_cu_seqlens_q,
     p_cu_seqlens,
     p_stays,
+    p_positions_q,
+    p_positions,
+    p_bias,
+    reach,
+    window,
     total_q,
     total,
     q_row_stride,
@@ -189,6 +223,8 @@ def attention_column_means(
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
     HAS_STAYS: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
 ):
     """Program (key block, head, sample): column means of a block of keys, from the queries' log-sum-exp."""
     first = tl.program_id(0) * BLOCK_K
@@ -203,6 +239,9 @@ def attention_column_means(
     p_k += k_begin * k_row_stride + head * k_head_stride
     p_logsumexp += head * total_q + q_begin
     p_importance += head * total + k_begin
+    p_positions_q += q_begin
+    p_positions += k_begin
+    p_bias += head * (2 * reach + 1)
     columns = first + tl.arange(0, BLOCK_K)
     if HAS_STAYS:
         if tl.load(p_stays + sample) == 0:
@@ -211,14 +250,25 @@ def attention_column_means(
 
     b_k = load_rows(p_k, k_row_stride, first, keys, BLOCK_K, HEAD_DIM, BLOCK_D)  # [BLOCK_K, BLOCK_D]
     b_sums = tl.zeros([BLOCK_K], tl.float32)
-    for query in range(0, queries, BLOCK_Q):
+    b_positions = columns
+    if HAS_BIAS or HAS_WINDOW:
+        b_positions = tl.load(p_positions + columns, mask=columns < keys, other=0)
+    begin, end = 0, queries
+    if HAS_WINDOW:
+        begin, end = rows_in_reach(p_positions, first, keys, p_positions_q, queries, window, BLOCK_K, BLOCK_Q)
+    for query in range(begin, end, BLOCK_Q):
         rows = query + tl.arange(0, BLOCK_Q)
         b_q = load_rows(p_q, q_row_stride, query, queries, BLOCK_Q, HEAD_DIM, BLOCK_D)  # [BLOCK_Q, BLOCK_D]
         # Beyond the last query, infinity makes every probability zero.
         b_logsumexp = tl.load(p_logsumexp + rows, mask=rows < queries, other=float("inf"))
         b_s = tl.dot(b_k, tl.trans(b_q), input_precision=PRECISION) * (scale * LOG2_E)  # [BLOCK_K, BLOCK_Q]
+        if HAS_BIAS or HAS_WINDOW:
+            b_positions_q = tl.load(p_positions_q + rows, mask=rows < queries, other=0)
+            b_distance = b_positions[:, None] - b_positions_q[None, :]
+            b_s = placed_scores(b_s, b_distance, p_bias, reach, window, HAS_BIAS, HAS_WINDOW)
         b_sums += tl.sum(tl.exp2(b_s - (b_logsumexp * LOG2_E)[None, :]), 1)
-    tl.store(p_importance + columns, b_sums / tl.maximum(queries, 1).to(tl.float32), mask=columns < keys)
+    b_count = queries_seeing(p_positions_q, queries, b_positions, window, HAS_WINDOW)
+    tl.store(p_importance + columns, b_sums / b_count, mask=columns < keys)
 
 
 def ragged_attention(
@@ -238,8 +288,6 @@ def ragged_attention(
     window: int = -1,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Implementation of the operator of this name in :mod:`mp_kernels.schemas`."""
-    if bias is not None or window >= 0:
-        raise NotImplementedError("ragged_attention on a GPU has neither bias nor window")
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     cu_seqlens_q, cu_seqlens = cu_seqlens_q.contiguous(), cu_seqlens.contiguous()
     total_q, heads, head_dim = q.shape
@@ -254,7 +302,8 @@ def ragged_attention(
 
     architecture = configurations.architecture_of(q.device)
     keys = launching.padded_width(max_seqlen)
-    tile = configurations.one_pass(architecture, keys, width, q.element_size())
+    places, placed = places_of(cu_seqlens, total, positions_q, positions, bias, buckets, window)
+    tile = None if any(placed.values()) else configurations.one_pass(architecture, keys, width, q.element_size())
     # One pass with fewer programs than processors would take longer than a program for each block of queries.
     fills_device = batch * heads >= configurations.processors_of(q.device)
     if tile is not None and (fills_device or max_seqlen <= tile.rows):
@@ -272,11 +321,11 @@ def ragged_attention(
         return out, importance, logsumexp
 
     tile = configurations.streaming(architecture, width, q.element_size())
-    constants["PRECISION"] = configurations.precision(architecture)
+    constants |= {"PRECISION": configurations.precision(architecture), **placed}
     launching.launch(
         attention_streaming,
         (triton.cdiv(max_seqlen, tile.rows), heads, batch),
-        *(q, k, v, out, logsumexp, cu_seqlens_q, cu_seqlens, flags, total_q, total),
+        *(q, k, v, out, logsumexp, cu_seqlens_q, cu_seqlens, flags, *places, total_q, total),
         *(*strides, out.stride(0), scale),
         tile=tile,
         BLOCK_Q=tile.rows,
@@ -287,7 +336,8 @@ def ragged_attention(
         launching.launch(
             attention_column_means,
             (triton.cdiv(max_seqlen, tile.columns), heads, batch),
-            *(q, k, logsumexp, importance, cu_seqlens_q, cu_seqlens, flags, total_q, total, *strides[:4], scale),
+            *(q, k, logsumexp, importance, cu_seqlens_q, cu_seqlens, flags, *places, total_q, total),
+            *(*strides[:4], scale),
             tile=tile,
             BLOCK_Q=tile.rows,
             BLOCK_K=tile.columns,

@@ -51,6 +51,12 @@ def add_norm(
 
 
 @triton.jit
+def gelu(b_x):
+    """The exact GELU of a block in float32."""
+    return 0.5 * b_x * (1.0 + tl.erf(b_x * 0.7071067811865476))
+
+
+@triton.jit
 def add_bias_gelu(p_x, p_bias, p_out, x_stride, width, BLOCK: tl.constexpr, HAS_BIAS: tl.constexpr):
     """Program (row, column block): the exact GELU of x + bias."""
     row = tl.program_id(0).to(tl.int64)
@@ -59,8 +65,41 @@ def add_bias_gelu(p_x, p_bias, p_out, x_stride, width, BLOCK: tl.constexpr, HAS_
     b_x = tl.load(p_x + row * x_stride + columns, mask=inside, other=0.0).to(tl.float32)
     if HAS_BIAS:
         b_x += tl.load(p_bias + columns, mask=inside, other=0.0).to(tl.float32)
-    b_y = 0.5 * b_x * (1.0 + tl.erf(b_x * 0.7071067811865476))
-    tl.store(p_out + row * width + columns, b_y.to(p_out.dtype.element_ty), mask=inside)
+    tl.store(p_out + row * width + columns, gelu(b_x).to(p_out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def gated_gelu(p_x, p_out, x_stride, width, BLOCK: tl.constexpr):
+    """Program (row, column block): the exact GELU of the first half of a row of ``2 width``, times the second."""
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = columns < width
+    p_x += row * x_stride
+    b_x = tl.load(p_x + columns, mask=inside, other=0.0).to(tl.float32)
+    b_gate = tl.load(p_x + width + columns, mask=inside, other=0.0).to(tl.float32)
+    tl.store(p_out + row * width + columns, (gelu(b_x) * b_gate).to(p_out.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["places"])
+def rotate_pairs(
+    p_x, p_positions, p_cos, p_sin, p_out, x_row_stride, x_head_stride, places, pairs,
+    HALF: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Program (row): the pairs of elements ``HALF`` apart in each head, turned by the angles of the row's position."""
+    row = tl.program_id(0).to(tl.int64)
+    place = tl.load(p_positions + row)
+    tl.device_assert((place >= 0) & (place < places), "positions must lie within the table")
+    pair = tl.arange(0, BLOCK)
+    inside = pair < pairs
+    head, column = pair // HALF, pair % HALF
+    b_cos = tl.load(p_cos + place.to(tl.int64) * HALF + column, mask=inside, other=0.0)
+    b_sin = tl.load(p_sin + place.to(tl.int64) * HALF + column, mask=inside, other=0.0)
+    p_x += row * x_row_stride + head.to(tl.int64) * x_head_stride + column
+    b_first = tl.load(p_x, mask=inside, other=0.0).to(tl.float32)
+    b_second = tl.load(p_x + HALF, mask=inside, other=0.0).to(tl.float32)
+    p_out += row * (2 * pairs) + head * (2 * HALF) + column
+    tl.store(p_out, (b_first * b_cos - b_second * b_sin).to(p_out.dtype.element_ty), mask=inside)
+    tl.store(p_out + HALF, (b_second * b_cos + b_first * b_sin).to(p_out.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["total"])
@@ -185,6 +224,40 @@ def bias_gelu(x: Tensor, bias: Tensor | None) -> Tensor:
         tile=tile,
         BLOCK=tile.columns,
         HAS_BIAS=bias is not None,
+    )
+    return out
+
+
+def gelu_gate(x: Tensor) -> Tensor:
+    """Implementation of the operator of this name in :mod:`mp_kernels.schemas`."""
+    x = _rows_together(x)
+    rows, width = x.shape[0], x.shape[1] // 2
+    out = x.new_empty(rows, width)
+    tile = configurations.ROWS
+    launching.launch(
+        gated_gelu,
+        (rows, triton.cdiv(width, tile.columns)),
+        *(x, out, x.stride(0), width),
+        tile=tile,
+        BLOCK=tile.columns,
+    )
+    return out
+
+
+def rotary_embedding(x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Implementation of the operator of this name in :mod:`mp_kernels.schemas`."""
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    rows, heads, head_dim = x.shape
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    pairs = heads * head_dim // 2
+    block = launching.padded_width(pairs)
+    launching.launch(
+        rotate_pairs,
+        (rows if pairs else 0,),
+        *(x, positions.contiguous(), cos.contiguous(), sin.contiguous(), out, *x.stride()[:2], cos.shape[0], pairs),
+        tile=configurations.one_row(block),
+        HALF=head_dim // 2,
+        BLOCK=block,
     )
     return out
 

@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .loading import check_model_folder, numbers_of
-from .options import PRECISION_HELP
+from .options import LONG_TEXTS_HELP, PRECISION_HELP
 from .partial import Lines, StreamOfLines, lines_into
 from .passing import OnError, Row, RowsInPassing
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from ..serving.classifier import Answer
+    from ..data.batches import Text
+    from ..serving.classifier import Answer, Classifier
 
 STANDARD = (Path("-"), Path("/dev/stdin"), Path("/dev/stdout"))  # other names of standard input and output
 
@@ -53,6 +54,10 @@ def classify(
     ] = None,
     window: Annotated[int, typer.Option(min=1, help="Texts held at a time; more make fuller batches.")] = 1024,
     scores: Annotated[bool, typer.Option("--scores", help="Also write the probabilities of all labels.")] = False,
+    long_texts: Annotated[str, typer.Option(help=LONG_TEXTS_HELP)] = "cut",
+    explain: Annotated[
+        int, typer.Option(min=0, help="Print the first texts to standard error, shaded by how far each word went.")
+    ] = 0,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads; all processors if left out.")] = None,
     device: Annotated[str, typer.Option(help="Device of the model.")] = "cpu",
     precision: Annotated[str, typer.Option(help=PRECISION_HELP)] = "auto",
@@ -68,7 +73,7 @@ def classify(
 
         magic-pyramid classify --model demo-output/model articles.tsv --output answers.jsonl --resume
 
-        echo "Chelsea won again on Saturday." | magic-pyramid classify --model demo-output/model
+        echo "Chelsea won again on Saturday." | magic-pyramid classify --model demo-output/model --explain 1
     """
     check_model_folder(model)
     threshold = None if exit_threshold is None else threshold_of(exit_threshold)
@@ -84,18 +89,24 @@ def classify(
             "--exit-threshold": exit_threshold,
             "--scores": scores,
             "--precision": precision,
+            "--long-texts": long_texts,
         }
         place = lines_into(output, made_by, resume)
     with place as lines:
         from ..serving.classifier import Classifier
 
-        classifier = Classifier.load(model, precision, device, threads)
+        classifier = Classifier.load(model, precision, device, threads, long_texts=long_texts)
         passing = RowsInPassing(rows, on_error, lines.done, lines.rows)
         with progress_bar(to_terminal=output is None) as progress:
             task = progress.add_task("classify", total=None, completed=lines.done)
             for row, answer in passing.with_answers(classifier.stream(passing.texts(), window, threshold)):
                 lines.write(row, line_of(row, answer, scores))
                 progress.advance(task)
+                if explain and not isinstance(row, ValueError):
+                    explain -= 1
+                    print_shaded(classifier, row, threshold)
+    if classifier.longer:
+        typer.echo(sentence_on_long_texts(classifier), err=True)
     if passing.bad:
         became = "left out" if on_error is OnError.SKIP else "answered with null"
         typer.echo(
@@ -156,6 +167,24 @@ def progress_bar(to_terminal: bool) -> Progress:
     columns = (SpinnerColumn(), TextColumn("{task.completed} texts"), TimeElapsedColumn())
     # By itself rich would send what is printed meanwhile to its own console: answers to standard error.
     return Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False, disable=not shown)
+
+
+def print_shaded(classifier: Classifier, text: Text, threshold: float | str | list[float] | None) -> None:
+    """Prints a text to standard error, shaded by how far each word went, as the model reads it alone."""
+    from rich.console import Console
+
+    from ..reporting.shading import for_terminal, shade_answer
+
+    Console(stderr=True).print(for_terminal(shade_answer(classifier.model, classifier.tokenizer, text, threshold)), "")
+
+
+def sentence_on_long_texts(classifier: Classifier) -> str:
+    """How many texts had more tokens than the model takes, and what became of them."""
+    count, most = classifier.longer, classifier.tokenise.max_length
+    texts = f"{count} text{'s were' if count > 1 else ' was'} longer than {most} tokens"
+    if classifier.windows is not None:
+        return f"{texts}, and read in windows until certain"
+    return f"{texts}, and cut; --long-texts windows reads them whole"
 
 
 def line_of(row: Row, answer: Answer | None, scores: bool) -> str:

@@ -10,8 +10,8 @@ import torch
 from rich.text import Text as RichText
 
 from ..checkpoints.tokenizers import max_length_of
-from ..data.batches import encode
-from ..modelling import PyramidForSequenceClassification
+from ..data.batches import Text, encode
+from ..modelling import PyramidBertForSequenceClassification
 
 Colour = tuple[int, int, int]
 # Colours from words that were pruned at once (pale) to words that reached the exit (strong).
@@ -39,44 +39,59 @@ class ShadedText:
 
 
 @torch.inference_mode()
-def shade_answer(model: PyramidForSequenceClassification, tokenizer: Any, text: str) -> ShadedText:
-    """A text shaded by the way that it takes through a model, with the answer for its caption."""
+def shade_answer(
+    model: PyramidBertForSequenceClassification,
+    tokenizer: Any,
+    text: Text,
+    exit_threshold: float | str | Sequence[float] | None = None,
+) -> ShadedText:
+    """A text, or a pair of texts, shaded by the way that it takes through a model, with the answer for its caption.
+
+    Args:
+        model, tokenizer: the classifier.
+        text: the text; its beginning where it is longer than the model takes.
+        exit_threshold: instead of the model's own.
+    """
     longest, layers = max_length_of(tokenizer, model.config), model.config.num_hidden_layers
-    ids = encode(tokenizer, [text], longest)[0]["input_ids"]
-    out = model(torch.tensor([ids], device=model.device), follow_tokens=True)
+    (row,) = encode(tokenizer, [text], longest)
+    inputs = {name: torch.tensor([values], device=model.device) for name, values in row.items()}
+    out = model(**inputs, exit_threshold=exit_threshold, follow_tokens=True)
     layer = int(out.exit_layer)
     where = "at the embeddings, before any layer" if layer == 0 else f"by layer {layer} of {layers}"
     label = model.config.label_names[int(out.logits.argmax())]
-    caption = f"{label}: answered {where}, uncertainty {float(out.uncertainty):.3f}"
+    how_sure = "" if out.uncertainty.isnan() else f", uncertainty {float(out.uncertainty):.3f}"
+    caption = f"{label}: answered {where}{how_sure}"
     return shade(tokenizer, text, out.pruned_by[0].tolist(), layer, layers, caption, longest)
 
 
 def shade(
-    tokenizer: Any, text: str, pruned_by: Sequence[int], exit_layer: int, layers: int, caption: str, max_length: int
+    tokenizer: Any, text: Text, pruned_by: Sequence[int], exit_layer: int, layers: int, caption: str, max_length: int
 ) -> ShadedText:
     """Brings tokens back to words: a word goes as far as the last of its pieces.
 
     Args:
         tokenizer: tokenizer that made the tokens.
-        text: the text.
+        text: the text, or the pair, whose words follow one another.
         pruned_by: layer that pruned each token of the text, 0 for tokens that none did.
         exit_layer, layers, caption: as in :class:`ShadedText`.
         max_length: tokens of a text, at most.
     """
-    encoded = tokenizer(text, truncation=True, max_length=max_length, return_offsets_mapping=True)
-    spans: list[tuple[int, int]] = []
+    texts = (text,) if isinstance(text, str) else text
+    encoded = tokenizer(*texts, truncation=True, max_length=max_length, return_offsets_mapping=True)
+    spans: list[tuple[int, int, int]] = []  # the text's number, and the word's place in it
     reached: list[int] = []
-    for (begin, end), layer in zip(encoded["offset_mapping"], pruned_by, strict=True):
-        if begin == end:  # [CLS], [SEP]
+    for (begin, end), number, layer in zip(encoded["offset_mapping"], encoded.sequence_ids(0), pruned_by, strict=True):
+        if number is None or begin == end:  # [CLS], [SEP]
             continue
         went = layer or exit_layer
-        if spans and begin == spans[-1][1]:  # no space between: a piece of the same word, or its punctuation
-            spans[-1] = (spans[-1][0], end)
+        if spans and (number, begin) == (spans[-1][0], spans[-1][2]):  # no space between: a piece of the word before
+            spans[-1] = (number, spans[-1][1], end)
             reached[-1] = max(reached[-1], went)
         else:
-            spans.append((begin, end))
+            spans.append((number, begin, end))
             reached.append(went)
-    return ShadedText([text[begin:end] for begin, end in spans], reached, exit_layer, layers, caption)
+    words = [texts[number][begin:end] for number, begin, end in spans]
+    return ShadedText(words, reached, exit_layer, layers, caption)
 
 
 def colours(reached: int, layers: int) -> tuple[str, str]:

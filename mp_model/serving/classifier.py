@@ -137,11 +137,11 @@ class Classifier:
             ValueError: a folder that is no whole classifier with its tokenizer (:func:`read_classifier`,
                 :func:`load_tokenizer`); a precision or a device that cannot be had here.
         """
+        check_long_texts(long_texts)
         folder = Path(folder)
         if not (folder / "config.json").is_file():
             raise ValueError(f"a saved model is a folder with config.json; got {folder}")
         _check_device(device)
-        check_long_texts(long_texts)
         chosen = choose_precision(precision, read_config(folder), device)
         if threads:
             torch.set_num_threads(threads)
@@ -492,13 +492,14 @@ class _Run:
         if not rows:
             return samples, logits, uncertainty
         means = torch.stack([self.long[numbers[row]].mean_with(logits[row].float()) for row in rows])
-        unsure = mp_kernels.normalized_entropy(means)
+        one_label = self.task == ONE_LABEL
+        unsure = mp_kernels.normalized_entropy(means) if one_label else torch.full_like(means[:, 0], torch.nan)
         logits, uncertainty = logits.float(), uncertainty.clone()
         logits[rows], uncertainty[rows] = means, unsure
         going: dict[int, Window] = {}
         for row, u in zip(rows, unsure.tolist(), strict=True):
             text = self.long[numbers[row]]
-            window = next(text.windows, None) if u > self._certain_at(layer, text) else None
+            window = None if u <= self._certain_at(layer, text) else next(text.windows, None)
             if window is None:
                 del self.long[numbers[row]]
             else:
@@ -511,7 +512,7 @@ class _Run:
     def _certain_at(self, layer: int, text: _LongText) -> float:
         """The uncertainty at which a text whose last window was answered by a layer needs no further one."""
         by_layer = {} if self.pyramid.exits is None else self.pyramid.exits.thresholds
-        if not by_layer or self.task != ONE_LABEL:
+        if not by_layer:
             return -1.0
         return by_layer.get(layer, by_layer[max(by_layer)]) if text.threshold is None else text.threshold
 

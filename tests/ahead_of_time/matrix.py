@@ -28,10 +28,14 @@ def _empty(*shape: int, dtype: torch.dtype) -> torch.Tensor:
 CU_SEQLENS = _empty(BATCH + 1, dtype=torch.int32)
 STAYS = _empty(BATCH, dtype=torch.bool)
 INDEX = _empty(ROWS, dtype=torch.int64)
+POSITIONS = _empty(ROWS, dtype=torch.int32)
+REACH = 128
 
 
 def attention_calls(dtype: torch.dtype, head_dim: int) -> dict[str, Call]:
-    """Calls of attention: forward for every width of tile and for longer samples, for an exit decision, and backward."""
+    """Calls of attention, forward and backward: for every width of tile and for longer samples, for an exit decision, and
+    with a relative position bias or in a window.
+    """
     heads = HIDDEN // head_dim
     heads_of = _empty(ROWS, heads, head_dim, dtype=dtype)
     by_head = _empty(heads, ROWS, dtype=torch.float32)
@@ -41,10 +45,20 @@ def attention_calls(dtype: torch.dtype, head_dim: int) -> dict[str, Call]:
     def with_importance(keys: int) -> Call:
         return lambda: forward(*qkv, *starts, STAYS, keys, 0.125, True)
 
+    def forward_and_backward(*places: object) -> Call:
+        def call() -> None:
+            forward(*qkv, *starts, STAYS, 512, 0.125, True, POSITIONS, POSITIONS, *places)
+            backward(heads_of, by_head, *qkv, by_head, *starts, 512, 0.125, POSITIONS, POSITIONS, *places)
+
+        return call
+
+    bias, buckets = _empty(heads, 32, dtype=dtype), _empty(2 * REACH + 1, dtype=torch.int32)
     return {
         **{f"attention {keys}": with_importance(keys) for keys in (16, 32, 64, 128, 256, 512, 2048)},
         "decision 128": lambda: forward(*qkv, *starts, None, 128, 0.125, False),
         "attention backward": lambda: backward(heads_of, by_head, *qkv, by_head, *starts, 512, 0.125),
+        "attention with bias": forward_and_backward(bias, buckets),
+        "attention in a window": forward_and_backward(None, None, 64),
     }
 
 
@@ -52,7 +66,7 @@ def other_calls(dtype: torch.dtype) -> dict[str, Call]:
     """Calls of the operators that do not depend on head_dim."""
     x, importance = _empty(ROWS, HIDDEN, dtype=dtype), _empty(12, ROWS, dtype=torch.float32)
     grown, width = _empty(ROWS, 4 * HIDDEN, dtype=dtype), _empty(HIDDEN, dtype=dtype)
-    many = _empty(12, 64 * ROWS, dtype=torch.float32)
+    many, angles = _empty(12, 64 * ROWS, dtype=torch.float32), _empty(512, 32, dtype=torch.float32)
     first, pooled = _empty(BATCH, HIDDEN, dtype=dtype), _empty(BATCH, 2 * HIDDEN, dtype=dtype)
     op = IMPLEMENTATIONS
 
@@ -74,6 +88,8 @@ def other_calls(dtype: torch.dtype) -> dict[str, Call]:
         "add pruned and norm": lambda: op["add_layer_norm"](x, None, x, INDEX, width, width, 1e-12),
         "embed and norm": lambda: op["add_layer_norm"](x, INDEX, x, INDEX, width, width, 1e-12),
         "bias and gelu": lambda: op["bias_gelu"](grown, _empty(4 * HIDDEN, dtype=dtype)),
+        "gelu gate": lambda: op["gelu_gate"](grown),
+        "rotary": lambda: op["rotary_embedding"](x.unflatten(1, (12, 64)), POSITIONS, angles, angles),
         "entropy": lambda: op["normalized_entropy"](first[:, :4]),
         "exit head of 4": head(4),
         "exit head of 77": head(77),

@@ -12,6 +12,7 @@ import torch
 import mp_kernels
 from support.accuracy import assert_same_bits, with_gradients
 from support.operator_samples import SAMPLES, on_cuda, results_of, spread
+from support.places import BUCKETS, positions_of
 from support.ragged_batches import cu_seqlens_of, random_heads, stays_of
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -34,17 +35,25 @@ def layer(device: torch.device | str = "cuda") -> tuple[Callable, list[torch.Ten
     """A layer's operators, of which none shrinks the batch, and their floating inputs."""
     cu_seqlens, stays = cu_seqlens_of(LENGTHS).to(device), stays_of([1, 0, 1, 1]).to(device)
     index = torch.randint(TOTAL, (200,), generator=torch.Generator().manual_seed(2)).to(device)
+    positions, buckets = positions_of(LENGTHS, 1).to(device), BUCKETS.to(device)
+    angles = torch.randn(int(positions.max()) + 1, 8, generator=torch.Generator().manual_seed(2)).to(device)
 
-    def run(q, k, v, weight, bias):
+    def run(q, k, v, weight, bias, distance_bias):
         out, importance = mp_kernels.ragged_attention(q, k, v, cu_seqlens, max(LENGTHS), stays=stays)
+        turned_q, turned_k = (mp_kernels.rotary_embedding(x, positions, angles.cos(), angles.sin()) for x in (q, k))
+        local, seen = mp_kernels.ragged_attention(
+            *(turned_q, turned_k, out, cu_seqlens, max(LENGTHS)),
+            positions=positions, bias=distance_bias, buckets=buckets, window=8,
+        )  # fmt: skip
+        gated = mp_kernels.gelu_gate(local.flatten(1))
         kept_out, kept_importance = mp_kernels.ragged_gather([out, importance], index)
         # The residual's rows are gathered too, many times each, as those of a table of positions.
         normed = mp_kernels.add_layer_norm(kept_out.flatten(1), q.flatten(1), weight, bias, 1e-5, index)
         activated = mp_kernels.bias_gelu(normed * kept_importance.unsqueeze(1), bias)
         means = mp_kernels.ragged_mean(out.flatten(1), cu_seqlens)
-        return activated, means, mp_kernels.normalized_entropy(means)
+        return activated, means, mp_kernels.normalized_entropy(means), gated, seen
 
-    inputs = [*random_heads(TOTAL, 2, 16), torch.randn(32), torch.randn(32)]
+    inputs = [*random_heads(TOTAL, 2, 16), torch.randn(32), torch.randn(32), torch.randn(2, 10)]
     return run, [x.to(device) for x in inputs]
 
 
@@ -124,7 +133,10 @@ BAD_CALLS = {
     "gather": "ragged_gather(x, torch.tensor([0, 4], device='cuda'))",
     "norm": "add_layer_norm(x, x, x[0], x[0], 1e-5, torch.tensor([0, 1, 2, -1], device='cuda'))",
     "cu_seqlens": "ragged_mean(x, torch.tensor([0, 5], dtype=torch.int32, device='cuda'))",
-    "max_seqlen": "ragged_attention(*3 * [torch.zeros(99, 1, 16, device='cuda')], starts, 16)",
+    "max_seqlen": "ragged_attention(*3 * [heads], starts, 16)",
+    "positions": "ragged_attention(*3 * [heads], starts, 99, window=1, positions=torch.zeros_like(heads[:, 0, 0]).int())",
+    "bucket": "ragged_attention(*3 * [heads], starts, 99, bias=x[:1], buckets=torch.tensor([99], device='cuda').int())",
+    "place": "rotary_embedding(x[:, None], torch.full((4,), 9, device='cuda').int(), x[:, :8], x[:, :8])",
 }
 
 
@@ -134,6 +146,7 @@ def test_bad_input_stops_the_kernel(call: str) -> None:
     code = (
         "import torch, mp_kernels; x = torch.ones(4, 16, device='cuda'); "
         "starts = torch.tensor([0, 99], dtype=torch.int32, device='cuda'); "
+        "heads = torch.zeros(99, 1, 16, device='cuda'); "
         f"mp_kernels.{call}; torch.cuda.synchronize()"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

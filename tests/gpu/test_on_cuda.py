@@ -13,6 +13,7 @@ from mp_kernels import reference
 from support import tiny
 from support.accuracy import assert_accurate, assert_no_worse_than_plain, assert_same_bits, with_gradients
 from support.operator_samples import SAMPLES, on_cuda, opcheck, results_of
+from support.places import placed, plain_placed, positions_of, with_bias
 from support.ragged_batches import cu_seqlens_of, random_heads, rows_of_samples
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -97,6 +98,36 @@ def test_runs_repeat_and_samples_do_not_depend_on_their_place() -> None:
     with torch.no_grad():
         got = mp_kernels.ragged_attention(*(x[rows] for x in qkv), permuted, 257)
     assert_same_bits(got, [x[rows] for x in first[:2]])
+
+
+PLACED = [(True, None), (False, 0), (False, 64), (True, 64)]
+
+
+@pytest.mark.parametrize("head_dim", [32, 64, 128])
+@pytest.mark.parametrize(("biased", "window"), PLACED)
+def test_bias_and_windows_in_float32(biased: bool, window: int | None, head_dim: int) -> None:
+    positions = positions_of(LONG, 2)
+    ours, definition = placed(LONG, device="cuda", window=window, positions=positions)
+    qkv = [x.cuda() for x in random_heads(sum(LONG), 3, head_dim)]
+    inputs = with_bias(qkv) if biased else qkv
+    first = with_gradients(ours, inputs)
+    exact = with_gradients(definition, [x.double() for x in inputs])
+    for got, true in zip(first, exact, strict=True):
+        # The gradient of the bias is a sum over a million pairs.
+        torch.testing.assert_close(got, true.float(), atol=1e-5 * max(1.0, true.abs().max().item()), rtol=0)
+    assert_same_bits(with_gradients(ours, inputs), first)
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize("window", [None, 64])
+def test_bias_and_windows_in_half_precision(window: int | None, dtype: torch.dtype) -> None:
+    positions = positions_of(LONG, 2)
+    ours, definition = placed(LONG, device="cuda", window=window, positions=positions)
+    inputs = with_bias([x.cuda() for x in random_heads(sum(LONG), 3, 64, dtype=dtype)])
+    exact = with_gradients(definition, [x.double() for x in inputs])
+    near = with_gradients(plain_placed(LONG, positions, window), inputs)
+    for got, x, true in zip(with_gradients(ours, inputs), near, exact, strict=True):
+        assert_no_worse_than_plain(got.to(x.dtype), x, true)
 
 
 @torch.no_grad()

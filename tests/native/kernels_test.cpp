@@ -36,7 +36,41 @@ std::vector<float> random_floats(size_t n, unsigned seed) {
 struct Problem {
   int64_t heads, dim;
   std::vector<int32_t> starts;
+  int64_t window = -1, reach = -1;  // the latter of a bias, -1: none
   int64_t total() const { return starts.back(); }
+};
+
+// Places of queries and keys, which are never the same, and a bias with a bucket for each two distances.
+struct RandomPlaces {
+  std::vector<int32_t> queries, keys, bucket_of;
+  std::vector<float> bias;  // [heads, distances]
+  int64_t reach, distances, buckets, window;
+
+  explicit RandomPlaces(const Problem& p)
+      : reach(p.reach), distances(2 * p.reach + 1), buckets(p.reach + 1), window(p.window) {
+    for (size_t b = 0; b + 1 < p.starts.size(); ++b)
+      for (int32_t i = 0; i < p.starts[b + 1] - p.starts[b]; ++i) {
+        keys.push_back(3 * i + i / 4 * 5);
+        queries.push_back(keys.back() + 1);
+      }
+    if (reach < 0) return;
+    const std::vector<float> by_bucket = random_floats(p.heads * buckets, 6);
+    for (int32_t d = 0; d < distances; ++d) bucket_of.push_back(d / 2);
+    for (int64_t h = 0; h < p.heads; ++h)
+      for (const int32_t bucket : bucket_of) bias.push_back(by_bucket[h * buckets + bucket]);
+  }
+  mp::Places pointers() const {
+    if (reach < 0 && window < 0) return {};
+    if (reach < 0) return {queries.data(), keys.data(), nullptr, nullptr, 0, 0, window};
+    return {queries.data(), keys.data(), bias.data(), bucket_of.data(), reach, buckets, window};
+  }
+  int64_t distance_index(int64_t i, int64_t j) const {
+    return std::min(std::max<int64_t>(keys[j] - queries[i], -reach), reach) + reach;
+  }
+  double bias_of(int64_t head, int64_t i, int64_t j) const {
+    return reach < 0 ? 0 : bias[head * distances + distance_index(i, j)];
+  }
+  bool exists(int64_t i, int64_t j) const { return window < 0 || std::abs(keys[j] - queries[i]) <= window; }
 };
 
 void test_attention(const mp::Kernels& kernels, const Problem& p) {
@@ -48,8 +82,12 @@ void test_attention(const mp::Kernels& kernels, const Problem& p) {
   std::vector<float> q_grad(size, NAN), k_grad(size, NAN), v_grad(size, NAN);
   const auto tensor = [&](std::vector<float>& x) { return mp::Heads{x.data(), heads * dim, dim}; };
 
-  const mp::AttentionShape shape{mp::Dtype::kFloat32,      p.starts.data(), p.starts.data(), heads, dim, total, total,
-                                 static_cast<float>(scale)};
+  const RandomPlaces places(p);
+  const int64_t buckets = p.reach < 0 ? 0 : places.buckets, samples = static_cast<int64_t>(p.starts.size()) - 1;
+  std::vector<float> bias_shares(samples * heads * buckets, NAN), bias_grad(heads * buckets);
+  std::vector<double> want_bias(heads * buckets);
+  const mp::AttentionShape shape{mp::Dtype::kFloat32,       p.starts.data(),  p.starts.data(), heads, dim, total, total,
+                                 static_cast<float>(scale), places.pointers()};
   const mp::AttentionForward forward{shape,       tensor(q),      tensor(k),       tensor(v),
                                      tensor(out), by_head.data(), logsumexp.data()};
   const mp::AttentionBackward backward{shape,
@@ -61,28 +99,34 @@ void test_attention(const mp::Kernels& kernels, const Problem& p) {
                                        logsumexp.data(),
                                        tensor(q_grad),
                                        tensor(k_grad),
-                                       tensor(v_grad)};
+                                       tensor(v_grad),
+                                       bias_shares.data()};
   std::vector<double> want_out(size), want_importance(total), want_q(size), want_k(size), want_v(size);
   for (size_t b = 0; b + 1 < p.starts.size(); ++b) {
     const int64_t begin = p.starts[b], n = p.starts[b + 1] - begin;
-    std::vector<float> scratch(
-        std::max(kernels.attention_forward_scratch(n, dim), kernels.attention_backward_scratch(n, dim)));
+    std::vector<float> scratch(std::max(kernels.attention_forward_scratch(n, dim),
+                                        kernels.attention_backward_scratch(n, dim, shape.places.distances())));
     for (int64_t h = 0; h < heads; ++h) {
       kernels.attention_forward(forward, static_cast<int64_t>(b), h, scratch.data());
       kernels.attention_backward(backward, static_cast<int64_t>(b), h, scratch.data());
       const auto at = [&](int64_t token, int64_t d) { return ((begin + token) * heads + h) * dim + d; };
+      std::vector<double> viewers(n);
+      for (int64_t j = 0; j < n; ++j)
+        for (int64_t i = 0; i < n; ++i) viewers[j] += places.exists(begin + i, begin + j);
       for (int64_t i = 0; i < n; ++i) {
         std::vector<double> probability(n), slope(n);
         double partition = 0, mean_slope = 0;
         for (int64_t j = 0; j < n; ++j) {
+          if (!places.exists(begin + i, begin + j)) continue;
           double score = 0;
           for (int64_t d = 0; d < dim; ++d) score += static_cast<double>(q[at(i, d)]) * k[at(j, d)];
-          partition += probability[j] = std::exp(score * scale);
+          partition += probability[j] = std::exp(score * scale + places.bias_of(h, begin + i, begin + j));
         }
         for (int64_t j = 0; j < n; ++j) {
+          if (!places.exists(begin + i, begin + j)) continue;
           probability[j] /= partition;
-          want_importance[begin + j] += probability[j] / static_cast<double>(heads * n);
-          slope[j] = importance_grad[h * total + begin + j] / static_cast<double>(n);
+          want_importance[begin + j] += probability[j] / (static_cast<double>(heads) * viewers[j]);
+          slope[j] = importance_grad[h * total + begin + j] / viewers[j];
           for (int64_t d = 0; d < dim; ++d) {
             want_out[at(i, d)] += probability[j] * v[at(j, d)];
             want_v[at(j, d)] += probability[j] * out_grad[at(i, d)];
@@ -90,12 +134,15 @@ void test_attention(const mp::Kernels& kernels, const Problem& p) {
           }
           mean_slope += probability[j] * slope[j];
         }
-        for (int64_t j = 0; j < n; ++j)
+        for (int64_t j = 0; j < n; ++j) {
+          const double score_grad = probability[j] * (slope[j] - mean_slope);
+          if (buckets)
+            want_bias[h * buckets + places.bucket_of[places.distance_index(begin + i, begin + j)]] += score_grad;
           for (int64_t d = 0; d < dim; ++d) {
-            const double score_grad = scale * probability[j] * (slope[j] - mean_slope);
-            want_q[at(i, d)] += score_grad * k[at(j, d)];
-            want_k[at(j, d)] += score_grad * q[at(i, d)];
+            want_q[at(i, d)] += scale * score_grad * k[at(j, d)];
+            want_k[at(j, d)] += scale * score_grad * q[at(i, d)];
           }
+        }
       }
     }
     kernels.mean_over_heads(by_head.data(), heads, total, begin, begin + n, importance.data());
@@ -105,6 +152,8 @@ void test_attention(const mp::Kernels& kernels, const Problem& p) {
   expect_close("attention, q gradient", kernels, q_grad, want_q, 1e-5);
   expect_close("attention, k gradient", kernels, k_grad, want_k, 1e-5);
   expect_close("attention, v gradient", kernels, v_grad, want_v, 1e-5);
+  for (int64_t i = 0; i < samples * heads * buckets; ++i) bias_grad[i % (heads * buckets)] += bias_shares[i];
+  if (buckets) expect_close("attention, bias gradient", kernels, bias_grad, want_bias, 1e-5);
 }
 
 void test_rows(const mp::Kernels& kernels, int64_t width) {
@@ -136,6 +185,29 @@ void test_rows(const mp::Kernels& kernels, int64_t width) {
   expect_close("add + LayerNorm", kernels, normed, want_normed, 1e-5);
   expect_close("bias + GELU", kernels, grown, want_grown, 1e-5);
   expect_close("mean of rows", kernels, mean, want_mean, 1e-5);
+}
+
+void test_gate_and_rotation(const mp::Kernels& kernels, int64_t width) {
+  const int64_t rows = 5, heads = 3, head_dim = 2 * width;
+  const std::vector<float> x = random_floats(rows * heads * head_dim, 1), angles = random_floats(7 * width, 2);
+  const std::vector<int32_t> positions{6, 0, 3, 3, 1};
+  std::vector<float> cos(7 * width), sin(7 * width), gated(rows * heads * width, NAN), turned(x.size(), NAN);
+  std::vector<double> want_gated(gated.size()), want_turned(x.size());
+  for (size_t i = 0; i < angles.size(); ++i) cos[i] = std::cos(angles[i]), sin[i] = std::sin(angles[i]);
+  const mp::Heads from{const_cast<float*>(x.data()), heads * head_dim, head_dim};
+  kernels.gelu_gate(mp::Dtype::kFloat32, x.data(), gated.data(), width, 0, rows * heads);
+  kernels.rotary_embedding(
+      {mp::Dtype::kFloat32, from, positions.data(), cos.data(), sin.data(), turned.data(), heads, head_dim}, 0, rows);
+  for (int64_t r = 0; r < rows * heads; ++r)
+    for (int64_t i = 0; i < width; ++i) {
+      const double first = x[r * head_dim + i], second = x[r * head_dim + width + i];
+      const double c = cos[positions[r / heads] * width + i], s = sin[positions[r / heads] * width + i];
+      want_gated[r * width + i] = first * 0.5 * std::erfc(-first / std::sqrt(2.0)) * second;
+      want_turned[r * head_dim + i] = first * c - second * s;
+      want_turned[r * head_dim + width + i] = second * c + first * s;
+    }
+  expect_close("GELU gate", kernels, gated, want_gated, 1e-5);
+  expect_close("rotary positions", kernels, turned, want_turned, 1e-6);
 }
 
 void test_dense(const mp::Kernels& kernels, int64_t rows, int64_t features, int64_t outputs) {
@@ -215,6 +287,9 @@ int main() {
   for (const mp::Kernels* const* kernels = mp::runnable_kernels(); *kernels; ++kernels) {
     test_attention(**kernels, {2, 64, {0, 1, 3, 34, 51, 100}});
     test_attention(**kernels, {3, 20, {0, 25, 41}});
+    for (const int64_t window : {-1, 0, 1, 10, 1000})
+      for (const int64_t reach : {-1, 0, 9, 500}) test_attention(**kernels, {2, 20, {0, 1, 3, 34, 100}, window, reach});
+    for (const int64_t width : {1, 16, 33}) test_gate_and_rotation(**kernels, width);
     for (const int64_t width : {64, 50, 4100}) test_rows(**kernels, width);
     for (const int64_t width : {64, 50, 4100}) test_int8(**kernels, width);
     test_dense(**kernels, 7, 50, 9);

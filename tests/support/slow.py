@@ -54,7 +54,9 @@ class Layers:
         layer, batch = self.layers[number - 1], x.unsqueeze(0)
         exists = torch.ones(len(x), len(x), dtype=torch.bool)
         if self.kind == "mpnet":
-            bias = self.base.encoder.compute_position_bias(batch, places.unsqueeze(0))
+            stack = self.base.encoder
+            buckets = stack.relative_position_bucket(places - places.unsqueeze(1))
+            bias = stack.relative_attention_bias(buckets).permute(2, 0, 1).unsqueeze(0)
             output, probabilities = layer(batch, None, bias, output_attentions=True)
         elif self.kind == "modernbert":
             if layer.attention_type == "sliding_attention":

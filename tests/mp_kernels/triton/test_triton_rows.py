@@ -16,6 +16,13 @@ from support.ragged_batches import cu_seqlens_of
 
 HALF = (torch.float16, torch.bfloat16)
 REPEATED = torch.tensor([3, 0, 3, 7, 7])
+PLACES = torch.tensor([8, 0, 3, 3, 1, 2, 4, 5, 6], dtype=torch.int32)
+
+
+def angles(places: int, pairs: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosine and sine of random angles, ``[places, pairs]`` each, in float64 for that dtype and else in float32."""
+    turns = torch.randn(places, pairs, generator=torch.Generator().manual_seed(3))
+    return tuple(x.to(torch.promote_types(dtype, torch.float32)) for x in (turns.cos(), turns.sin()))
 
 
 @pytest.mark.parametrize("width", [1, 2, 37, 768, 1025])
@@ -45,6 +52,8 @@ def test_half_precision_of_rows(dtype: torch.dtype, honest_bfloat16: None) -> No
     for function, inputs in (
         (lambda m, *xs: m.add_layer_norm(*xs, 1e-5), (x, residual, weight, bias)),
         (lambda m, *xs: m.bias_gelu(*xs), (x, bias)),
+        (lambda m, *xs: m.gelu_gate(*xs), (x,)),
+        (lambda m, t: m.rotary_embedding(t, PLACES, *angles(9, 8, t.dtype)), (x.view(9, 4, 16),)),
         (lambda m, *xs: m.ragged_mean(*xs, cu_seqlens), (x,)),
     ):
         got = function(mp_kernels, *inputs)
@@ -58,6 +67,44 @@ def test_half_precision_of_rows(dtype: torch.dtype, honest_bfloat16: None) -> No
 def test_bias_gelu(width: int, biased: bool) -> None:
     inputs = [torch.randn(5, 2 * width)[:, ::2][:, :width]] + [torch.randn(width)] * biased
     assert_accurate(mp_kernels.bias_gelu, reference.bias_gelu, None, inputs)
+
+
+@pytest.mark.parametrize("width", [0, 1, 37, 1024, 1500])
+def test_gelu_gate(width: int) -> None:
+    x = torch.randn(5, 4 * width)[:, ::2]
+    assert_accurate(mp_kernels.gelu_gate, reference.gelu_gate, None, [x])
+    assert_accurate(mp_kernels.gelu_gate, reference.gelu_gate, None, [torch.randn(5, 2 * width + 3)[:, 3:]])
+
+
+def rotations() -> list[Callable]:
+    """The operator and its definition, for rows at ``PLACES``."""
+
+    def of(module: object) -> Callable:
+        return lambda x: module.rotary_embedding(x, PLACES, *angles(9, x.shape[2] // 2, x.dtype))
+
+    return [of(mp_kernels), of(reference)]
+
+
+@pytest.mark.parametrize("heads", [1, 3])
+@pytest.mark.parametrize("head_dim", [0, 2, 22, 64, 512])
+def test_rotary_embedding(head_dim: int, heads: int) -> None:
+    assert_accurate(*rotations(), None, [torch.randn(9, heads, head_dim)])
+
+
+def test_rotary_embedding_of_views() -> None:
+    """Slices of one projection, heads that lie apart, and elements that do."""
+    packed = torch.randn(9, 3, 4, 32)
+    ours, _ = rotations()
+    for x in (packed[:, 1], packed[:, 2, ::2], packed[:, 0, :, ::2], packed[:, 0].transpose(1, 2)):
+        assert_accurate(*rotations(), None, [x])
+        assert ours(x).is_contiguous()
+
+
+@pytest.mark.parametrize("outside", [9, -1])
+def test_a_position_outside_the_table_stops_the_kernel(outside: int) -> None:
+    positions = torch.tensor([0, outside, 1], dtype=torch.int32)
+    with pytest.raises(InterpreterError, match="positions must lie within the table"):
+        mp_kernels.rotary_embedding(torch.randn(3, 2, 4), positions, *angles(9, 2))
 
 
 def test_ragged_mean() -> None:

@@ -32,6 +32,8 @@ class Lengths:
     interrupt: called before the answer of each text, with its number.
     """
 
+    longer = 0
+
     def __init__(self, interrupt: Callable[[int], None] = lambda number: None) -> None:
         self.interrupt = interrupt
 
@@ -361,7 +363,8 @@ def test_going_on_with_a_real_model(magic_pyramid: Command, folder: Path, tmp_pa
     assert_one_line(magic_pyramid("classify", path, *options), "row 21", "holds the first 20 answers")
     kept = output.with_name("b.jsonl.partial").read_bytes()
     jsonl(path, TEXTS)
-    assert magic_pyramid("classify", path, *options, "--resume") == Ended(0, "", "")
+    said = "5 texts were longer than 64 tokens, and cut; --long-texts windows reads them whole\n"
+    assert magic_pyramid("classify", path, *options, "--resume") == Ended(0, "", said)
     written = output.read_bytes()
     assert written.startswith(kept)
     classifier = Classifier.load(folder)
@@ -519,3 +522,38 @@ def test_a_device_is_written_directly(files: Files) -> None:
     assert files.classify() == Ended(0, "", "")
     files.options[-1] = "/dev/full"
     assert_one_line(files.classify(), "/dev/full: no space left on device")
+
+
+# Long texts, and texts that are shown
+
+
+def test_long_texts_are_counted(magic_pyramid: Command, folder: Path) -> None:
+    texts = ["the rate", "the " * 100, "a b", "rate " * 300]
+    cut = magic_pyramid("classify", "--model", folder, stdin="\n".join(texts))
+    assert cut.err == "2 texts were longer than 64 tokens, and cut; --long-texts windows reads them whole\n"
+    assert [answer["tokens"] for answer in cut.answers()] == [4, 64, 4, 64]
+
+    options = ("--model", folder, "--long-texts", "windows", "--exit-threshold", "never")
+    whole = magic_pyramid("classify", *options, stdin="\n".join(texts))
+    assert whole.err == "2 texts were longer than 64 tokens, and read in windows until certain\n"
+    answers = Classifier.load(folder, long_texts="windows")([text.strip() for text in texts], "never")
+    assert whole.answers() == [pytest.approx(answer.as_dict(all_scores=False), abs=1e-5) for answer in answers]
+    assert [answer["tokens"] for answer in whole.answers()] == [4, 64 + 55, 4, 6 * 64 + 20]
+
+    assert magic_pyramid("classify", "--model", folder, stdin="the rate").err == ""
+    wrong = magic_pyramid("classify", "--model", folder, "--long-texts", "whole", stdin="the rate")
+    assert_one_line(wrong, "long_texts must be one of 'cut', 'windows'; got 'whole'")
+
+
+def test_the_first_texts_are_explained(magic_pyramid: Command, folder: Path) -> None:
+    rows = [{"text": "the rate"}, BAD, {"text": "a [b] c"}, {"text": "the"}]
+    given = "".join(json.dumps(row) + "\n" for row in rows)
+    options = ("--model", folder, "--format", "jsonl", "--on-error", "skip", "--exit-threshold", "1")
+    ended = magic_pyramid("classify", *options, "--explain", 2, stdin=given)
+    assert [answer["exit_layer"] for answer in ended.answers()] == [1, 1, 1]
+    labels = [answer["label"] for answer in ended.answers()]
+    captions = [line.rstrip() for line in ended.err.splitlines() if "answered by layer 1 of 4" in line]
+    assert [caption.split(":")[0] for caption in captions] == labels[:2]
+    lines = [line.strip() for line in ended.err.splitlines()]
+    assert "the rate" in lines
+    assert "a [b] c" in lines

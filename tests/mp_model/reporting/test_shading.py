@@ -40,6 +40,13 @@ def test_words_beyond_the_models_length_are_left_out() -> None:
     assert shade(TOKENIZER, "the the the the", [0] * 4, 2, 6, "", 4).words == ["the", "the"]
 
 
+def test_words_of_a_pair_follow_one_another() -> None:
+    pruned_by = {"[CLS]": 0, "the": 1, "a [SEP]": 2, "[SEP]": 0, "the b": 1, "rate": 3, "[SEP] ": 0}
+    text = shade(TOKENIZER, ("the a", "b rate"), list(pruned_by.values()), 4, 6, "", 64)
+    assert text.words == ["the", "a", "b", "rate"]
+    assert text.reached == [1, 2, 1, 3]
+
+
 # Colours
 
 
