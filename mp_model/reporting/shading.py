@@ -11,7 +11,7 @@ from rich.text import Text as RichText
 
 from ..checkpoints.tokenizers import max_length_of
 from ..data.batches import Text, encode
-from ..modelling import PyramidBertForSequenceClassification
+from ..modelling import PyramidForSequenceClassification
 
 Colour = tuple[int, int, int]
 # Colours from words that were pruned at once (pale) to words that reached the exit (strong).
@@ -40,7 +40,7 @@ class ShadedText:
 
 @torch.inference_mode()
 def shade_answer(
-    model: PyramidBertForSequenceClassification,
+    model: PyramidForSequenceClassification,
     tokenizer: Any,
     text: Text,
     exit_threshold: float | str | Sequence[float] | None = None,
