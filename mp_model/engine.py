@@ -387,8 +387,8 @@ def run_encoder(layers: Sequence[nn.Module], batch: Ragged, pruning: Pruning) ->
     """All layers for all samples: an encoder, with pruning.
 
     Returns:
-        States between layers ``[total, hidden]`` in the order of the batch as it came, of a pruned token the state with which
-        it entered the layer that pruned it.
+        States between layers ``[total, hidden]`` in the order of the batch as it came; of a pruned token the state with
+        which it entered the layer that pruned it.
     """
     settled = last = batch.values
     rows: Tensor | None = None  # places of the alive tokens in the batch as it came; None: all of them

@@ -1,7 +1,7 @@
 """Counting work: 2 x multiply-accumulates, from the shapes alone.
 
-``n`` tokens enter a layer and ``m`` survive it; d is the hidden size, 2 d f the weights of a feed-forward. No padding, LayerNorm or
-embeddings are counted.
+``n`` tokens enter a layer and ``m`` survive it; d is the hidden size, 2 d f the weights of a feed-forward. No padding,
+LayerNorm or embeddings are counted.
 """
 
 from __future__ import annotations

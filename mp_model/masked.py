@@ -89,7 +89,7 @@ class MaskedRun:
 
     Attributes:
         states: L + 1 tensors ``[batch, width, hidden]``, the embeddings and each layer's states: of a pruned token the state
-            with which it entered the layer that pruned it, 0 at padding; the last in the form in which the backbone's are read.
+            with which it entered the layer that pruned it, 0 at padding; the last ones as the backbone's are read.
         alive: L + 1 masks, bool ``[batch, width]``, the tokens that came and those that each layer leaves.
         attentions: L tensors ``[batch, heads, width, width]``, if they were wanted; 0 for pruned tokens and padding.
     """

@@ -117,7 +117,9 @@ class PyramidPreTrainedModel(PreTrainedModel):
 
     def __init__(self, config: PreTrainedConfig, *inputs: Any, **kwargs: Any) -> None:
         if not hasattr(type(self), "backbone"):
-            raise TypeError(f"{type(self).__name__} is for every backbone; make a model by from_pretrained or from_config")
+            raise TypeError(
+                f"{type(self).__name__} is for every backbone; make a model by from_pretrained or from_config"
+            )
         config = as_pyramid(config)
         if config.backbone is not self.backbone:
             raise TypeError(f"config must be one for {self.backbone.model_type!r}; got {type(config).__name__}")
@@ -286,7 +288,7 @@ class PyramidForSequenceClassification(PyramidPreTrainedModel):
     # The loss is a mean over the batch it sees; Trainer must divide by its accumulation steps.
     accepts_loss_kwargs = False
     kinds: ClassVar[dict[str, Any]] = {}
-    base_model: PyramidModel  # type: ignore[assignment]
+    base_model: PyramidModel
     _has_warned = False
 
     def __init__(self, config: PreTrainedConfig) -> None:

@@ -4,11 +4,13 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 
 from . import families
 from .configuration import PyramidConfig
-from .families import PyramidForSequenceClassification, PyramidModel
+from .modelling import PyramidForSequenceClassification, PyramidModel
 
 __all__ = ["PyramidConfig", "PyramidForSequenceClassification", "PyramidModel", "families"]
 
-for encoder, classifier in zip(PyramidModel.kinds.values(), PyramidForSequenceClassification.kinds.values(), strict=True):
+for encoder, classifier in zip(
+    PyramidModel.kinds.values(), PyramidForSequenceClassification.kinds.values(), strict=True
+):
     AutoConfig.register(encoder.config_class.model_type, encoder.config_class)
     AutoModel.register(encoder.config_class, encoder)
     AutoModelForSequenceClassification.register(encoder.config_class, classifier)

@@ -31,7 +31,8 @@ class Relation:
 
     def bias_of(self, distances: Tensor) -> Tensor:
         """The bias of distances ``[queries, keys]``: ``[heads, queries, keys]``."""
-        assert self.bias is not None and self.buckets is not None
+        assert self.bias is not None
+        assert self.buckets is not None
         farthest = self.buckets.shape[0] // 2
         return self.bias[:, self.buckets[distances.clamp(-farthest, farthest) + farthest].long()]
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
+from transformers import BertConfig
 from transformers.models.bert import modeling_bert
 
-from .backbone import PLAIN, Backbone
+from .backbone import Backbone
 from .bert_like import ragged_classes
+from .embeddings import PLAIN
 
 RAGGED = ragged_classes(modeling_bert, "Bert", __name__)
 globals().update({kind.__name__: kind for kind in RAGGED.values()})
@@ -18,7 +20,7 @@ class Bert(Backbone):
     """BERT, whose head reads its pooler."""
 
     name = "Bert"
-    config = modeling_bert.BertConfig
+    config = BertConfig
     encoder = modeling_bert.BertModel
     classifier = modeling_bert.BertForSequenceClassification
     ragged = RAGGED

@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
+from transformers import DistilBertConfig
 from transformers.models.distilbert import modeling_distilbert as stock
 
 from mp_kernels import Ragged
 
 from . import post_norm
 from .attention import MaskedBatch, attend_by_modules, going_on
-from .backbone import PLAIN, Backbone
+from .backbone import Backbone
+from .embeddings import PLAIN
 from .forms import Survive
 from .post_norm import Parts, PostNormLayer
 
@@ -63,26 +65,29 @@ class RaggedTransformerBlock(PostNormLayer, stock.TransformerBlock):
 
 RaggedTransformerBlock.plain = post_norm.PLAIN | {RaggedTransformerBlock, RaggedDistilBertSelfAttention, stock.FFN}
 
+RAGGED: dict[type[nn.Module], type[nn.Module]] = {
+    stock.DistilBertSelfAttention: RaggedDistilBertSelfAttention,
+    stock.TransformerBlock: RaggedTransformerBlock,
+}
+SETTINGS = {
+    "intermediate_size": "hidden_dim",
+    "hidden_act": "activation",
+    "hidden_dropout_prob": "dropout",
+    "attention_probs_dropout_prob": "attention_dropout",
+    "classifier_dropout": "seq_classif_dropout",
+}
+
 
 class DistilBert(Backbone):
     """DistilBERT."""
 
     name = "DistilBert"
-    config = stock.DistilBertConfig
+    config = DistilBertConfig
     encoder = stock.DistilBertModel
     classifier = stock.DistilBertForSequenceClassification
-    ragged = {
-        stock.DistilBertSelfAttention: RaggedDistilBertSelfAttention,
-        stock.TransformerBlock: RaggedTransformerBlock,
-    }
+    ragged = RAGGED
     plain_embeddings = PLAIN | {stock.Embeddings}
-    settings = {  # noqa: RUF012
-        "intermediate_size": "hidden_dim",
-        "hidden_act": "activation",
-        "hidden_dropout_prob": "dropout",
-        "attention_probs_dropout_prob": "attention_dropout",
-        "classifier_dropout": "seq_classif_dropout",
-    }
+    settings = SETTINGS
     own_head = ("classifier.", "pre_classifier.")
     unused = (*Backbone.unused, r"^vocab_")
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
+from transformers import ElectraConfig
 from transformers.models.electra import modeling_electra
 
-from .backbone import PLAIN, Backbone
+from .backbone import Backbone
 from .bert_like import ragged_classes
+from .embeddings import PLAIN
 
 RAGGED = ragged_classes(modeling_electra, "Electra", __name__)
 globals().update({kind.__name__: kind for kind in RAGGED.values()})
@@ -18,7 +20,7 @@ class Electra(Backbone):
     """ELECTRA's discriminator."""
 
     name = "Electra"
-    config = modeling_electra.ElectraConfig
+    config = ElectraConfig
     encoder = modeling_electra.ElectraModel
     classifier = modeling_electra.ElectraForSequenceClassification
     ragged = RAGGED

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import ModernBertConfig
 from transformers.activations import GELUActivation
 from transformers.models.modernbert import modeling_modernbert as stock
 
@@ -116,9 +117,7 @@ class RaggedModernBertEncoderLayer(RaggedLayer, stock.ModernBertEncoderLayer):
         self, values: Tensor, batch: Ragged | MaskedBatch, survive: Survive | None = None, first_only: bool = False
     ) -> Tensor:
         angles, relation = self.angles(values.device), self.relation()
-        context, residual = self.attn(
-            self.attn_norm(values), values, batch, survive, first_only, angles, relation
-        )
+        context, residual = self.attn(self.attn_norm(values), values, batch, survive, first_only, angles, relation)
         attended = residual + context
         return attended + self.mlp(self.mlp_norm(attended))
 
@@ -233,20 +232,24 @@ class ModernBertBlock:
         return mlp.Wo(mlp.act(inner) * gate)
 
 
+RAGGED: dict[type[nn.Module], type[nn.Module]] = {
+    stock.ModernBertRotaryEmbedding: RaggedModernBertRotaryEmbedding,
+    stock.ModernBertAttention: RaggedModernBertAttention,
+    stock.ModernBertEncoderLayer: RaggedModernBertEncoderLayer,
+}
+SETTINGS = {"hidden_act": "hidden_activation", "layer_norm_eps": "norm_eps"}
+
+
 class ModernBert(Backbone):
     """ModernBERT."""
 
     name = "ModernBert"
-    config = stock.ModernBertConfig
+    config = ModernBertConfig
     encoder = stock.ModernBertModel
     classifier = stock.ModernBertForSequenceClassification
-    ragged = {
-        stock.ModernBertRotaryEmbedding: RaggedModernBertRotaryEmbedding,
-        stock.ModernBertAttention: RaggedModernBertAttention,
-        stock.ModernBertEncoderLayer: RaggedModernBertEncoderLayer,
-    }
+    ragged = RAGGED
     plain_embeddings = PLAIN | {stock.ModernBertEmbeddings}
-    settings = {"hidden_act": "hidden_activation", "layer_norm_eps": "norm_eps"}  # noqa: RUF012
+    settings = SETTINGS
     placed = True
     own_head = ("classifier.", "head.")
     unused = (*Backbone.unused, r"^decoder\.")

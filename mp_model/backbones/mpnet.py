@@ -6,14 +6,16 @@ import functools
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import MPNetConfig
 from transformers.models.mpnet import modeling_mpnet as stock
 
 from mp_kernels import Ragged
 
 from . import post_norm
 from .attention import MaskedBatch, Relation, attend_by_modules, going_on
-from .backbone import PLAIN, Backbone
+from .backbone import Backbone
+from .embeddings import PLAIN
 from .forms import Survive
 from .post_norm import Parts, PostNormLayer
 
@@ -103,19 +105,21 @@ RaggedMPNetLayer.plain = post_norm.PLAIN | {
     *(stock.MPNetIntermediate, stock.MPNetOutput),
 }
 
+RAGGED: dict[type[nn.Module], type[nn.Module]] = {
+    stock.MPNetSelfAttention: RaggedMPNetSelfAttention,
+    stock.MPNetAttention: RaggedMPNetAttention,
+    stock.MPNetLayer: RaggedMPNetLayer,
+}
+
 
 class MPNet(Backbone):
     """MPNet."""
 
     name = "MPNet"
-    config = stock.MPNetConfig
+    config = MPNetConfig
     encoder = stock.MPNetModel
     classifier = stock.MPNetForSequenceClassification
-    ragged = {
-        stock.MPNetSelfAttention: RaggedMPNetSelfAttention,
-        stock.MPNetAttention: RaggedMPNetAttention,
-        stock.MPNetLayer: RaggedMPNetLayer,
-    }
+    ragged = RAGGED
     plain_embeddings = PLAIN | {stock.MPNetEmbeddings}
     placed = True
     unused = (*Backbone.unused, r"^lm_head\.", r"\.pooler\.")

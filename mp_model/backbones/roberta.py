@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
+from transformers import CamembertConfig, PreTrainedConfig, PreTrainedModel, RobertaConfig, XLMRobertaConfig
 from transformers.models.camembert import modeling_camembert
 from transformers.models.roberta import modeling_roberta
 from transformers.models.xlm_roberta import modeling_xlm_roberta
 
-from .backbone import PLAIN, Backbone
+from .backbone import Backbone
 from .bert_like import ragged_classes
+from .embeddings import PLAIN
 
 ROBERTA = ragged_classes(modeling_roberta, "Roberta", __name__)
 XLM_ROBERTA = ragged_classes(modeling_xlm_roberta, "XLMRoberta", __name__)
@@ -21,9 +23,9 @@ class Roberta(Backbone):
     """RoBERTa: BERT whose positions begin after the padding's, with a head of its own."""
 
     name = "Roberta"
-    config = modeling_roberta.RobertaConfig
-    encoder = modeling_roberta.RobertaModel
-    classifier = modeling_roberta.RobertaForSequenceClassification
+    config: ClassVar[type[PreTrainedConfig]] = RobertaConfig
+    encoder: ClassVar[type[PreTrainedModel]] = modeling_roberta.RobertaModel
+    classifier: ClassVar[type[PreTrainedModel]] = modeling_roberta.RobertaForSequenceClassification
     ragged = ROBERTA
     plain_embeddings = PLAIN | {modeling_roberta.RobertaEmbeddings}
     unused = (*Backbone.unused, r"^lm_head\.", r"\.pooler\.")
@@ -36,7 +38,7 @@ class XLMRoberta(Roberta):
     """XLM-RoBERTa."""
 
     name = "XLMRoberta"
-    config = modeling_xlm_roberta.XLMRobertaConfig
+    config = XLMRobertaConfig
     encoder = modeling_xlm_roberta.XLMRobertaModel
     classifier = modeling_xlm_roberta.XLMRobertaForSequenceClassification
     ragged = XLM_ROBERTA
@@ -47,7 +49,7 @@ class Camembert(Roberta):
     """CamemBERT."""
 
     name = "Camembert"
-    config = modeling_camembert.CamembertConfig
+    config = CamembertConfig
     encoder = modeling_camembert.CamembertModel
     classifier = modeling_camembert.CamembertForSequenceClassification
     ragged = CAMEMBERT

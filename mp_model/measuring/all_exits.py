@@ -19,7 +19,7 @@ import mp_kernels
 from .. import engine
 from ..configuration import ONE_LABEL, PyramidConfig
 from ..data.batches import TextBatch, in_input_order
-from ..exits import EXIT_HEADS, LayerStates
+from ..exits import EXIT_HEADS
 from ..flops import dense_flops, entering_tokens, executed_flops, paper_flops, reported_tokens
 from ..modelling import PyramidForSequenceClassification
 from ..pruning import Pruning

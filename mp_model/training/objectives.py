@@ -111,9 +111,7 @@ class JointExits(nn.Module):
         share_of_teacher: share of the main head's prediction in an exit's target; the rest is the label.
     """
 
-    def __init__(
-        self, model: PyramidForSequenceClassification, exit_weight: float, share_of_teacher: float
-    ) -> None:
+    def __init__(self, model: PyramidForSequenceClassification, exit_weight: float, share_of_teacher: float) -> None:
         super().__init__()
         self.model = model.requires_grad_(True)
         self.exit_weight, self.share_of_teacher = exit_weight, share_of_teacher
@@ -177,9 +175,7 @@ class HeadsOnFeatures(nn.Module):
 class Distillation(nn.Module):
     """A smaller model learns from a larger one: half its predictions, half the labels (DistilBERT's recipe for a task)."""
 
-    def __init__(
-        self, student: PyramidForSequenceClassification, teacher: PyramidForSequenceClassification
-    ) -> None:
+    def __init__(self, student: PyramidForSequenceClassification, teacher: PyramidForSequenceClassification) -> None:
         super().__init__()
         self.model = all_but_exits(student)
         self.frozen = [teacher.eval()]
@@ -197,8 +193,7 @@ def half_of(model: PyramidForSequenceClassification) -> PyramidForSequenceClassi
     settings = {**model.config.to_dict(), "num_hidden_layers": (model.config.num_hidden_layers + 1) // 2}
     student = type(model)(type(model.config).from_dict(settings))
     layers = zip(student.base_model.stack, model.base_model.stack[::2], strict=True)
-    parts: list[tuple[nn.Module, nn.Module]] = [*layers, *_beside_layers(student, model)]
-    for mine, yours in parts:
+    for mine, yours in (*layers, *_beside_layers(student, model)):
         mine.load_state_dict(yours.state_dict())
     return student
 

@@ -191,7 +191,8 @@ def _load(
 def _reset_heads(model: PyramidForSequenceClassification) -> None:
     """Draws the classifier and the exit heads anew: those that the checkpoint has are for other labels."""
     model.config.untrained_exits = model.config.resolved_exit_layers() or None
-    for head in (*model.classifier.modules(), *model.exits.modules()):
+    own: Any = model.classifier
+    for head in (*own.modules(), *model.exits.modules()):
         if isinstance(head, nn.Linear):
             nn.init.normal_(head.weight, std=model.config.initializer_range)
             nn.init.zeros_(head.bias)

@@ -214,7 +214,9 @@ class OwnHead(nn.Module):
 
     def __init__(self, model: PyramidForSequenceClassification) -> None:
         super().__init__()
-        self.frozen = [model.eval()]  # in a list, so that its weights are neither trained nor saved with each checkpoint
+        self.frozen = [
+            model.eval()
+        ]  # in a list, so that its weights are neither trained nor saved with each checkpoint
         parts = {name: x for name, x in model.named_modules() if f"{name}.".startswith(model.backbone.own_head)}
         owners = {name: x for name, x in parts.items() if next(x.parameters(recurse=False), None) is not None}
         self.parts = nn.ModuleDict({name.replace(".", "_"): x for name, x in owners.items()})
@@ -246,7 +248,9 @@ def _features_of(
     dense: dict[int, Any] = {int(layer): head.dense for layer, head in heads.items()}
     scales = {}
     for layer in dense:
-        features.layers[layer], *scales[layer] = standardise(features.layers[layer], centred=dense[layer].bias is not None)
+        features.layers[layer], *scales[layer] = standardise(
+            features.layers[layer], centred=dense[layer].bias is not None
+        )
         if str(layer) in trained:
             read_standardised(dense[layer], *scales[layer])
 

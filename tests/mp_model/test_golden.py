@@ -90,7 +90,10 @@ def test_survivors_of_every_layer(golden: Golden, model: PyramidBertForSequenceC
     encoder = model.bert
     batch = encoder.embed(**inputs, token_type_ids=None, inputs_embeds=None)
     lengths = torch.stack(
-        [x.lengths for x in [batch, *(x.output for x in engine.climb(encoder.stack, batch, Pruning.of(encoder.config)))]]
+        [
+            x.lengths
+            for x in [batch, *(x.output for x in engine.climb(encoder.stack, batch, Pruning.of(encoder.config)))]
+        ]
     )
     assert torch.equal(lengths[1:], golden["ffn_len"])
     assert torch.equal(lengths[:-1], golden["attn_len"])

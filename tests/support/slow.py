@@ -99,7 +99,11 @@ class Layers:
 
 @torch.no_grad()
 def run(
-    stock: Any, config: Any, heads: Mapping[str, Tensor], ids: Tensor, exit_thresholds: Mapping[int, float] | None = None
+    stock: Any,
+    config: Any,
+    heads: Mapping[str, Tensor],
+    ids: Tensor,
+    exit_thresholds: Mapping[int, float] | None = None,
 ) -> Answer:
     """One sample's way up the pyramid.
 

@@ -199,7 +199,9 @@ def compare(kind: str, model: PyramidForSequenceClassification, thresholds: dict
     uncertainty = torch.tensor([answer.uncertainty for answer in answers])
     torch.testing.assert_close(got.uncertainty, uncertainty, atol=2e-5, rtol=0)
     assert len({answer.exit_layer for answer in answers}) > 2, "nothing happens"
-    assert any(0 < tokens < len(ids) for ids, answer in zip(BATCH, answers, strict=True) for tokens in answer.tokens_per_layer)
+    assert any(
+        0 < tokens < len(ids) for ids, answer in zip(BATCH, answers, strict=True) for tokens in answer.tokens_per_layer
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)

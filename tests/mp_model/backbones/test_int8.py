@@ -14,8 +14,8 @@ from mp_kernels import reference
 from mp_model import PyramidBert, PyramidBertForSequenceClassification
 from mp_model.backbones import why_layer_modules
 from mp_model.backbones.forms import ModuleBlock, block_of
-from mp_model.backbones.post_norm import Int8PostNormBlock
 from mp_model.backbones.int8 import Int8Embedding, Int8Linear, to_int8
+from mp_model.backbones.post_norm import Int8PostNormBlock
 from support import tiny
 from support.accuracy import assert_same_bits
 

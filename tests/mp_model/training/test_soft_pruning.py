@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mp_model import PyramidBertConfig, PyramidBertForSequenceClassification, engine
+from mp_model.backbones import first_rows
 from mp_model.training.objectives import SoftPruningObjective
 from mp_model.training.soft_pruning import SoftPruning, rising_thresholds
 from support import tiny
