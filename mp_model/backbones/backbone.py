@@ -88,6 +88,10 @@ class Backbone:
         """Whether the classifier's own head reads the mean of the last layer's tokens, not the first alone."""
         return False
 
+    def settings_of_layers(self, config: Any, chosen: slice) -> dict[str, Any]:
+        """The settings that change where a model has only some layers of another one."""
+        return {"num_hidden_layers": len(range(config.num_hidden_layers)[chosen])}
+
     # work, in multiply-accumulates
 
     def feed_forward_size(self, config: Any) -> int:

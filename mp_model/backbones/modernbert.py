@@ -266,6 +266,9 @@ class ModernBert(Backbone):
     def last_reads_all(self, config: Any) -> bool:
         return config.classifier_pooling == "mean"
 
+    def settings_of_layers(self, config: Any, chosen: slice) -> dict[str, Any]:
+        return {**super().settings_of_layers(config, chosen), "layer_types": config.layer_types[chosen]}
+
     def feed_forward_size(self, config: Any) -> int:
         return 3 * config.hidden_size * config.intermediate_size
 

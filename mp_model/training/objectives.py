@@ -190,9 +190,10 @@ class Distillation(nn.Module):
 
 def half_of(model: PyramidForSequenceClassification) -> PyramidForSequenceClassification:
     """A model of every second layer of this one, from the first on."""
-    settings = {**model.config.to_dict(), "num_hidden_layers": (model.config.num_hidden_layers + 1) // 2}
-    student = type(model)(type(model.config).from_dict(settings))
-    layers = zip(student.base_model.stack, model.base_model.stack[::2], strict=True)
+    every_second = slice(None, None, 2)
+    settings = model.backbone.settings_of_layers(model.config, every_second)
+    student = type(model)(type(model.config).from_dict({**model.config.to_dict(), **settings}))
+    layers = zip(student.base_model.stack, model.base_model.stack[every_second], strict=True)
     for mine, yours in (*layers, *_beside_layers(student, model)):
         mine.load_state_dict(yours.state_dict())
     return student

@@ -206,11 +206,7 @@ class FeatureRows(Dataset[dict[str, Any]]):
 
 
 class OwnHead(nn.Module):
-    """The model's own head, without the model: logits ``[batch, labels]`` from its features ``[batch, hidden]``.
-
-    Attributes:
-        dense: the linear layer that reads the features.
-    """
+    """The model's own head, without the model: logits ``[batch, labels]`` from its features ``[batch, hidden]``."""
 
     def __init__(self, model: PyramidForSequenceClassification) -> None:
         super().__init__()
@@ -220,7 +216,11 @@ class OwnHead(nn.Module):
         parts = {name: x for name, x in model.named_modules() if f"{name}.".startswith(model.backbone.own_head)}
         owners = {name: x for name, x in parts.items() if next(x.parameters(recurse=False), None) is not None}
         self.parts = nn.ModuleDict({name.replace(".", "_"): x for name, x in owners.items()})
-        self.dense: Any = next(iter(x for x in owners.values() if isinstance(x, nn.Linear)))
+
+    @property
+    def dense(self) -> Any:
+        """The linear layer that reads the features."""
+        return next(part for part in self.parts.values() if isinstance(part, nn.Linear))
 
     def forward(self, features: Tensor) -> Tensor:
         (model,) = self.frozen

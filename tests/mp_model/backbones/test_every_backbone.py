@@ -20,7 +20,7 @@ from mp_model.schedule import run_batches
 from support import backbones, slow, tiny
 from support.backbones import BATCH, KINDS, LAYERS, padded
 
-EXACT = dict(atol=1e-5, rtol=1e-5)
+EXACT = {"atol": 1e-5, "rtol": 1e-5}
 
 
 def at_tokens(states: Tensor, inputs: dict[str, Tensor]) -> Tensor:
@@ -199,9 +199,8 @@ def compare(kind: str, model: PyramidForSequenceClassification, thresholds: dict
     uncertainty = torch.tensor([answer.uncertainty for answer in answers])
     torch.testing.assert_close(got.uncertainty, uncertainty, atol=2e-5, rtol=0)
     assert len({answer.exit_layer for answer in answers}) > 2, "nothing happens"
-    assert any(
-        0 < tokens < len(ids) for ids, answer in zip(BATCH, answers, strict=True) for tokens in answer.tokens_per_layer
-    )
+    counts = [(n, len(ids)) for ids, answer in zip(BATCH, answers, strict=True) for n in answer.tokens_per_layer]
+    assert any(0 < n < whole for n, whole in counts), "nothing is pruned"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -286,3 +285,25 @@ def test_work_of_a_whole_layer(kind: str) -> None:
     pairs = sum(n * (n if window is None else min(n, 2 * window + 1)) for window in windows)
     assert output.flops.item() == 2 * (n * sum(linears) + 2 * model.config.hidden_size * pairs)
     assert Pruning.of(model.config).happens(1) is False
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("task", ["single_label_classification", "multi_label_classification", "regression"])
+def test_losses_of_every_task(kind: str, task: str) -> None:
+    labels = 1 if task == "regression" else 3
+    settings = {"problem_type": task, "num_labels": labels}
+    stock, model = backbones.stock(kind, **settings), backbones.pyramid(kind, **settings, exit_layers=[])
+    wanted = torch.arange(len(BATCH)) % 3
+    if task == "multi_label_classification":
+        wanted = torch.nn.functional.one_hot(wanted, 3).float()
+    elif task == "regression":
+        wanted = wanted.float()
+    with torch.inference_mode():
+        ours, theirs = (x(**padded(kind), labels=wanted).loss for x in (model, stock))
+    torch.testing.assert_close(ours, theirs, **EXACT)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_head_masks_are_refused(kind: str) -> None:
+    with pytest.raises(ValueError, match="head_mask is not supported"):
+        backbones.pyramid(kind)(**padded(kind), head_mask=torch.ones(LAYERS, 4))
