@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from . import classify, demo, evaluate, fit, info, tune
+from . import classify, demo, evaluate, fit, info, report, tune
 from .endings import status_of
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app.command("demo")(demo.demo)
 app.command("evaluate")(evaluate.evaluate)
 app.command("fit")(fit.fit)
 app.command("info")(info.info)
+app.command("report")(report.report)
 app.command("tune")(tune.tune)
 
 

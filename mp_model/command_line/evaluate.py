@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from .loading import check_model_folder, for_the_model, numbers_of, read_exits
+from ..reporting.words import threshold_text, times_text
+from .loading import check_model_folder, for_the_model, numbers_of, read_exits, texts_cut
 from .options import Running, takes_dataclasses
 
 if TYPE_CHECKING:
@@ -18,12 +20,16 @@ if TYPE_CHECKING:
     from rich.table import Table
     from torch import Tensor
 
-    from ..data.batches import TextBatch
+    from ..data.batches import Text, TextBatch
     from ..measuring.all_exits import AllExits
     from ..measuring.evaluation import Evaluation
     from ..measuring.record import Threshold
     from ..modelling import PyramidBertForSequenceClassification
+    from ..reporting.page import Measurements
     from ..serving.classifier import Classifier
+
+
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,25 @@ class Measured:
         }
 
 
+@dataclass(frozen=True)
+class Run:
+    """A classifier's run over labelled texts.
+
+    Attributes:
+        classifier: the classifier.
+        texts: the texts.
+        exits: the answers of all its exits.
+        measured: all that was measured.
+        cut: sentence on the texts that were cut; None: none was.
+    """
+
+    classifier: Classifier
+    texts: list[Text]
+    exits: AllExits
+    measured: Measured
+    cut: str | None
+
+
 @takes_dataclasses
 def evaluate(
     *,
@@ -98,6 +123,9 @@ def evaluate(
         str, typer.Option(help="Longest texts of each range of lengths but the last, in tokens, by commas.")
     ] = "35,70",
     output: Annotated[Path | None, typer.Option(help="Folder for evaluation.json and pictures.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="HTML file for a report, as `magic-pyramid report` writes it.")
+    ] = None,
     time: Annotated[
         bool, typer.Option("--time/--no-time", help="Also measure wall-clock, beside transformers' padded BERT.")
     ] = True,
@@ -112,7 +140,7 @@ def evaluate(
 
     Examples:
 
-        magic-pyramid evaluate test.tsv --model fits/news/model --output reports/news
+        magic-pyramid evaluate test.tsv --model fits/news/model --output reports/news --report reports/news.html
 
         magic-pyramid evaluate test.tsv --model fits/news/model --exit-thresholds 0.05,0.1,0.2 --no-time --json
     """
@@ -123,27 +151,12 @@ def evaluate(
     from rich.console import Console
 
     from ..data.files import check_folder, whole_file
-    from ..data.labels import TEST, read_rows
-    from ..measuring.evaluation import evaluate as evaluate_at
-    from ..serving.classifier import Classifier
 
     console = Console(stderr=True)
     if output is not None:
         check_folder(output)
-    rows = read_rows(texts, TEST)
-    classifier = Classifier.load(model, running.precision, running.device, running.threads)
-    if sweep is not None:
-        classifier.model.config.check_exits(max(sweep))
-    data, batches = for_the_model(rows, texts, classifier, running.batch_size)
-    exits = read_exits(classifier.model, batches, data.labels, console)
-    thresholds = _thresholds(classifier.model, sweep)
-    measured = Measured(
-        [evaluate_at(exits, threshold, bounds) for threshold in thresholds],
-        classifier.precision.name,
-        _in_float32(model, classifier, batches, exits, console),
-    )
-    if time:
-        measured = _timed(measured, classifier.model, batches, exits.labels, rounds)
+    run = measure(model, texts, sweep, bounds, running, console, rounds=rounds if time else None, report=report)
+    measured = run.measured
     if output is not None:
         _draw(measured.evaluations, output)
         with whole_file(output / "evaluation.json") as stream:
@@ -161,6 +174,69 @@ def evaluate(
 
 
 # What is computed
+
+
+def measure(
+    folder: Path,
+    source: str,
+    sweep: Sequence[float] | None,
+    bounds: Sequence[int],
+    running: Running,
+    console: Console,
+    *,
+    rounds: int | None,
+    report: Path | None = None,
+    shown: int = 8,
+    most: int | None = None,
+) -> Run:
+    """Measures a saved model on labelled texts, and writes a report where one is asked for.
+
+    Args:
+        folder: folder of the model.
+        source: file or data set of the texts.
+        sweep: exit thresholds to try; None: eleven.
+        bounds: bounds of the ranges of lengths.
+        running: the way the model is run.
+        console: console of the progress bars.
+        rounds: rounds of wall-clock; None: no time is measured.
+        report: HTML file for the report.
+        shown: texts of each of its lists, at most.
+        most: texts that are measured, at most, drawn at random; None: all.
+    """
+    from ..data.labels import TEST, read_rows
+    from ..measuring.evaluation import evaluate as evaluate_at
+    from ..reporting.page import check_report, write_report
+    from ..serving.classifier import Classifier
+
+    if report is not None:
+        check_report(report)
+    rows = drawn(read_rows(source, TEST), most)
+    classifier = Classifier.load(folder, running.precision, running.device, running.threads)
+    if sweep is not None:
+        classifier.model.config.check_exits(max(sweep))
+    data, batches = for_the_model(rows, source, classifier, running.batch_size)
+    cut = texts_cut(classifier, batches, data.texts)
+    if cut:
+        typer.echo(cut, err=True)
+    exits = read_exits(classifier.model, batches, data.labels, console)
+    measured = Measured(
+        [evaluate_at(exits, threshold, bounds) for threshold in _thresholds(classifier.model, sweep)],
+        classifier.precision.name,
+        _in_float32(folder, classifier, batches, exits, console),
+    )
+    if rounds is not None:
+        measured = _timed(measured, classifier.model, batches, exits.labels, rounds)
+    run = Run(classifier, data.texts, exits, measured, cut)
+    if report is not None:
+        write_report(report, _for_a_report(folder, source, run), shown)
+    return run
+
+
+def drawn(rows: Sequence[Row], most: int | None) -> Sequence[Row]:
+    """Rows, or as many of them, in their order, always the same ones."""
+    if most is None or most >= len(rows):
+        return rows
+    return [rows[place] for place in sorted(random.Random(0).sample(range(len(rows)), most))]
 
 
 def _thresholds(model: PyramidBertForSequenceClassification, sweep: Sequence[float] | None) -> list[Threshold]:
@@ -230,13 +306,6 @@ def _timed(
 # What is shown
 
 
-def threshold_text(threshold: Threshold) -> str:
-    """An exit threshold for people."""
-    if threshold is None:
-        return "no exits"
-    return f"{threshold:.3g}" if isinstance(threshold, float | int) else " ".join(f"{x:.2g}" for x in threshold)
-
-
 def table_of(title: str, columns: Sequence[str]) -> Table:
     """An empty table of figures."""
     from rich import box
@@ -246,11 +315,6 @@ def table_of(title: str, columns: Sequence[str]) -> Table:
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     return table
-
-
-def times_text(ratio: float) -> str:
-    """A ratio for people."""
-    return f"{ratio:.2f}x" if ratio < 10 else f"{ratio:.1f}x" if ratio < 1000 else f"{ratio:,.0f}x"
 
 
 def overview(measured: Measured) -> Table:
@@ -297,6 +361,47 @@ def _by_layer(evaluation: Evaluation) -> Table:
         kept = None if layer == 0 else evaluation.tokens_kept[layer - 1]
         table.add_row(str(layer), str(leaving), "" if kept is None else f"{kept:.0%}")
     return table
+
+
+def _for_a_report(folder: Path, source: str, run: Run) -> Measurements:
+    """All that a report shows."""
+    import torch
+
+    from mp_kernels.info import describe
+
+    from ..reporting.page import Beside, Measurements
+    from .info import describe_model
+
+    measured, classifier = run.measured, run.classifier
+    padded = measured.padded
+    notes = [] if measured.float32 is None else [_beside_float32(measured, measured.float32)]
+    notes += [] if run.cut is None else [run.cut]
+    return Measurements(
+        folder=name_of(folder),
+        source=Path(source).name,
+        model=classifier.model,
+        tokenizer=classifier.tokenizer,
+        texts=run.texts,
+        exits=run.exits,
+        evaluations=measured.evaluations,
+        beside=None
+        if padded is None
+        else Beside("transformers' padded BERT", padded.accuracy, padded.seconds),
+        settings={
+            **describe_model(classifier.model),
+            "precision": f"{classifier.precision.name}, since {classifier.precision.why}",
+            "longest text": f"{classifier.tokenise.max_length} tokens",
+            **describe(),
+            "threads": torch.get_num_threads(),
+        },
+        notes=notes,
+    )
+
+
+def name_of(folder: Path) -> str:
+    """The name of a model's folder, with the folder that it stands in where it is called no more than model."""
+    path = folder.resolve()
+    return path.name if path.name != "model" else f"{path.parent.name}/{path.name}"
 
 
 def _draw(evaluations: Sequence[Evaluation], folder: Path) -> None:

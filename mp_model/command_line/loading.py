@@ -57,6 +57,21 @@ def for_the_model(
     return data, [batch.to(classifier.model.device) for batch in batches]
 
 
+def texts_cut(classifier: Classifier, batches: Sequence[TextBatch], texts: Sequence[Text]) -> str | None:
+    """A sentence on the texts of batches that were cut; None: none was."""
+    most = classifier.tokenise.max_length
+    full = [
+        place
+        for batch in batches
+        for place, length in zip(batch.places, batch.inputs["attention_mask"].sum(1).tolist(), strict=True)
+        if length == most
+    ]
+    cut = classifier.tokenise([texts[place] for place in full]).cut if full else None
+    if cut is None:
+        return None
+    return f"{cut.sum()} of {len(texts)} texts were longer than {most} tokens, and cut"
+
+
 def read_exits(
     model: PyramidBertForSequenceClassification,
     batches: Sequence[TextBatch],

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .evaluate import table_of, threshold_text, times_text
+from ..reporting.words import threshold_text, times_text
+from .evaluate import table_of
 from .loading import check_model_folder, for_the_model, numbers_of, read_exits
 from .options import Running, takes_dataclasses
 

@@ -144,6 +144,12 @@ class AllExits:
             tokens,
         )
 
+    def answered(self, answers: Answers) -> Tensor:
+        """The logits ``[texts, labels]`` that answers were read from."""
+        by_exit = torch.stack([self.logits[layer] for layer in self.layers])
+        places = torch.searchsorted(torch.tensor(self.layers), answers.exit_layer)
+        return by_exit[places, torch.arange(len(self))]
+
     def _work(self, exit_layer: int | Tensor, decided: Collection[int]) -> tuple[Tensor, Tensor]:
         """Tokens ``[texts, L]`` and executed work ``[texts]`` of texts that leave there."""
         exit_layer = torch.as_tensor(exit_layer).expand(len(self))
