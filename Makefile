@@ -20,7 +20,7 @@ $(READY): pyproject.toml setup.py constraints.txt CMakeLists.txt $(SOURCES)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
 	$(BIN)/python -m pip install --quiet -c constraints.txt "setuptools>=77" cmake ninja
-	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e ".[bench,demo,dev,test]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e ".[bench,demo,dev,serve,test]"
 	touch $@
 
 demo: $(READY) ## set up, then classify real articles with real weights
@@ -96,7 +96,7 @@ lowest newest:
 	test -x .venv/$@/bin/python || $(PYTHON) -m venv .venv/$@
 	.venv/$@/bin/python -m pip install --quiet $(VERSIONS) "setuptools>=77" cmake ninja
 	rm -rf build/lib.*
-	.venv/$@/bin/python -m pip install --quiet --no-build-isolation ".[test]" $(VERSIONS)
+	.venv/$@/bin/python -m pip install --quiet --no-build-isolation ".[serve,test]" $(VERSIONS)
 	.venv/$@/bin/python -P -m pytest -o "pythonpath=benchmarks tests" tests/mp_kernels tests/simt tests/mp_model
 	$(if $(filter lowest,$@),PYTHONPATH=tests .venv/$@/bin/python -P -m ahead_of_time.check)
 

@@ -26,6 +26,7 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("fit")(fit.fit)
 app.command("info")(info.info)
 app.command("report")(report.report)
+app.command("serve", context_settings={"auto_envvar_prefix": "MAGIC_PYRAMID"})(serve.serve)
 app.command("tune")(tune.tune)
 
 
