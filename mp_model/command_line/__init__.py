@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from . import classify, demo, evaluate, fit, info, report, tune
+from . import classify, demo, doctor, evaluate, fit, info, report, tune
 from .endings import status_of
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app = typer.Typer(
 )
 app.command("classify")(classify.classify)
 app.command("demo")(demo.demo)
+app.command("doctor")(doctor.doctor)
 app.command("evaluate")(evaluate.evaluate)
 app.command("fit")(fit.fit)
 app.command("info")(info.info)
