@@ -147,7 +147,7 @@ def tune(
     offers, chosen, seconds = _choose(goal, by_factor, measure)
     choice = Choice(offers, chosen, prunings[chosen.factor], seconds)
     if not dry_run:
-        _write(model, classifier, choice, goal, len(data))
+        _write(model, classifier, choice, goal, by_factor[chosen.factor])
     if as_json:
         print(json.dumps(_document(choice, goal, written=not dry_run)))
     else:
@@ -208,17 +208,23 @@ def _guaranteed(
     return offers, chosen
 
 
-def _write(folder: Path, classifier: Classifier, choice: Choice, goal: Goal, texts: int) -> None:
-    """Changes the thresholds in a model's config.json, with the record of what they were tuned for, and nothing else."""
+def _write(folder: Path, classifier: Classifier, choice: Choice, goal: Goal, exits: AllExits) -> None:
+    """Changes the thresholds in a model's config.json, with the record of what they were tuned for, and nothing else.
+
+    exits: the answers of all exits, under the pruning that was chosen.
+    """
     from ..checkpoints.tuned_for import record_of
     from ..data.files import whole_file
+    from ..measuring.levels import priced_levels
 
     config = classifier.model.config
     config.exit_threshold, config.prune_thresholds = choice.chosen.exit_threshold, choice.prune_thresholds
     document = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     document["exit_threshold"] = config.exit_threshold
     document["prune_thresholds"] = config.prune_thresholds
-    document["tuned_for"] = record_of(classifier.model, classifier.tokenise.max_length, texts, goal.asked)
+    record = record_of(classifier.model, classifier.tokenise.max_length, len(exits), goal.asked)
+    levels = [level.as_json() for level in priced_levels(exits, config.exit_threshold)]
+    document["tuned_for"] = {**record, "levels": levels}
     with whole_file(folder / "config.json") as stream:
         json.dump(document, stream, indent=2)
         stream.write("\n")

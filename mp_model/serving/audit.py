@@ -9,7 +9,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from .levels import DEFAULT, Level
+from ..measuring.levels import Level
+from .levels import DEFAULT
 
 WINDOW = 2000  # texts of late that count
 LEAST = 100  # texts before anything is concluded

@@ -2,39 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from ..configuration import NEVER
+from ..measuring.levels import Level, stored_levels
 from ..schedule import CLOSED
 from .admission import InvalidError
 
 EXACT, DEFAULT = "exact", "default"
 RELAX_FROM, RELAX_TO = 0.25, 0.75  # shares of a full queue between which quality falls from the first level to the last
-
-
-@dataclass(frozen=True)
-class Level:
-    """Exit thresholds, and what was measured at them when the model was tuned; None: nothing was.
-
-    Attributes:
-        name: the name that requests ask for.
-        exit_threshold: one, one for each exit layer, or None: nobody leaves early.
-        accuracy: share of right answers.
-        speed_up: dense work over executed work.
-        disagreement: share of texts with another label than the last layer's.
-        texts: number of texts that this was measured on.
-    """
-
-    name: str
-    exit_threshold: float | list[float] | None
-    accuracy: float | None = None
-    speed_up: float | None = None
-    disagreement: float | None = None
-    texts: int | None = None
 
 
 class Levels:
@@ -64,17 +45,19 @@ class Levels:
         relax_to: str | None = None,
     ) -> None:
         self.config, self.exit_layers, self.factor = config, exit_layers, 1.0
-        stored = [Level(**found) for found in (config.tuned_for or {}).get("levels", [])] if exit_layers else []
+        stored = stored_levels(config.tuned_for) if exit_layers else []
         always = Level(EXACT, None), Level(DEFAULT, config.exit_threshold)
         self.by_name = {level.name: level for level in (*always, *stored)}
         if default is None:
-            tuned = next((level for level in stored if level.exit_threshold == config.exit_threshold), None)
-            measured = {**vars(tuned), "name": DEFAULT} if tuned else None
-            own = Level(**measured) if measured else Level(DEFAULT, config.exit_threshold)
-        elif isinstance(default, str) and default != NEVER:
-            own = Level(**{**vars(self.named(default)), "name": DEFAULT})
+            own = Level(DEFAULT, config.exit_threshold)
+            measured = (level for level in stored if level.exit_threshold == own.exit_threshold)
+            own = replace(next(measured, own), name=DEFAULT)
+        elif default == NEVER:
+            own = Level(DEFAULT, None)
+        elif isinstance(default, str):
+            own = replace(self.named(default), name=DEFAULT)
         else:
-            own = Level(DEFAULT, None if isinstance(default, str) else default)
+            own = Level(DEFAULT, default)
         self.row(own.exit_threshold)
         self.by_name[DEFAULT] = own
         self.ladder = self._ladder(own, relax_to)
@@ -113,8 +96,8 @@ class Levels:
     def under(self, load: float) -> Level:
         """The level for requests that ask for none, at a load of 0 (nothing waits) to 1 (no more may come)."""
         steps = len(self.ladder) - 1
-        place = (load - RELAX_FROM) / (RELAX_TO - RELAX_FROM) * steps
-        return self.ladder[min(steps, max(0, int(place + 1) if place > 0 else 0))]
+        place = math.ceil((load - RELAX_FROM) / (RELAX_TO - RELAX_FROM) * steps)
+        return self.ladder[min(steps, max(0, place))]
 
     def row_of(self, level: Level) -> np.ndarray:
         """float32 ``[exit layers]``: a level's thresholds, as the worker takes them."""
@@ -142,4 +125,4 @@ class Levels:
 
 def described(levels: Mapping[str, Level]) -> dict[str, dict[str, Any]]:
     """The levels as JSON has them, by name."""
-    return {name: {key: value for key, value in vars(level).items() if key != "name"} for name, level in levels.items()}
+    return {name: level.as_json() for name, level in levels.items()}

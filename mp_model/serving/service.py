@@ -20,7 +20,7 @@ from .admission import ExpiredError, GoneError, InvalidError, Permits, RefusedEr
 from .audit import Audit
 from .classifier import Classifier
 from .encoding import Encoder
-from .levels import DEFAULT, Level, Levels, described
+from .levels import DEFAULT, Levels, described
 from .metrics import Metrics, State
 from .policy import POLICIES
 from .requests import Encoded, Request, Result
@@ -230,7 +230,7 @@ class Service:
         shade, threshold = self.shade, exit_threshold
         self.levels.row(threshold)
         if threshold is None:
-            own: Level = self.levels.by_name[DEFAULT]
+            own = self.levels.by_name[DEFAULT]
             threshold = "never" if own.exit_threshold is None else own.exit_threshold  # type: ignore[assignment]
         with self.permits.for_texts(1):
             return await asyncio.wrap_future(self.worker.call(lambda: shade(self.classifier, text, threshold)))
