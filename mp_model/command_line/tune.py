@@ -148,6 +148,7 @@ def tune(
     choice = Choice(offers, chosen, prunings[chosen.factor], seconds)
     if not dry_run:
         _write(model, classifier, choice, goal, by_factor[chosen.factor])
+        _refresh_card(model, classifier, choice)
     if as_json:
         print(json.dumps(_document(choice, goal, written=not dry_run)))
     else:
@@ -228,6 +229,26 @@ def _write(folder: Path, classifier: Classifier, choice: Choice, goal: Goal, exi
     with whole_file(folder / "config.json") as stream:
         json.dump(document, stream, indent=2)
         stream.write("\n")
+
+
+def _refresh_card(folder: Path, classifier: Classifier, choice: Choice) -> None:
+    """Puts the choice into the card that a fit wrote of the model, if there is one."""
+    from ..reporting.card import Figure, figures_of, refresh_card
+    from .info import settings_of
+
+    figures = [
+        Figure(name, x.accuracy, x.executed_gflops, x.speed_up)
+        for name, x in (
+            ("exits closed", choice.offers.reference),
+            (f"exit threshold {threshold_text(choice.chosen.exit_threshold)}", choice.chosen),
+        )
+    ]
+    settings = {
+        **settings_of(classifier.model.config),
+        "longest text": f"{classifier.tokenise.max_length} tokens",
+        "precision": classifier.precision.name,
+    }
+    refresh_card(folder, figures_of(figures, choice.offers.reference.texts, settings))
 
 
 # What is shown
