@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from ..reporting.words import threshold_text, times_text
-from .loading import check_model_folder, for_the_model, numbers_of, read_exits, texts_cut
-from .options import Running, takes_dataclasses
+from .loading import check_model_folder, for_the_model, in_windows, numbers_of, read_exits, said_of_long_texts
+from .options import LONG_TEXTS_HELP, Running, takes_dataclasses
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,9 +21,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..data.batches import Text, TextBatch
-    from ..measuring.all_exits import AllExits
     from ..measuring.evaluation import Evaluation
-    from ..measuring.record import Threshold
+    from ..measuring.record import Predictions, Threshold
     from ..modelling import PyramidBertForSequenceClassification
     from ..reporting.page import Measurements
     from ..serving.classifier import Classifier
@@ -101,14 +100,14 @@ class Run:
         texts: the texts.
         exits: the answers of all its exits.
         measured: all that was measured.
-        cut: sentence on the texts that were cut; None: none was.
+        long: sentence on the texts that are longer than the model takes; None: none is.
     """
 
     classifier: Classifier
     texts: list[Text]
-    exits: AllExits
+    exits: Predictions
     measured: Measured
-    cut: str | None
+    long: str | None
 
 
 @takes_dataclasses
@@ -130,6 +129,7 @@ def evaluate(
         bool, typer.Option("--time/--no-time", help="Also measure wall-clock, beside transformers' padded BERT.")
     ] = True,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of wall-clock; the median counts.")] = 3,
+    long_texts: Annotated[str, typer.Option(help=LONG_TEXTS_HELP)] = "cut",
     running: Running,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> Measured:
@@ -155,7 +155,17 @@ def evaluate(
     console = Console(stderr=True)
     if output is not None:
         check_folder(output)
-    run = measure(model, texts, sweep, bounds, running, console, rounds=rounds if time else None, report=report)
+    run = measure(
+        model,
+        texts,
+        sweep,
+        bounds,
+        running,
+        console,
+        rounds=rounds if time else None,
+        long_texts=long_texts,
+        report=report,
+    )
     measured = run.measured
     if output is not None:
         _draw(measured.evaluations, output)
@@ -185,6 +195,7 @@ def measure(
     console: Console,
     *,
     rounds: int | None,
+    long_texts: str = "cut",
     report: Path | None = None,
     shown: int = 8,
     most: int | None = None,
@@ -198,35 +209,46 @@ def measure(
         bounds: bounds of the ranges of lengths.
         running: the way the model is run.
         console: console of the progress bars.
-        rounds: rounds of wall-clock; None: no time is measured.
+        rounds: rounds of wall-clock; None: no time is measured, nor is it of texts in windows.
+        long_texts: what becomes of long texts, as for :class:`mp_model.Classifier`.
         report: HTML file for the report.
         shown: texts of each of its lists, at most.
         most: texts that are measured, at most, drawn at random; None: all.
     """
     from ..data.labels import TEST, read_rows
     from ..measuring.evaluation import evaluate as evaluate_at
+    from ..measuring.windows import ExitsOfWindows
     from ..reporting.page import check_report, write_report
     from ..serving.classifier import Classifier
 
     if report is not None:
         check_report(report)
     rows = drawn(read_rows(source, TEST), most)
-    classifier = Classifier.load(folder, running.precision, running.device, running.threads)
+    classifier = Classifier.load(folder, running.precision, running.device, running.threads, long_texts=long_texts)
     if sweep is not None:
         classifier.model.config.check_exits(max(sweep))
     data, batches = for_the_model(rows, source, classifier, running.batch_size)
-    cut = texts_cut(classifier, batches, data.texts)
-    if cut:
-        typer.echo(cut, err=True)
-    exits = read_exits(classifier.model, batches, data.labels, console)
+    long = said_of_long_texts(classifier, batches, data.texts)
+    if long is not None:
+        typer.echo(long, err=True)
+
+    def read(model: PyramidBertForSequenceClassification, doing: str) -> Predictions:
+        if classifier.windows is None or long is None:
+            return read_exits(model, batches, data.labels, console, doing)
+        windows = in_windows(data, classifier, running.batch_size)
+        return ExitsOfWindows(read_exits(model, windows.batches, windows.labels, console, doing), windows.text_of)
+
+    exits = read(classifier.model, "Read all texts")
     measured = Measured(
         [evaluate_at(exits, threshold, bounds) for threshold in _thresholds(classifier.model, sweep)],
         classifier.precision.name,
-        _in_float32(folder, classifier, batches, exits, console),
+        _in_float32(folder, classifier, exits, read),
     )
-    if rounds is not None:
+    if rounds is not None and isinstance(exits, ExitsOfWindows):
+        typer.echo("time is not measured of texts in windows", err=True)
+    elif rounds is not None:
         measured = _timed(measured, classifier.model, batches, exits.labels, rounds)
-    run = Run(classifier, data.texts, exits, measured, cut)
+    run = Run(classifier, data.texts, exits, measured, long)
     if report is not None:
         write_report(report, _for_a_report(folder, source, run), shown)
     return run
@@ -249,9 +271,15 @@ def _thresholds(model: PyramidBertForSequenceClassification, sweep: Sequence[flo
 
 
 def _in_float32(
-    folder: Path, classifier: Classifier, batches: Sequence[TextBatch], exits: AllExits, console: Console
+    folder: Path,
+    classifier: Classifier,
+    exits: Predictions,
+    read: Callable[[PyramidBertForSequenceClassification, str], Predictions],
 ) -> Float32 | None:
-    """The folder's model in float32 beside the answers of another precision; None: it is the same, or cannot be had."""
+    """The folder's model in float32 beside the answers of another precision; None: it is the same, or cannot be had.
+
+    read: reads the answers of all exits of a model, with some words beside the progress bar.
+    """
     from ..checkpoints.configurations import read_config
     from ..checkpoints.reading import read_classifier
 
@@ -259,7 +287,7 @@ def _in_float32(
         return None
     model = read_classifier(folder).model.to(classifier.model.device)
     own = model.config.exit_threshold
-    exact = read_exits(model, batches, exits.labels.tolist(), console, "Read all texts in float32").answers(own)
+    exact = read(model, "Read all texts in float32").answers(own)
     return Float32(
         accuracy=(exact.predictions == exits.labels).double().mean().item(),
         differing=(exact.predictions != exits.answers(own).predictions).double().mean().item(),
@@ -369,13 +397,16 @@ def _for_a_report(folder: Path, source: str, run: Run) -> Measurements:
 
     from mp_kernels.info import describe
 
+    from ..measuring.windows import ExitsOfWindows
     from ..reporting.page import Beside, Measurements
     from .info import describe_model
 
     measured, classifier = run.measured, run.classifier
     padded = measured.padded
     notes = [] if measured.float32 is None else [_beside_float32(measured, measured.float32)]
-    notes += [] if run.cut is None else [run.cut]
+    notes += [] if run.long is None else [f"{run.long}."]
+    if isinstance(run.exits, ExitsOfWindows):
+        notes.append("The words of such texts are shaded as their first window is read alone.")
     return Measurements(
         folder=name_of(folder),
         source=Path(source).name,
@@ -384,9 +415,7 @@ def _for_a_report(folder: Path, source: str, run: Run) -> Measurements:
         texts=run.texts,
         exits=run.exits,
         evaluations=measured.evaluations,
-        beside=None
-        if padded is None
-        else Beside("transformers' padded BERT", padded.accuracy, padded.seconds),
+        beside=None if padded is None else Beside("transformers' padded BERT", padded.accuracy, padded.seconds),
         settings={
             **describe_model(classifier.model),
             "precision": f"{classifier.precision.name}, since {classifier.precision.why}",

@@ -188,8 +188,8 @@ def _describe(prepared: Prepared, summary: Summary, checkpoint: str) -> None:
     about = (
         "A text classifier that does less for easy texts: tokens without importance are pruned, and a text leaves at the "
         "first layer that is certain of its answer. "
-        f"It has {config.num_hidden_layers} layers of width {config.hidden_size}, and was made from {escaped(checkpoint)} by "
-        f"the recipe {prepared.recipe_name}: {prepared.recipe.about}"
+        f"It has {config.num_hidden_layers} layers of width {config.hidden_size}, and "
+        f"was made from {escaped(checkpoint)} by the recipe {prepared.recipe_name}: {prepared.recipe.about}"
     )
     notes = [note[0].upper() + note[1:] + "." for note in summary.notes]
     write_card(

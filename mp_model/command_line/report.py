@@ -9,7 +9,7 @@ import typer
 
 from .evaluate import measure
 from .loading import check_model_folder, numbers_of
-from .options import Running, takes_dataclasses
+from .options import LONG_TEXTS_HELP, Running, takes_dataclasses
 
 
 @takes_dataclasses
@@ -32,6 +32,7 @@ def report(
         bool, typer.Option("--time/--no-time", help="Also measure wall-clock, beside transformers' padded BERT.")
     ] = True,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of wall-clock; the median counts.")] = 1,
+    long_texts: Annotated[str, typer.Option(help=LONG_TEXTS_HELP)] = "cut",
     running: Running,
 ) -> None:
     """Write a report on a model: one HTML file that needs no network, in words, charts and shaded texts.
@@ -52,16 +53,15 @@ def report(
 
     from rich.console import Console
 
-    console = Console(stderr=True)
-    rounds_or_none = rounds if time else None
     measure(
         model,
         texts,
         sweep,
         bounds,
         running,
-        console,
-        rounds=rounds_or_none,
+        Console(stderr=True),
+        rounds=rounds if time else None,
+        long_texts=long_texts,
         report=output,
         shown=shown,
         most=max_texts,

@@ -10,8 +10,7 @@ from torch import Tensor
 
 import mp_kernels
 
-from ..measuring.all_exits import AllExits
-from ..measuring.record import Threshold
+from ..measuring.record import Predictions, Threshold
 from .charts import Bin
 
 BINS = 10  # of equal width, over scores from 0 to 1
@@ -38,7 +37,7 @@ class Findings:
     count: int
 
     @classmethod
-    def of(cls, exits: AllExits, exit_threshold: Threshold) -> Findings:
+    def of(cls, exits: Predictions, exit_threshold: Threshold) -> Findings:
         """The findings about a model at a setting of its exits."""
         answers = exits.answers(exit_threshold)
         logits = exits.answered(answers).float()

@@ -9,8 +9,8 @@ from typing import Any
 
 from ..data.batches import Text
 from ..data.files import check_folder, whole_file
-from ..measuring.all_exits import AllExits
 from ..measuring.evaluation import Evaluation
+from ..measuring.record import Predictions
 from ..modelling import PyramidBertForSequenceClassification
 from . import charts
 from .charts import Point
@@ -55,7 +55,7 @@ class Measurements:
     model: PyramidBertForSequenceClassification
     tokenizer: Any
     texts: Sequence[Text]
-    exits: AllExits
+    exits: Predictions
     evaluations: Sequence[Evaluation]
     beside: Beside | None
     settings: Mapping[str, Any]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 from html.parser import HTMLParser
@@ -253,3 +254,22 @@ def test_texts_to_look_at() -> None:
     assert findings().most_uncertain(3) == [1, 7, 4]
     assert findings().surest_errors(2) == [6, 4]
     assert findings().surest_errors(10) == [6, 4, 7, 1]
+
+
+def test_long_texts_in_windows(folder: Path, table: Path, tmp_path: Path) -> None:
+    rows = [line.split("\t") for line in table.read_text().splitlines()[1:]]
+    answers = Classifier.load(folder, long_texts="windows")([text for _, text in rows])
+    right = sum(answer.label == label for answer, (label, _) in zip(answers, rows, strict=True))
+    path = tmp_path / "report.html"
+    options = ["--long-texts", "windows", "--report", str(path), "--exit-thresholds", "0.5", "--json"]
+    result = CliRunner().invoke(app, ["evaluate", str(table), "--model", str(folder), *options])
+    assert result.exit_code == 0, result.exception
+    assert "3 of 40 texts were longer than 64 tokens, and read in windows until certain" in result.stderr
+    assert "time is not measured of texts in windows" in result.stderr
+    measured = json.loads(result.stdout)["evaluations"][0]
+    assert measured["accuracy"] == pytest.approx(right / 40)
+    assert measured["executed_gflops"] == pytest.approx(sum(answer.flops for answer in answers) / 40e9)
+    page = Page(path.read_text()).text
+    assert f"Of 40 texts {right / 40:.1%} are answered rightly" in page
+    assert "shaded as their first window is read alone" in page
+    assert "Time was not measured." in page
