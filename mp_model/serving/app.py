@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import HTMLResponse, JSONResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 
 from ..data.batches import Text
@@ -128,15 +128,15 @@ def _add_describing(app: FastAPI, service: Service) -> None:
         return Response()
 
     for path in ("/health", "/ping", "/v2/health/ready"):
-        app.add_api_route(path, health, methods=["GET"], responses=unhealthy)
-    app.add_api_route("/v2/health/live", live, methods=["GET"], responses=unhealthy)
+        app.add_api_route(path, health, methods=["GET"], responses=unhealthy, response_class=Response)
+    app.add_api_route("/v2/health/live", live, methods=["GET"], responses=unhealthy, response_class=Response)
 
     @app.get("/info")
     async def info() -> Response:
         """Describe the model and the server's settings."""
         return _json(service.info())
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         """Give all figures to Prometheus."""
         return Response(service.metrics.page(), media_type="text/plain; version=0.0.4; charset=utf-8")
