@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from . import classify, demo, doctor, evaluate, fit, info, report, tune
+from . import classify, demo, doctor, evaluate, fit, info, report, serve, tune
 from .endings import status_of
 
 app = typer.Typer(
