@@ -8,7 +8,7 @@ TORCH_DIR = $(shell $(BIN)/python -c "import pathlib, torch; print(pathlib.Path(
 CMAKE = $(BIN)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DMP_TORCH_DIR=$(TORCH_DIR)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format sanitize simt-sanitize native kernels kernels-all nvcc cuda lowest newest arm reliability benchmark peers gpu paper clean
+.PHONY: help demo test lint format sanitize simt-sanitize native kernels kernels-all nvcc cuda lowest newest arm reliability benchmark serving peers gpu paper clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -20,7 +20,7 @@ $(READY): pyproject.toml setup.py constraints.txt CMakeLists.txt $(SOURCES)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
 	$(BIN)/python -m pip install --quiet -c constraints.txt "setuptools>=77" cmake ninja
-	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e ".[bench,demo,dev,test]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e ".[bench,demo,dev,serve,test]"
 	touch $@
 
 demo: $(READY) ## set up, then classify real articles with real weights
@@ -96,7 +96,7 @@ lowest newest:
 	test -x .venv/$@/bin/python || $(PYTHON) -m venv .venv/$@
 	.venv/$@/bin/python -m pip install --quiet $(VERSIONS) "setuptools>=77" cmake ninja
 	rm -rf build/lib.*
-	.venv/$@/bin/python -m pip install --quiet --no-build-isolation ".[test]" $(VERSIONS)
+	.venv/$@/bin/python -m pip install --quiet --no-build-isolation ".[serve,test]" $(VERSIONS)
 	.venv/$@/bin/python -P -m pytest -o "pythonpath=benchmarks tests" tests/mp_kernels tests/simt tests/mp_model
 	$(if $(filter lowest,$@),PYTHONPATH=tests .venv/$@/bin/python -P -m ahead_of_time.check)
 
@@ -106,6 +106,10 @@ reliability: $(READY) ## write docs/reliability.md from the tests' situations
 benchmark: $(READY) ## measure, and write the figures to docs/performance.md
 	$(BIN)/python -m pytest benchmarks --benchmark-only --figures benchmarks/figures.json
 	$(BIN)/python benchmarks/report.py
+
+# MODEL names the folder of a tuned model, TEXTS a file of its kind of texts. More by OPTIONS="--precision int8 --rounds 5".
+serving: $(READY) ## measure servers under load, ours beside others: make serving MODEL=... TEXTS=...
+	$(BIN)/python benchmarks/serving.py --model $(MODEL) --texts $(TEXTS) --output benchmarks/serving.json $(OPTIONS)
 
 # Under constraints, so that no peer changes what the tests run with. torchao has a folder of its own, since transformers imports
 # it, and prints, wherever it finds it. More is measured with OPTIONS="--threads 1,2 --batches 1,8,32,128".

@@ -370,7 +370,7 @@ def rotary_embedding(x: torch.Tensor, positions: torch.Tensor, cos: torch.Tensor
     row ``positions`` of the tables, computed in float32. Differentiable in x.
 
     Args:
-        x: ``[rows, heads, head_dim]``, floating, with an even head_dim. Strided views are welcome.
+        x: ``[rows, heads, head_dim]``, floating; head_dim even. Strided views are welcome.
         positions: int32 ``[rows]``, the place of each row's token in its text.
         cos, sin: float32 ``[places, head_dim / 2]``, cosine and sine of each place's angles; float64 for float64 inputs.
 
@@ -382,8 +382,8 @@ def rotary_embedding(x: torch.Tensor, positions: torch.Tensor, cos: torch.Tensor
         RuntimeError: a position outside the tables.
     """
     check_tensor("x", x, 3, FLOATING, x)
-    if x.shape[2] % 2:
-        raise ValueError(f"x must have an even head_dim, as pairs are turned; got {describe(x)}")
+    if 0 in x.shape[1:] or x.shape[2] % 2:
+        raise ValueError(f"x must have at least one head and an even head_dim, as pairs are turned; got {describe(x)}")
     check_tensor("positions", positions, 1, (torch.int32,), x)
     if positions.shape[0] != x.shape[0]:
         raise ValueError(f"positions must have one entry per row, {x.shape[0]}; got {describe(positions)}")

@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from . import classify, demo, evaluate, fit, info, tune
+from . import classify, demo, doctor, evaluate, fit, info, report, serve, tune
 from .endings import status_of
 
 app = typer.Typer(
@@ -22,9 +22,12 @@ app = typer.Typer(
 )
 app.command("classify")(classify.classify)
 app.command("demo")(demo.demo)
+app.command("doctor")(doctor.doctor)
 app.command("evaluate")(evaluate.evaluate)
 app.command("fit")(fit.fit)
 app.command("info")(info.info)
+app.command("report")(report.report)
+app.command("serve", context_settings={"auto_envvar_prefix": "MAGIC_PYRAMID"})(serve.serve)
 app.command("tune")(tune.tune)
 
 

@@ -28,7 +28,9 @@ EVALUATE = "--exit-thresholds 0.05,0.2,0.5 --buckets 250,500 --rounds 1"
 
 
 def demo(
-    output: Annotated[Path, typer.Option(help="Folder for articles, model, table and picture.")] = Path("demo-output"),
+    output: Annotated[Path, typer.Option(help="Folder for articles, model, table, picture and report.")] = Path(
+        "demo-output"
+    ),
     texts: Annotated[
         Path | None, typer.Option(help="Show these texts (a line each) shaded, instead of two test articles.")
     ] = None,
@@ -76,6 +78,7 @@ def demo(
         console.print(for_terminal(text), "")
     console.print(overview(measured))
     console.print(f"Table, picture and model: {output}/demo.json, {output}/demo.png, {output}/model", highlight=False)
+    console.print(f"All of it, to be opened in a browser: {output}/report.html", highlight=False)
     console.print(f"Try: echo 'Rates rise again' | magic-pyramid classify --model {output}/model", highlight=False)
 
 
@@ -105,7 +108,8 @@ def give_commands(checkpoint: Path, output: Path, threads: int, console: Console
     console.print(f"$ cp -r {fit}/model/. {model}", style="bold", highlight=False, soft_wrap=True)
     shutil.copytree(fit / "model", model, dirs_exist_ok=True)
     give("tune", "dev.tsv", "--model", model, *TUNE.split(), says=True)
-    measured: Measured = give("evaluate", "test.tsv", "--model", model, *EVALUATE.split())
+    report = ("--report", output / "report.html")
+    measured: Measured = give("evaluate", "test.tsv", "--model", model, *EVALUATE.split(), *report)
     for rest in output.glob("answers.jsonl.partial*"):  # of a demo that was cut off, whose model may have been another
         rest.unlink()
     give("classify", "test.tsv", "--model", model, "--output", output / "answers.jsonl")

@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import random
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from .loading import check_model_folder, for_the_model, numbers_of, read_exits
-from .options import Running, takes_dataclasses
+from ..reporting.words import threshold_text, times_text
+from .loading import check_model_folder, for_the_model, in_windows, numbers_of, read_exits, said_of_long_texts
+from .options import LONG_TEXTS_HELP, Running, takes_dataclasses
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
     from torch import Tensor
 
-    from ..data.batches import TextBatch
-    from ..measuring.all_exits import AllExits
+    from ..data.batches import Text, TextBatch
     from ..measuring.evaluation import Evaluation
-    from ..measuring.record import Threshold
+    from ..measuring.record import Predictions, Threshold
     from ..modelling import PyramidForSequenceClassification
+    from ..reporting.page import Measurements
     from ..serving.classifier import Classifier
+
+
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,25 @@ class Measured:
         }
 
 
+@dataclass(frozen=True)
+class Run:
+    """A classifier's run over labelled texts.
+
+    Attributes:
+        classifier: the classifier.
+        texts: the texts.
+        exits: the answers of all its exits.
+        measured: all that was measured.
+        long: sentence on the texts that are longer than the model takes; None: none is.
+    """
+
+    classifier: Classifier
+    texts: list[Text]
+    exits: Predictions
+    measured: Measured
+    long: str | None
+
+
 @takes_dataclasses
 def evaluate(
     *,
@@ -98,10 +122,14 @@ def evaluate(
         str, typer.Option(help="Longest texts of each range of lengths but the last, in tokens, by commas.")
     ] = "35,70",
     output: Annotated[Path | None, typer.Option(help="Folder for evaluation.json and pictures.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="HTML file for a report, as `magic-pyramid report` writes it.")
+    ] = None,
     time: Annotated[
         bool, typer.Option("--time/--no-time", help="Also measure wall-clock, beside transformers' padded BERT.")
     ] = True,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of wall-clock; the median counts.")] = 3,
+    long_texts: Annotated[str, typer.Option(help=LONG_TEXTS_HELP)] = "cut",
     running: Running,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> Measured:
@@ -112,7 +140,7 @@ def evaluate(
 
     Examples:
 
-        magic-pyramid evaluate test.tsv --model fits/news/model --output reports/news
+        magic-pyramid evaluate test.tsv --model fits/news/model --output reports/news --report reports/news.html
 
         magic-pyramid evaluate test.tsv --model fits/news/model --exit-thresholds 0.05,0.1,0.2 --no-time --json
     """
@@ -123,27 +151,22 @@ def evaluate(
     from rich.console import Console
 
     from ..data.files import check_folder, whole_file
-    from ..data.labels import TEST, read_rows
-    from ..measuring.evaluation import evaluate as evaluate_at
-    from ..serving.classifier import Classifier
 
     console = Console(stderr=True)
     if output is not None:
         check_folder(output)
-    rows = read_rows(texts, TEST)
-    classifier = Classifier.load(model, running.precision, running.device, running.threads)
-    if sweep is not None:
-        classifier.model.config.check_exits(max(sweep))
-    data, batches = for_the_model(rows, texts, classifier, running.batch_size)
-    exits = read_exits(classifier.model, batches, data.labels, console)
-    thresholds = _thresholds(classifier.model, sweep)
-    measured = Measured(
-        [evaluate_at(exits, threshold, bounds) for threshold in thresholds],
-        classifier.precision.name,
-        _in_float32(model, classifier, batches, exits, console),
+    run = measure(
+        model,
+        texts,
+        sweep,
+        bounds,
+        running,
+        console,
+        rounds=rounds if time else None,
+        long_texts=long_texts,
+        report=report,
     )
-    if time:
-        measured = _timed(measured, classifier.model, batches, exits.labels, rounds)
+    measured = run.measured
     if output is not None:
         _draw(measured.evaluations, output)
         with whole_file(output / "evaluation.json") as stream:
@@ -163,6 +186,81 @@ def evaluate(
 # What is computed
 
 
+def measure(
+    folder: Path,
+    source: str,
+    sweep: Sequence[float] | None,
+    bounds: Sequence[int],
+    running: Running,
+    console: Console,
+    *,
+    rounds: int | None,
+    long_texts: str = "cut",
+    report: Path | None = None,
+    shown: int = 8,
+    most: int | None = None,
+) -> Run:
+    """Measures a saved model on labelled texts, and writes a report where one is asked for.
+
+    Args:
+        folder: folder of the model.
+        source: file or data set of the texts.
+        sweep: exit thresholds to try; None: eleven.
+        bounds: bounds of the ranges of lengths.
+        running: the way the model is run.
+        console: console of the progress bars.
+        rounds: rounds of wall-clock; None: no time is measured, nor is it of texts in windows.
+        long_texts: what becomes of long texts, as for :class:`mp_model.Classifier`.
+        report: HTML file for the report.
+        shown: texts of each of its lists, at most.
+        most: texts that are measured, at most, drawn at random; None: all.
+    """
+    from ..data.labels import TEST, read_rows
+    from ..measuring.evaluation import evaluate as evaluate_at
+    from ..measuring.windows import ExitsOfWindows
+    from ..reporting.page import check_report, write_report
+    from ..serving.classifier import Classifier
+
+    if report is not None:
+        check_report(report)
+    rows = drawn(read_rows(source, TEST), most)
+    classifier = Classifier.load(folder, running.precision, running.device, running.threads, long_texts=long_texts)
+    if sweep is not None:
+        classifier.model.config.check_exits(max(sweep))
+    data, batches = for_the_model(rows, source, classifier, running.batch_size)
+    long = said_of_long_texts(classifier, batches, data.texts)
+    if long is not None:
+        typer.echo(long, err=True)
+
+    def read(model: PyramidForSequenceClassification, doing: str) -> Predictions:
+        if classifier.windows is None or long is None:
+            return read_exits(model, batches, data.labels, console, doing)
+        windows = in_windows(data, classifier, running.batch_size)
+        return ExitsOfWindows(read_exits(model, windows.batches, windows.labels, console, doing), windows.text_of)
+
+    exits = read(classifier.model, "Read all texts")
+    measured = Measured(
+        [evaluate_at(exits, threshold, bounds) for threshold in _thresholds(classifier.model, sweep)],
+        classifier.precision.name,
+        _in_float32(folder, classifier, exits, read),
+    )
+    if rounds is not None and isinstance(exits, ExitsOfWindows):
+        typer.echo("time is not measured of texts in windows", err=True)
+    elif rounds is not None:
+        measured = _timed(measured, classifier.model, batches, exits.labels, rounds)
+    run = Run(classifier, data.texts, exits, measured, long)
+    if report is not None:
+        write_report(report, _for_a_report(folder, source, run), shown)
+    return run
+
+
+def drawn(rows: Sequence[Row], most: int | None) -> Sequence[Row]:
+    """Rows, or as many of them, in their order, always the same ones."""
+    if most is None or most >= len(rows):
+        return rows
+    return [rows[place] for place in sorted(random.Random(0).sample(range(len(rows)), most))]
+
+
 def _thresholds(model: PyramidForSequenceClassification, sweep: Sequence[float] | None) -> list[Threshold]:
     """The model's own exit threshold, if it has one, closed exits, and thresholds to try, where there are trained exits."""
     thresholds: list[Threshold] = [None]
@@ -173,9 +271,15 @@ def _thresholds(model: PyramidForSequenceClassification, sweep: Sequence[float] 
 
 
 def _in_float32(
-    folder: Path, classifier: Classifier, batches: Sequence[TextBatch], exits: AllExits, console: Console
+    folder: Path,
+    classifier: Classifier,
+    exits: Predictions,
+    read: Callable[[PyramidForSequenceClassification, str], Predictions],
 ) -> Float32 | None:
-    """The folder's model in float32 beside the answers of another precision; None: it is the same, or cannot be had."""
+    """The folder's model in float32 beside the answers of another precision; None: it is the same, or cannot be had.
+
+    read: reads the answers of all exits of a model, with some words beside the progress bar.
+    """
     from ..checkpoints.configurations import read_config
     from ..checkpoints.reading import read_classifier
 
@@ -183,7 +287,7 @@ def _in_float32(
         return None
     model = read_classifier(folder).model.to(classifier.model.device)
     own = model.config.exit_threshold
-    exact = read_exits(model, batches, exits.labels.tolist(), console, "Read all texts in float32").answers(own)
+    exact = read(model, "Read all texts in float32").answers(own)
     return Float32(
         accuracy=(exact.predictions == exits.labels).double().mean().item(),
         differing=(exact.predictions != exits.answers(own).predictions).double().mean().item(),
@@ -230,13 +334,6 @@ def _timed(
 # What is shown
 
 
-def threshold_text(threshold: Threshold) -> str:
-    """An exit threshold for people."""
-    if threshold is None:
-        return "no exits"
-    return f"{threshold:.3g}" if isinstance(threshold, float | int) else " ".join(f"{x:.2g}" for x in threshold)
-
-
 def table_of(title: str, columns: Sequence[str]) -> Table:
     """An empty table of figures."""
     from rich import box
@@ -246,11 +343,6 @@ def table_of(title: str, columns: Sequence[str]) -> Table:
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     return table
-
-
-def times_text(ratio: float) -> str:
-    """A ratio for people."""
-    return f"{ratio:.2f}x" if ratio < 10 else f"{ratio:.1f}x" if ratio < 1000 else f"{ratio:,.0f}x"
 
 
 def overview(measured: Measured) -> Table:
@@ -297,6 +389,48 @@ def _by_layer(evaluation: Evaluation) -> Table:
         kept = None if layer == 0 else evaluation.tokens_kept[layer - 1]
         table.add_row(str(layer), str(leaving), "" if kept is None else f"{kept:.0%}")
     return table
+
+
+def _for_a_report(folder: Path, source: str, run: Run) -> Measurements:
+    """All that a report shows."""
+    import torch
+
+    from mp_kernels.info import describe
+
+    from ..measuring.windows import ExitsOfWindows
+    from ..reporting.page import Beside, Measurements
+    from .info import describe_model
+
+    measured, classifier = run.measured, run.classifier
+    padded = measured.padded
+    notes = [] if measured.float32 is None else [_beside_float32(measured, measured.float32)]
+    notes += [] if run.long is None else [f"{run.long}."]
+    if isinstance(run.exits, ExitsOfWindows):
+        notes.append("The words of such texts are shaded as their first window is read alone.")
+    return Measurements(
+        folder=name_of(folder),
+        source=Path(source).name,
+        model=classifier.model,
+        tokenizer=classifier.tokenizer,
+        texts=run.texts,
+        exits=run.exits,
+        evaluations=measured.evaluations,
+        beside=None if padded is None else Beside("transformers' padded BERT", padded.accuracy, padded.seconds),
+        settings={
+            **describe_model(classifier.model),
+            "precision": f"{classifier.precision.name}, since {classifier.precision.why}",
+            "longest text": f"{classifier.tokenise.max_length} tokens",
+            **describe(),
+            "threads": torch.get_num_threads(),
+        },
+        notes=notes,
+    )
+
+
+def name_of(folder: Path) -> str:
+    """The name of a model's folder, with the folder that it stands in where it is called no more than model."""
+    path = folder.resolve()
+    return path.name if path.name != "model" else f"{path.parent.name}/{path.name}"
 
 
 def _draw(evaluations: Sequence[Evaluation], folder: Path) -> None:

@@ -105,6 +105,7 @@ def fit(
     )
     summary = _train(prepared, max_drop / 100, precision, console)
     if not console.quiet:
+        _describe(prepared, summary, Path(model).name)
         print(json.dumps(asdict(summary)) if as_json else f"{output / 'model'}: {_sentence(summary)}")
 
 
@@ -112,14 +113,22 @@ def data_table(prepared: Prepared) -> Table:
     """The texts of a fit by their labels, and their lengths in tokens."""
     from rich.table import Table
 
-    parts = (prepared.train, prepared.validation)
-    held_out = "\n(held out)" if prepared.task.held_out else ""
-    table = Table("", "training", f"validation{held_out}", box=None, pad_edge=False)
+    names, *rows = data_rows(prepared)
+    table = Table(*(name.replace(" (", "\n(") for name in names), box=None, pad_edge=False)
     for column in table.columns[1:]:
         column.justify = "right"
+    for row in rows:
+        table.add_row(*map(escape, row))
+    return table
+
+
+def data_rows(prepared: Prepared) -> list[tuple[str, ...]]:
+    """The rows of that table; the first has the columns' names."""
+    parts = (prepared.train, prepared.validation)
+    table: list[tuple[str, ...]] = [("", "training", f"validation{' (held out)' if prepared.task.held_out else ''}")]
 
     def add(name: str, values: Iterable[float], more_from: float = math.inf) -> None:
-        table.add_row(escape(name), *(f"{x:,.10g}{' or more' if x >= more_from else ''}" for x in values))
+        table.append((name, *(f"{x:,.10g}{' or more' if x >= more_from else ''}" for x in values)))
 
     add("texts", map(len, parts))
     counts = [Counter(part.labels) for part in parts]
@@ -155,7 +164,42 @@ def _train(prepared: Prepared, max_drop: float, precision: str, console: Console
     summary = run_fit(prepared, max_drop, precision)
     say(f"{stage}: {_course(facts, stage in summary.already_done)}" for stage, facts in summary.stages.items())
     say(summary.notes[len(prepared.notes) :])
+    if summary.truncated_texts:
+        say(
+            [
+                f"{summary.truncated_texts} texts were cut to {prepared.max_length} tokens; `magic-pyramid classify "
+                "--long-texts windows` will read such texts whole"
+            ]
+        )
     return summary
+
+
+def _describe(prepared: Prepared, summary: Summary, checkpoint: str) -> None:
+    """Writes the card of the fitted model."""
+    from ..checkpoints.configurations import read_config
+    from ..reporting.card import Figure, escaped, figures_of, write_card
+    from .info import settings_of
+
+    folder = prepared.output / "model"
+    config = read_config(folder)
+    names = {"whole": "exits closed", "exits": f"exit threshold {summary.exit_threshold}"}
+    figures = [Figure(names[name], **work) for name, work in summary.work.items()]
+    settings = {**settings_of(config), "longest text": f"{prepared.max_length} tokens", "precision": summary.precision}
+    about = (
+        "A text classifier that does less for easy texts: tokens without importance are pruned, and a text leaves at the "
+        "first layer that is certain of its answer. "
+        f"It has {config.num_hidden_layers} layers of width {config.hidden_size}, and "
+        f"was made from {escaped(checkpoint)} by the recipe {prepared.recipe_name}: {prepared.recipe.about}"
+    )
+    notes = [note[0].upper() + note[1:] + "." for note in summary.notes]
+    write_card(
+        folder,
+        about,
+        summary.label_names,
+        figures_of(figures, summary.validation_texts, settings),
+        data_rows(prepared),
+        notes,
+    )
 
 
 def _course(facts: dict[str, float], already_done: bool) -> str:

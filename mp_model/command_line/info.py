@@ -76,12 +76,19 @@ def describe_model(model: PyramidForSequenceClassification) -> dict[str, Any]:
         "model": f"{config.num_hidden_layers} layers of width {config.hidden_size}",
         "answers": ANSWERS[config.task],
         "labels": ", ".join(config.label_names),
-        "positions": config.positions,
+        "positions": config.max_position_embeddings,
+        **settings_of(config),
+        "prepared form": f"{len(reasons) - len(modules)} of {len(reasons)} parts",
+        "module form": "; ".join(f"{name}, since {why}" for name, why in modules.items()) or "none",
+    }
+
+
+def settings_of(config: Any) -> dict[str, Any]:
+    """The settings of a model's pruning and exits, by name."""
+    return {
         "pruning": _pruning(config),
         "exit heads": _heads(config),
         "exit threshold": "none: exits are closed" if config.exit_threshold is None else config.exit_threshold,
-        "prepared form": f"{len(reasons) - len(modules)} of {len(reasons)} parts",
-        "module form": "; ".join(f"{name}, since {why}" for name, why in modules.items()) or "none",
     }
 
 

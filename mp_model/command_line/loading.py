@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -10,6 +11,7 @@ import typer
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from torch import Tensor
 
     from ..data.batches import Text, TextBatch
     from ..data.labels import LabelledTexts
@@ -55,6 +57,54 @@ def for_the_model(
     encoded = encode(classifier.tokenizer, data.texts, max_length_of(classifier.tokenizer, config))
     batches = length_sorted_batches(encoded, batch_size, config.pad_token_id or 0)
     return data, [batch.to(classifier.model.device) for batch in batches]
+
+
+@dataclass(frozen=True)
+class InWindows:
+    """Labelled texts as the windows that a model reads them in.
+
+    Attributes:
+        batches: windows of similar length, numbered text after text.
+        labels: the label's number of each window's text.
+        text_of: int64 ``[windows]``, the number of each window's text.
+    """
+
+    batches: list[TextBatch]
+    labels: list[int]
+    text_of: Tensor
+
+
+def in_windows(data: LabelledTexts, classifier: Classifier, batch_size: int) -> InWindows:
+    """Labelled texts in a classifier's windows, in batches on its device."""
+    import torch
+
+    from ..data.batches import length_sorted_batches
+
+    assert classifier.windows is not None
+    rows, labels, text_of = [], [], []
+    for number, (text, label) in enumerate(zip(data.texts, data.labels, strict=True)):
+        for window in classifier.windows.of(text):
+            rows.append({"input_ids": window.ids, "token_type_ids": window.types})
+            labels.append(label)
+            text_of.append(number)
+    batches = length_sorted_batches(rows, batch_size, classifier.model.config.pad_token_id or 0)
+    return InWindows([batch.to(classifier.model.device) for batch in batches], labels, torch.tensor(text_of))
+
+
+def said_of_long_texts(classifier: Classifier, batches: Sequence[TextBatch], texts: Sequence[Text]) -> str | None:
+    """A sentence on the texts of batches that are longer than the model takes; None: none is."""
+    most = classifier.tokenise.max_length
+    full = [
+        place
+        for batch in batches
+        for place, length in zip(batch.places, batch.inputs["attention_mask"].sum(1).tolist(), strict=True)
+        if length == most
+    ]
+    cut = classifier.tokenise([texts[place] for place in full]).cut if full else None
+    if cut is None:
+        return None
+    became = "cut" if classifier.windows is None else "read in windows until certain"
+    return f"{cut.sum()} of {len(texts)} texts were longer than {most} tokens, and {became}"
 
 
 def read_exits(

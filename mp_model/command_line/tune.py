@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .evaluate import table_of, threshold_text, times_text
+from ..reporting.words import threshold_text, times_text
+from .evaluate import table_of
 from .loading import check_model_folder, for_the_model, numbers_of, read_exits
 from .options import Running, takes_dataclasses
 
@@ -146,7 +147,8 @@ def tune(
     offers, chosen, seconds = _choose(goal, by_factor, measure)
     choice = Choice(offers, chosen, prunings[chosen.factor], seconds)
     if not dry_run:
-        _write(model, classifier, choice, goal, len(data))
+        _write(model, classifier, choice, goal, by_factor[chosen.factor])
+        _refresh_card(model, classifier, choice)
     if as_json:
         print(json.dumps(_document(choice, goal, written=not dry_run)))
     else:
@@ -207,20 +209,46 @@ def _guaranteed(
     return offers, chosen
 
 
-def _write(folder: Path, classifier: Classifier, choice: Choice, goal: Goal, texts: int) -> None:
-    """Changes the thresholds in a model's config.json, with the record of what they were tuned for, and nothing else."""
+def _write(folder: Path, classifier: Classifier, choice: Choice, goal: Goal, exits: AllExits) -> None:
+    """Changes the thresholds in a model's config.json, with the record of what they were tuned for, and nothing else.
+
+    exits: the answers of all exits, under the pruning that was chosen.
+    """
     from ..checkpoints.tuned_for import record_of
     from ..data.files import whole_file
+    from ..measuring.levels import priced_levels
 
     config = classifier.model.config
     config.exit_threshold, config.prune_thresholds = choice.chosen.exit_threshold, choice.prune_thresholds
     document = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     document["exit_threshold"] = config.exit_threshold
     document["prune_thresholds"] = config.prune_thresholds
-    document["tuned_for"] = record_of(classifier.model, classifier.tokenise.max_length, texts, goal.asked)
+    record = record_of(classifier.model, classifier.tokenise.max_length, len(exits), goal.asked)
+    levels = [level.as_json() for level in priced_levels(exits, config.exit_threshold)]
+    document["tuned_for"] = {**record, "levels": levels}
     with whole_file(folder / "config.json") as stream:
         json.dump(document, stream, indent=2)
         stream.write("\n")
+
+
+def _refresh_card(folder: Path, classifier: Classifier, choice: Choice) -> None:
+    """Puts the choice into the card that a fit wrote of the model, if there is one."""
+    from ..reporting.card import Figure, figures_of, refresh_card
+    from .info import settings_of
+
+    figures = [
+        Figure(name, x.accuracy, x.executed_gflops, x.speed_up)
+        for name, x in (
+            ("exits closed", choice.offers.reference),
+            (f"exit threshold {threshold_text(choice.chosen.exit_threshold)}", choice.chosen),
+        )
+    ]
+    settings = {
+        **settings_of(classifier.model.config),
+        "longest text": f"{classifier.tokenise.max_length} tokens",
+        "precision": classifier.precision.name,
+    }
+    refresh_card(folder, figures_of(figures, choice.offers.reference.texts, settings))
 
 
 # What is shown

@@ -144,6 +144,25 @@ class AllExits:
             tokens,
         )
 
+    def answered(self, answers: Answers) -> Tensor:
+        """The logits ``[texts, labels]`` that answers were read from."""
+        by_exit = torch.stack([self.logits[layer] for layer in self.layers])
+        places = torch.searchsorted(torch.tensor(self.layers), answers.exit_layer)
+        return by_exit[places, torch.arange(len(self))]
+
+    def tokens_kept(self, answers: Answers, rows: Tensor) -> list[float | None]:
+        """For each layer, the tokens that it leaves alive as a share of the input, over texts that it reached and that
+        stayed; None where there is no such text.
+
+        rows: bool ``[texts]``, the texts that count.
+        """
+        last = answers.tokens_per_layer.shape[1]
+        layers, exit_layer = torch.arange(1, last + 1), answers.exit_layer.unsqueeze(1)
+        stayed = ((exit_layer > layers) | ((layers == last) & (exit_layer == last))) & rows.unsqueeze(1)  # [texts, L]
+        alive = (answers.tokens_per_layer * stayed).sum(0).tolist()
+        input_tokens = (self.lengths.unsqueeze(1) * stayed).sum(0).tolist()
+        return [kept / there if there else None for kept, there in zip(alive, input_tokens, strict=True)]
+
     def _work(self, exit_layer: int | Tensor, decided: Collection[int]) -> tuple[Tensor, Tensor]:
         """Tokens ``[texts, L]`` and executed work ``[texts]`` of texts that leave there."""
         exit_layer = torch.as_tensor(exit_layer).expand(len(self))

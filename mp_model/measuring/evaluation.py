@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .all_exits import AllExits
-from .record import Record, Threshold
+from .record import Predictions, Record, Threshold
 
 BUCKETS = (35, 70)  # tokens; the bounds of the paper's Figure 1
 
@@ -67,7 +66,7 @@ def f1_score(predictions: Tensor, labels: Tensor, count: int) -> float:
     return sum(scores) / len(scores)
 
 
-def evaluate(exits: AllExits, exit_threshold: Threshold, bounds: Sequence[int] = BUCKETS) -> Evaluation:
+def evaluate(exits: Predictions, exit_threshold: Threshold, bounds: Sequence[int] = BUCKETS) -> Evaluation:
     """The evaluation of a model at one setting of its exits.
 
     Args:
@@ -88,12 +87,11 @@ def evaluate(exits: AllExits, exit_threshold: Threshold, bounds: Sequence[int] =
             inside &= exits.lengths <= longest
         if inside.any():
             buckets.append(Bucket.of(exits, answers, inside, shortest=shortest, longest=longest))
-    labels = exits.logits[exits.layers[-1]].shape[1]
     return Evaluation.of(
         exits,
         answers,
         exit_threshold=exit_threshold,
-        f1=f1_score(answers.predictions, exits.labels, labels),
+        f1=f1_score(answers.predictions, exits.labels, len(exits.config.label_names)),
         exits=torch.bincount(answers.exit_layer, minlength=exits.config.num_hidden_layers + 1).tolist(),
         buckets=buckets,
     )

@@ -3,15 +3,44 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
 
-from .all_exits import AllExits, Answers
+from ..configuration import PyramidConfig
+from .all_exits import Answers
 
 # One exit threshold, one for each exit layer, or None: nobody leaves early.
 Threshold = float | list[float] | None
+
+
+class Predictions(Protocol):
+    """Predictions of all exits for labelled texts: :class:`mp_model.measuring.all_exits.AllExits`, or of texts in windows.
+
+    Attributes:
+        config: configuration of the model.
+        labels, lengths: int64 ``[texts]``, the label's number and the tokens of each text.
+        dense_flops: int64 ``[texts]``, work of a BERT without padding that prunes nothing and lets nobody leave.
+    """
+
+    @property
+    def config(self) -> PyramidConfig: ...
+    @property
+    def labels(self) -> Tensor: ...
+    @property
+    def lengths(self) -> Tensor: ...
+    @property
+    def dense_flops(self) -> Tensor: ...
+
+    def answers(self, exit_threshold: Threshold) -> Answers:
+        """The model's answers under exit thresholds."""
+
+    def answered(self, answers: Answers) -> Tensor:
+        """The logits ``[texts, labels]`` that answers were read from."""
+
+    def tokens_kept(self, answers: Answers, rows: Tensor) -> list[float | None]:
+        """For each layer, the share of the input's tokens that it leaves alive; rows: bool ``[texts]``, those that count."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +77,7 @@ class Record:
         return {**asdict(self), "speed_up": self.speed_up}
 
     @classmethod
-    def of(cls, exits: AllExits, answers: Answers, rows: Tensor | None = None, /, **more: Any) -> Self:
+    def of(cls, exits: Predictions, answers: Answers, rows: Tensor | None = None, /, **more: Any) -> Self:
         """The record of a model's answers.
 
         Args:
@@ -69,15 +98,6 @@ class Record:
             gflops=mean(answers.flops) / 1e9,
             executed_gflops=mean(answers.executed_flops) / 1e9,
             dense_gflops=mean(exits.dense_flops) / 1e9,
-            tokens_kept=_tokens_kept(answers, exits.lengths, rows),
+            tokens_kept=exits.tokens_kept(answers, rows),
             **more,
         )
-
-
-def _tokens_kept(answers: Answers, lengths: Tensor, rows: Tensor) -> list[float | None]:
-    last = answers.tokens_per_layer.shape[1]
-    layers, exit_layer = torch.arange(1, last + 1), answers.exit_layer.unsqueeze(1)
-    stayed = ((exit_layer > layers) | ((layers == last) & (exit_layer == last))) & rows.unsqueeze(1)  # [texts, L]
-    alive = (answers.tokens_per_layer * stayed).sum(0).tolist()
-    input_tokens = (lengths.unsqueeze(1) * stayed).sum(0).tolist()
-    return [kept / there if there else None for kept, there in zip(alive, input_tokens, strict=True)]

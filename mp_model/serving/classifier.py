@@ -141,7 +141,7 @@ class Classifier:
         folder = Path(folder)
         if not (folder / "config.json").is_file():
             raise ValueError(f"a saved model is a folder with config.json; got {folder}")
-        _check_device(device)
+        check_device(device)
         chosen = choose_precision(precision, read_config(folder), device)
         if threads:
             torch.set_num_threads(threads)
@@ -565,7 +565,7 @@ def checked(texts: Iterable[Any]) -> Iterator[Text]:
         yield text
 
 
-def _check_device(device: str) -> None:
+def check_device(device: str) -> None:
     """Raises ValueError for a device that PyTorch does not know, or that is not here."""
     try:
         torch.empty(0, device=device)

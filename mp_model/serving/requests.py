@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,12 +15,26 @@ from .admission import RefusedError
 from .classifier import Answer
 
 
+class Encoded(NamedTuple):
+    """One text's token ids, int64 ``[tokens]``, and their types; None for a single text."""
+
+    ids: np.ndarray
+    types: np.ndarray | None
+
+
 @dataclass(slots=True)
 class Result:
-    """One text's answer, and the logits that it is made from, by the labels' numbers."""
+    """One text's answer.
+
+    Attributes:
+        answer: the answer.
+        logits: the logits that it is made from, by the labels' numbers.
+        kept: tokens that entered the layer that answered.
+    """
 
     answer: Answer
     logits: list[float]
+    kept: int
 
 
 @dataclass(slots=True, eq=False)
@@ -27,7 +42,7 @@ class Request:
     """Texts that came together.
 
     Attributes:
-        tokens: their tokens.
+        texts: their tokens.
         thresholds: float32 ``[texts, exit layers]``; below 0: the exit is closed.
         done: called once, when each text has its outcome, in the worker's thread.
         level: name of the quality level that the thresholds stand for; None: they are the request's own.
@@ -40,7 +55,7 @@ class Request:
         open: number of texts without an outcome.
     """
 
-    tokens: Tokens
+    texts: Sequence[Encoded]
     thresholds: np.ndarray
     done: Callable[[Request], object]
     level: str | None = None
@@ -54,7 +69,7 @@ class Request:
     open: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.open = len(self.tokens)
+        self.open = len(self.texts)
         self.outcomes = [None] * self.open
 
     def put(self, place: int, outcome: Result | RefusedError) -> None:
@@ -73,21 +88,20 @@ class OnItsWay:
 
     Attributes:
         request, place: its request, and its place in it.
-        ids, types: int64 ``[tokens]``; types: None for a single text.
+        encoded: its tokens.
         work: executed work so far, 2 x multiply-accumulates.
         early: label and layer of its answer, where it has that and goes on for the audit alone.
     """
 
     request: Request
     place: int
-    ids: np.ndarray
-    types: np.ndarray | None
+    encoded: Encoded
     work: int = 0
     early: tuple[str, int] | None = None
 
     @property
     def tokens(self) -> int:
-        return self.ids.shape[0]
+        return self.encoded.ids.shape[0]
 
     @property
     def audited(self) -> bool:
@@ -97,23 +111,24 @@ class OnItsWay:
 
 def texts_of(request: Request) -> list[OnItsWay]:
     """The texts of a request, one by one."""
-    tokens, ends = request.tokens, np.cumsum(request.tokens.lengths).tolist()
-    rows = [slice(begin, end) for begin, end in zip([0, *ends], ends, strict=False)]
-    return [
-        OnItsWay(request, place, tokens.ids[row], None if tokens.types is None else tokens.types[row])
-        for place, row in enumerate(rows)
-    ]
+    return [OnItsWay(request, place, encoded) for place, encoded in enumerate(request.texts)]
 
 
-def joined(texts: Sequence[OnItsWay]) -> Tokens:
-    """The tokens of texts of several requests, back to back; single texts have type 0 where there are pairs too."""
-    pairs = any(text.types is not None for text in texts)
-    types = [np.zeros_like(text.ids) if text.types is None else text.types for text in texts] if pairs else None
-    return Tokens(
-        np.concatenate([text.ids for text in texts]),
-        None if types is None else np.concatenate(types),
-        np.array([text.tokens for text in texts], dtype=np.int64),
-    )
+def joined(texts: Sequence[Encoded]) -> Tokens:
+    """The tokens of several texts, back to back; single texts have type 0 where there are pairs too."""
+    ids = [text.ids for text in texts]
+    types = None
+    if any(text.types is not None for text in texts):
+        types = np.concatenate([np.zeros_like(text.ids) if text.types is None else text.types for text in texts])
+    return Tokens(np.concatenate(ids), types, np.array([len(row) for row in ids], dtype=np.int64))
+
+
+def separate(tokens: Tokens) -> list[Encoded]:
+    """The texts of :class:`Tokens`, each by itself."""
+    cuts = np.cumsum(tokens.lengths)[:-1]
+    ids = np.split(tokens.ids, cuts)
+    types = [None] * len(ids) if tokens.types is None else np.split(tokens.types, cuts)
+    return [Encoded(*text) for text in zip(ids, types, strict=True)]
 
 
 class Inbox:

@@ -7,8 +7,9 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -23,11 +24,13 @@ from .classifier import Answer, Classifier, scores_of
 from .policy import ADMIT, DepthWise, Policy
 from .requests import Inbox, OnItsWay, Request, Result, joined, texts_of
 
+CALL = -1  # in the place of a layer: a function that somebody wants to have run
 ASKED = -1.0  # a threshold by which nobody leaves, though the exit is asked: of texts that are audited
 WARM = (4, 32, 128, 512)  # words of the texts that a model answers before it is ready
 RECENT = 20.0  # seconds over which the rate of the work is counted
 
 log = logging.getLogger("magic_pyramid")
+Value = TypeVar("Value")
 
 
 class Observer(Protocol):
@@ -37,8 +40,8 @@ class Observer(Protocol):
         """A layer ran for so many texts with so many alive tokens."""
         ...
 
-    def answered(self, answer: Answer, level: str | None, seconds: float) -> None:
-        """A text has its answer, so many seconds after it was let in."""
+    def answered(self, result: Result, level: str | None) -> None:
+        """A text has its answer, at a quality level, or at thresholds of its own (None)."""
         ...
 
     def audited(self, level: str | None, label: str, layer: int, last: str) -> None:
@@ -52,7 +55,7 @@ class NobodyWatches:
     def stepped(self, layer: int, texts: int, tokens: int, seconds: float) -> None:
         return
 
-    def answered(self, answer: Answer, level: str | None, seconds: float) -> None:
+    def answered(self, result: Result, level: str | None) -> None:
         return
 
     def audited(self, level: str | None, label: str, layer: int, last: str) -> None:
@@ -96,6 +99,7 @@ class Worker:
         self._inbox = Inbox()
         self._on_their_way: dict[int, OnItsWay] = {}
         self._came = 0
+        self._calls: deque[Callable[[], None]] = deque()
         self._done: deque[tuple[float, int]] = deque()
         self._changed = threading.Condition()
         self._closing = False
@@ -117,8 +121,7 @@ class Worker:
         texts = texts_of(request)
         tokens = sum(text.tokens for text in texts)
         with self._changed:
-            if self.state != "ready" or self._closing:
-                raise UnhealthyError(self.why or f"the model is {'closing' if self._closing else self.state}")
+            self.check_ready()
             if self.tokens + tokens > self.most_tokens:
                 raise OverloadedError(
                     f"{self.tokens} tokens are waiting and {tokens} came; at most {self.most_tokens} may: try later",
@@ -128,6 +131,26 @@ class Worker:
             self._inbox.add(texts)
             self._changed.notify()
 
+    def call(self, function: Callable[[], Value]) -> Future[Value]:
+        """Has a function that needs the model run in the worker's thread, between two steps.
+
+        Raises:
+            UnhealthyError: the worker is not ready.
+        """
+        future: Future[Value] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(function())
+            except BaseException as error:
+                future.set_exception(error)
+
+        with self._changed:
+            self.check_ready()
+            self._calls.append(run)
+            self._changed.notify()
+        return future
+
     def close(self, timeout: float | None = None) -> bool:
         """Answers everything that was accepted and ends; whether it did within so many seconds."""
         with self._changed:
@@ -136,6 +159,11 @@ class Worker:
         if self._thread.ident is not None:
             self._thread.join(timeout)
         return not self._thread.is_alive()
+
+    def check_ready(self) -> None:
+        """Raises UnhealthyError unless requests are accepted."""
+        if self.state != "ready" or self._closing:
+            raise UnhealthyError(self.why or f"the model is {'closing' if self._closing else self.state}")
 
     @property
     def load(self) -> float:
@@ -180,17 +208,22 @@ class Worker:
     def _next(self) -> int | None:
         """The next layer, as soon as there is one; None: nothing is left, and nothing is coming."""
         with self._changed:
-            while (number := self.policy.next_layer(self.schedule, self._inbox)) is None:
+            while True:
+                if self._calls:
+                    return CALL
+                if (number := self.policy.next_layer(self.schedule, self._inbox)) is not None:
+                    return number
                 if self._inbox.texts:  # with patience for more
-                    left = self.policy.patience - self._inbox.age
-                    self._changed.wait(max(left, 1e-4))
+                    self._changed.wait(max(self.policy.patience - self._inbox.age, 1e-4))
                 elif self._closing:
                     return None
                 else:
                     self._changed.wait()
-            return number
 
     def _step(self, number: int) -> None:
+        if number == CALL:
+            self._calls.popleft()()
+            return
         began = time.monotonic()
         samples: list[int] = []
         try:
@@ -232,7 +265,7 @@ class Worker:
         return wanted
 
     def _packed(self, texts: Sequence[OnItsWay], first: int) -> Arrived:
-        model, tokens = self.classifier.model, joined(texts)
+        model, tokens = self.classifier.model, joined([text.encoded for text in texts])
         rows = [
             np.full_like(row, ASKED) if text.audited else row
             for text, row in ((text, text.request.thresholds[text.place]) for text in texts)
@@ -251,8 +284,9 @@ class Worker:
         if decided is None:
             return
         scores = scores_of(decided.logits.float(), self.task)
-        columns = (decided.samples, scores.argmax(-1), scores, decided.logits, decided.uncertainty, _leaves(decided))
-        for number, best, row, logits, uncertainty, leaves in zip(*(x.tolist() for x in columns), strict=True):
+        per_text = (decided.samples, scores.argmax(-1), scores, decided.logits, decided.uncertainty, _leaves(decided))
+        columns = [column.tolist() for column in (*per_text, step.tokens())]
+        for number, best, row, logits, uncertainty, leaves, kept in zip(*columns, strict=True):
             text = self._on_their_way[number]
             if not leaves and not self._would_leave(text, decided.layer, uncertainty):
                 continue
@@ -280,19 +314,19 @@ class Worker:
                 text.early = answer.label, answer.exit_layer
                 if leaves:
                     self.observer.audited(text.request.level, *text.early, answer.label)
-            self._answer(text, answer, logits)
+            self._answer(text, Result(answer, logits, kept))
 
     def _would_leave(self, text: OnItsWay, layer: int, uncertainty: float) -> bool:
         """Whether a text that is audited would leave here."""
         return text.audited and uncertainty <= text.request.thresholds[text.place, self.columns[layer]]
 
-    def _answer(self, text: OnItsWay, answer: Answer, logits: list[float]) -> None:
+    def _answer(self, text: OnItsWay, result: Result) -> None:
         now = time.monotonic()
         self._done.append((now, text.tokens))
         while self._done[0][0] < now - RECENT:
             self._done.popleft()
-        self.observer.answered(answer, text.request.level, now - text.request.entered)
-        self._put(text, Result(answer, logits))
+        self.observer.answered(result, text.request.level)
+        self._put(text, result)
 
     def _refuse(self, text: OnItsWay, reason: RefusedError) -> None:
         if text.early is None:
@@ -319,6 +353,7 @@ def exit_layers_of(classifier: Classifier) -> list[int]:
     config = classifier.model.config
     try:
         config.check_exits(1.0)
+        config.resolved_exit_threshold(1.0)
     except ValueError:
         return []
     return config.resolved_exit_layers()

@@ -50,6 +50,8 @@ class Summary:
         precision: precision in which it was chosen, and accuracies were measured.
         validation_accuracy: accuracy of the whole model, without exits, on the validation texts.
         exits_accuracy: accuracy with exits, where there are any.
+        work: ``"accuracy"`` on the validation texts, executed ``"gflops"`` for one of them, and ``"speed_up"``, dense
+            work over that: of ``"whole"``, without exits, and of ``"exits"``, where there are any.
         already_done: names of the stages that an earlier call had finished.
         notes: what the checkpoint and the texts do not agree on or lack, and the labels that nobody got, a line each.
         seconds: time of this call, once all was read.
@@ -67,6 +69,7 @@ class Summary:
     precision: str
     validation_accuracy: float
     exits_accuracy: float | None
+    work: dict[str, dict[str, float]]
     already_done: list[str]
     notes: list[str]
     seconds: float
@@ -145,6 +148,11 @@ def run_fit(prepared: Prepared, max_drop: float, precision: str) -> Summary:
             precision=precision,
             validation_accuracy=whole.accuracy,
             exits_accuracy=None if chosen is None else chosen.accuracy,
+            work={
+                name: {"accuracy": outcome.accuracy, "gflops": outcome.executed_gflops, "speed_up": outcome.speed_up}
+                for name, outcome in (("whole", whole), ("exits", chosen))
+                if outcome is not None
+            },
             already_done=trained.already_done,
             notes=[*prepared.notes, *notes],
             seconds=time.monotonic() - begin,

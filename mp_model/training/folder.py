@@ -117,6 +117,8 @@ def save_whole(model: PyramidForSequenceClassification, folder: Path, tokenizer:
     tokenizer.save_pretrained(unfinished)
     for path in unfinished.iterdir():  # safetensors leaves the weights to their owner alone, whatever the umask
         path.chmod(unfinished.stat().st_mode & 0o666)
+    if (folder / "README.md").is_file():  # somebody may have written it
+        shutil.copy2(folder / "README.md", unfinished)
     if folder.exists():
         shutil.rmtree(folder)
     os.replace(unfinished, folder)

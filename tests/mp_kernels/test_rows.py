@@ -1,4 +1,4 @@
-"""ragged_mean, add_layer_norm and bias_gelu: the token-wise steps between the matrix products."""
+"""ragged_mean, add_layer_norm, bias_gelu and gelu_gate: the token-wise steps between the matrix products."""
 
 from __future__ import annotations
 
@@ -239,6 +239,43 @@ def test_gelu_gradcheck() -> None:
     assert torch.autograd.gradcheck(mp_kernels.bias_gelu, inputs)
 
 
+# ---- gelu_gate ----
+
+
+def plain_gate(x: torch.Tensor) -> torch.Tensor:
+    gated, gate = x.chunk(2, dim=1)
+    return F.gelu(gated) * gate
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gate_of_every_width(width: int, dtype: torch.dtype) -> None:
+    x = (2 * torch.randn(7, 2 * width)).to(dtype)
+    assert_accurate(mp_kernels.gelu_gate, reference.gelu_gate, plain_gate, [x])
+
+
+def test_gate_is_the_second_half() -> None:
+    x = torch.tensor([[1.0, -20.0, 2.0, 3.0]])
+    torch.testing.assert_close(mp_kernels.gelu_gate(x), torch.tensor([[2 * 0.8413447, 0.0]]))
+
+
+def test_gate_multiplies_what_gelu_gives() -> None:
+    gated, gate = torch.linspace(-15, 15, 4001).unsqueeze(0), torch.randn(1, 4001)
+    assert_same_bits([mp_kernels.gelu_gate(torch.cat([gated, gate], 1))], [mp_kernels.bias_gelu(gated) * gate])
+
+
+@pytest.mark.parametrize("shape", [(0, 6), (3, 0)])
+def test_gate_of_nothing(shape: tuple[int, int]) -> None:
+    results = with_gradients(mp_kernels.gelu_gate, [torch.randn(shape)])
+    assert [tuple(x.shape) for x in results] == [(shape[0], shape[1] // 2), shape]
+
+
+def test_gate_gradcheck() -> None:
+    x = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(mp_kernels.gelu_gate, [x])
+    assert torch.autograd.gradgradcheck(mp_kernels.gelu_gate, [x])
+
+
 # ---- all of them ----
 
 CU_SEQLENS = cu_seqlens_of(EDGE_LENGTHS)
@@ -249,6 +286,7 @@ STEPS = {
     "add_layer_norm": lambda x, bias: mp_kernels.add_layer_norm(x, x.flip(0), bias, bias, 1e-5),
     "add_layer_norm of rows": lambda x, bias: mp_kernels.add_layer_norm(x, x, bias, bias, 1e-5, SOME_ROWS, OTHER_ROWS),
     "bias_gelu": mp_kernels.bias_gelu,
+    "gelu_gate": lambda x, _: mp_kernels.gelu_gate(x),
 }
 
 
@@ -349,6 +387,19 @@ def test_refused_indices_of_norms(name: str, index, error: type[Exception], mess
 def test_refused_gelus(x, bias, error: type[Exception], message: str, dtype: torch.dtype) -> None:
     with pytest.raises(error, match=message):
         mp_kernels.bias_gelu(x.to(dtype), bias.to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (VECTOR, r"x must have 2 dimensions; got float\d+ \[4\]"),
+        (X[:, :3], r"x must be \[rows, 2 w\], two halves of one width; got float\d+ \[3, 3\]"),
+    ],
+)
+def test_refused_gates(x: torch.Tensor, message: str, dtype: torch.dtype) -> None:
+    with pytest.raises(ValueError, match=message):
+        mp_kernels.gelu_gate(x.to(dtype))
 
 
 def test_gelu_refuses_mixed_dtypes() -> None:

@@ -15,6 +15,8 @@ LENGTHS = (3, 0, 17, 1)
 TOTAL = sum(LENGTHS)
 CU_SEQLENS = cu_seqlens_of(LENGTHS)
 STAYS = stays_of([1, 0, 0, 1])
+PLACES = torch.cat([torch.tensor([0, 4, 5]), torch.arange(17) ** 2 // 4 + torch.arange(17), torch.tensor([3])]).int()
+BUCKETS = torch.tensor([0, 2, 1, 2, 2], dtype=torch.int32)
 
 
 def grown(*shape: int) -> torch.Tensor:
@@ -84,11 +86,15 @@ def attention_samples() -> list[tuple]:
     (q,), (k, v) = random_heads(4, 2, 20, 1), random_heads(TOTAL, 2, 20, 2)
     packed = [x.detach().requires_grad_() for x in torch.randn(TOTAL, 3, 2, 20).unbind(1)]
     few = q.requires_grad_(), k.requires_grad_(), v.requires_grad_(), cu_seqlens_of((1, 0, 3, 0)), CU_SEQLENS
+    places_q = torch.tensor([0, 2, 3, 60], dtype=torch.int32)
     return [
         (*packed, CU_SEQLENS, CU_SEQLENS, None, 17, 0.2, True),
         (*packed, CU_SEQLENS, CU_SEQLENS, STAYS, 17, 0.2, True),
         (*few, None, 17, 0.2, True),
         (*few, STAYS, 17, 0.2, False),
+        (*packed, CU_SEQLENS, CU_SEQLENS, None, 17, 0.2, True, None, None, grown(2, 3), BUCKETS, 2),
+        (*packed, CU_SEQLENS, CU_SEQLENS, STAYS, 17, 0.2, True, PLACES, PLACES, grown(2, 3), BUCKETS),
+        (*few, None, 17, 0.2, True, places_q, PLACES, None, None, 5),
     ]
 
 
@@ -96,7 +102,10 @@ def attention_backward_samples() -> list[tuple]:
     out_grad, q, k, v = random_heads(TOTAL, 2, 20, 4)
     starts, sizes = (CU_SEQLENS, CU_SEQLENS), (17, 0.2)
     logsumexp = torch.ops.mp_kernels.ragged_attention(q, k, v, *starts, None, *sizes, False)[2]
-    return [(out_grad, grad, q, k, v, logsumexp, *starts, *sizes) for grad in (None, torch.randn(2, TOTAL))]
+    plain = [(out_grad, grad, q, k, v, logsumexp, *starts, *sizes) for grad in (None, torch.randn(2, TOTAL))]
+    places = (PLACES, PLACES, torch.randn(2, 3), BUCKETS, 5)
+    logsumexp = torch.ops.mp_kernels.ragged_attention(q, k, v, *starts, None, *sizes, False, *places)[2]
+    return [*plain, (out_grad, torch.randn(2, TOTAL), q, k, v, logsumexp, *starts, *sizes, *places)]
 
 
 SAMPLES: dict[str, Callable[[], list[tuple]]] = {

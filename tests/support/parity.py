@@ -34,6 +34,7 @@ def _cases() -> dict[str, tuple[Callable, list[torch.Tensor]]]:
     cu_seqlens, total = cu_seqlens_of(LENGTHS), sum(LENGTHS)
     importance, by_head, mask = torch.rand(total), torch.rand(2, total), torch.rand(4, 9) < 0.6
     stays, (some, others) = torch.arange(len(LENGTHS)) % 2 == 1, torch.randint(0, total, (2, 40))
+    buckets = torch.tensor([0, 1, 2, 3, 1], dtype=torch.int32)
     head = [torch.randn(shape) for shape in ((9, 37), (20, 37), (20,), (3, 20), (3,))]
 
     x, product = torch.randn(9, 37), torch.randint(-9999, 9999, (9, 37), dtype=torch.int32)
@@ -47,11 +48,14 @@ def _cases() -> dict[str, tuple[Callable, list[torch.Tensor]]]:
 
     return {
         "ragged_attention": (
-            lambda m, *qkv: (
-                *m.ragged_attention(*qkv, cu_seqlens, max(LENGTHS)),
-                *m.ragged_attention(*qkv, cu_seqlens, max(LENGTHS), by_head=True, stays=stays),
+            lambda m, *qkv_bias: (
+                *m.ragged_attention(*qkv_bias[:3], cu_seqlens, max(LENGTHS)),
+                *m.ragged_attention(*qkv_bias[:3], cu_seqlens, max(LENGTHS), by_head=True, stays=stays),
+                *m.ragged_attention(
+                    *qkv_bias[:3], cu_seqlens, max(LENGTHS), bias=qkv_bias[3], buckets=buckets, window=5
+                ),
             ),
-            list(random_heads(total, 3, 20)),
+            [*random_heads(total, 3, 20), torch.randn(3, 4)],
         ),
         "prune_tokens": (
             lambda m: [

@@ -12,7 +12,7 @@ import numpy as np
 from mp_model import Answer, Classifier
 from mp_model.data.batches import Text
 from mp_model.schedule import CLOSED
-from mp_model.serving.requests import Request, Result
+from mp_model.serving.requests import Request, Result, separate
 from mp_model.serving.worker import Worker
 from support import wordpiece
 
@@ -41,7 +41,7 @@ def request_of(
     config, done = worker.classifier.model.config, threading.Event()
     row = config.resolved_exit_threshold(exit_threshold) or [CLOSED] * len(worker.exit_layers)
     rows = np.tile(np.array(row, dtype=np.float32), (len(texts), 1))
-    return Request(worker.classifier.tokenise(texts), rows, lambda _: done.set(), **settings), done
+    return Request(separate(worker.classifier.tokenise(texts)), rows, lambda _: done.set(), **settings), done
 
 
 def outcomes_of(worker: Worker, texts: Sequence[Text], exit_threshold: Any = None, **settings: Any) -> list[Any]:

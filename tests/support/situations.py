@@ -22,6 +22,7 @@ SUBJECTS = {
     "fit": "What an earlier run was made from",
     "file": "What a file says",
     "run": "What happens while a command runs",
+    "serve": "What happens to a server",
     "drop-in": "What is expected of any BERT",
 }
 OPENING = """# Reliability

@@ -57,8 +57,10 @@ def test_the_demo(checkpoint: Path, tmp_path: Path) -> None:
     for words in ("validation accuracy", "no more than 2 points with confidence 0.9", "160 texts", "padded", "Try: "):
         assert words in result.stdout
     assert "soft: left out, with 0 passes" in result.stderr
+    assert "Of 160 texts" in (output / "report.html").read_text(encoding="utf-8")
+    assert "exit threshold" in (output / "model" / "README.md").read_text(encoding="utf-8")
     assert {path.name for path in output.iterdir()} == {
-        "answers.jsonl", "articles", "demo.json", "demo.png", "fit", "model",
+        "answers.jsonl", "articles", "demo.json", "demo.png", "fit", "model", "report.html",
     }  # fmt: skip
 
     document = json.loads((output / "demo.json").read_text())

@@ -403,6 +403,7 @@ def test_a_very_long_text_among_those_to_learn_from(
     assert done.exit_code == 0, done.exception
     assert "1,024 or more" in done.stderr
     assert "longer than 64, cut 1" in " ".join(done.stderr.split())
+    assert "`magic-pyramid classify --long-texts windows` will read such texts whole" in done.stderr
     assert max(seen) < 20_000
 
 

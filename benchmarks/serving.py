@@ -1,0 +1,298 @@
+"""Servers under load: ours, depth-wise, beside others on the same packed path, and transformers' padded model.
+
+``python benchmarks/serving.py --model FOLDER --texts FILE`` starts one server after the other, each in a process of its own,
+and sends it texts: from 1, 8 and 64 clients that wait for their answers, and at rates at which texts come whether or not
+the last ones are answered (Poisson arrivals), up to the highest at which 99 of 100 answers take 250 ms or less.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import re
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+P99 = 0.250  # seconds
+CLIENTS = (1, 8, 64)
+GROWTH = 1.25  # of the rate, from one open loop to the next
+WAYS = {
+    "depth-wise": "ours: requests enter at layer 0 whenever some wait, and share layers",
+    "one": "one forward a request",
+    "collect": "collect 32 texts or 5 ms, then one forward",
+    "greedy": "whatever waits, one forward",
+    "padded": "whatever waits, one forward of transformers' padded model",
+}
+
+
+# The servers
+
+
+def serve(way: str, folder: str, precision: str, port: int, threads: int) -> None:
+    """Serves in this process, in one of the ways."""
+    from mp_model import Classifier
+    from mp_model.serving.policy import DepthWise, Greedy
+    from mp_model.serving.running import bound_socket, run, set_up_logs
+    from mp_model.serving.service import Service
+    from mp_model.serving.settings import ServerSettings
+
+    set_up_logs(as_json=False, requests=False)
+    settings = ServerSettings(port=port, threads=threads, max_concurrent_requests=4096, max_queue_tokens=1 << 20)
+    service = Service(Classifier.load(folder, precision, threads=threads), settings)
+    policies = {"depth-wise": DepthWise(), "one": Greedy(texts=1), "collect": Greedy(patience=0.005, texts=32)}
+    service.worker.policy = policies.get(way, Greedy())
+    if way == "padded":
+        service.worker.schedule = Padded(service.worker)  # type: ignore[assignment]
+    run(service, bound_socket(settings))
+
+
+class Padded:
+    """In a schedule's place: one forward of transformers' model, in padded batches, for all texts that are let in."""
+
+    def __init__(self, worker: Any) -> None:
+        from mp_model.measuring.timing import padded_twin
+
+        self.twin = padded_twin(worker.classifier.model)
+        self.last = worker.classifier.model.config.num_hidden_layers
+        self.front, self.layers, self.steps = worker.schedule.front, [], 0
+
+    def run_taken(self, number: int, part: Any) -> Any:
+        """The step of a batch; all of its texts leave."""
+        from mp_model.engine import Decided, StepResult, uncertainty_of
+        from mp_model.flops import Step
+
+        words = part.inputs.words
+        padded = {"input_ids": words.values, "token_type_ids": part.inputs.token_types}
+        width, rows = words.max_seqlen, words.batch_size
+        mask = words.lengths.unsqueeze(1) > words.lengths.new_tensor(range(width)).unsqueeze(0)
+        inputs = {name: values.new_zeros(rows, width).masked_scatter(mask, values) for name, values in padded.items()}
+        logits = self.twin(**inputs, attention_mask=mask.long()).logits
+        decided = Decided(self.last, part.samples, logits, uncertainty_of(logits), None)
+        return StepResult(decided, None, Step(0, "embedded", False, part.samples, words.cu_seqlens))
+
+
+@contextmanager
+def server(way: str, folder: str, precision: str, threads: int) -> Iterator[tuple[int, subprocess.Popen[str]]]:
+    """A server in a process of its own; gives its port."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    arguments = ["--serve", way, "--model", folder, "--precision", precision]
+    spinning = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
+    process = subprocess.Popen(
+        [sys.executable, __file__, *arguments, "--port", str(port), "--threads", str(threads)],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **spinning},
+    )
+    try:
+        assert process.stderr is not None
+        if not any("ready" in line for line in process.stderr):
+            raise ValueError(f"the server {way!r} has ended with {process.wait()}")
+        yield port, process
+    finally:
+        process.terminate()
+        process.wait()
+        process.stderr.close()
+
+
+# The clients
+
+
+class Client:
+    """A connection that is kept open.
+
+    Args:
+        port: the server's, on this machine.
+    """
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def post(self, text: str) -> tuple[int, bytes]:
+        """Status and body of the answer to a text."""
+        if self.streams is None:
+            self.streams = await asyncio.open_connection("127.0.0.1", self.port)
+        reader, writer = self.streams
+        body = json.dumps({"inputs": text, "details": True}).encode()
+        writer.write(b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = re.search(rb"content-length: (\d+)", head, re.IGNORECASE)
+        assert length is not None
+        return int(head[9:12]), await reader.readexactly(int(length[1]))
+
+    def close(self) -> None:
+        """Ends the connection."""
+        if self.streams is not None:
+            self.streams[1].close()
+
+
+@dataclass
+class Seen:
+    """The answers to a load.
+
+    Attributes:
+        seconds: of each answer, from the time at which its text was due.
+        lasted: seconds of the whole.
+        refused: number of answers with another status than 200.
+    """
+
+    seconds: list[float] = field(default_factory=list)
+    lasted: float = 0.0
+    refused: int = 0
+
+    def as_json(self) -> dict[str, float]:
+        """Figures, in milliseconds and answers a second."""
+        ordered = sorted(self.seconds)
+        at = lambda share: 1e3 * ordered[min(len(ordered) - 1, int(share * len(ordered)))]  # noqa: E731
+        return {
+            "answers": len(ordered),
+            "refused": self.refused,
+            "a_second": round(len(ordered) / self.lasted, 1),
+            "median_ms": round(1e3 * statistics.median(ordered), 2),
+            "p99_ms": round(at(0.99), 2),
+        }
+
+
+async def closed_loop(port: int, texts: Sequence[str], clients: int, seconds: float) -> Seen:
+    """Clients that send a text when they have the answer to the last."""
+    seen, began = Seen(), time.perf_counter()
+
+    async def one(number: int) -> None:
+        client, place = Client(port), number
+        while time.perf_counter() < began + seconds:
+            sent = time.perf_counter()
+            status, _ = await client.post(texts[place % len(texts)])
+            seen.seconds.append(time.perf_counter() - sent)
+            seen.refused += status != 200
+            place += clients
+        client.close()
+
+    await asyncio.gather(*(one(number) for number in range(clients)))
+    seen.lasted = time.perf_counter() - began
+    return seen
+
+
+async def open_loop(port: int, texts: Sequence[str], rate: float, seconds: float, seed: int = 0) -> Seen:
+    """Texts that come at random, so many a second, whether or not the last ones are answered."""
+    draw, seen, idle = random.Random(seed), Seen(), []
+    tasks: set[asyncio.Task[None]] = set()
+    began = due = time.perf_counter()
+
+    async def one(due: float, text: str) -> None:
+        client = idle.pop() if idle else Client(port)
+        status, _ = await client.post(text)
+        seen.seconds.append(time.perf_counter() - due)
+        seen.refused += status != 200
+        idle.append(client)
+
+    number = 0
+    while (due := due + draw.expovariate(rate)) < began + seconds:
+        await asyncio.sleep(max(0.0, due - time.perf_counter()))
+        task = asyncio.create_task(one(due, texts[number % len(texts)]))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+        number += 1
+    while tasks:
+        await asyncio.wait(tasks)
+    seen.lasted = time.perf_counter() - began
+    for client in idle:
+        client.close()
+    return seen
+
+
+async def highest_rate(measure: Callable[[float], Awaitable[Seen]], start: float) -> dict[str, float]:
+    """Figures at the highest of rising rates at which 99 of 100 answers come within :data:`P99` and none is refused."""
+    best, rate = {"rate": 0.0}, start
+    while True:
+        figures = (await measure(rate)).as_json()
+        if figures["p99_ms"] > 1e3 * P99 or figures["refused"]:
+            return best
+        best = {"rate": round(rate, 1), **figures}
+        rate *= GROWTH
+
+
+# The measurement
+
+
+def measured(
+    way: str, folder: str, precision: str, texts: Sequence[str], seconds: float, threads: int
+) -> dict[str, Any]:
+    """The figures of one way."""
+    with server(way, folder, precision, threads) as (port, _):
+
+        async def all_loads() -> dict[str, Any]:
+            await closed_loop(port, texts, 8, min(2.0, seconds))
+            found: dict[str, Any] = {}
+            for clients in CLIENTS:
+                found[f"{clients} clients"] = (await closed_loop(port, texts, clients, seconds)).as_json()
+            start = 0.5 * found["64 clients"]["a_second"]
+            found["open loop"] = await highest_rate(lambda rate: open_loop(port, texts, rate, seconds), start)
+            return found
+
+        return asyncio.run(all_loads())
+
+
+def direct(folder: str, precision: str, texts: Sequence[str], threads: int) -> float:
+    """Median milliseconds of a call of the classifier with one text, without a server."""
+    from mp_model import Classifier
+
+    classifier = Classifier.load(folder, precision, threads=threads)
+    took = []
+    for text in texts[:200]:
+        began = time.perf_counter()
+        classifier([text])
+        took.append(time.perf_counter() - began)
+    return round(1e3 * statistics.median(took), 2)
+
+
+def texts_of(path: str) -> list[str]:
+    """The single texts of a file."""
+    from mp_model.data.tables import read_texts
+
+    return [text for text in read_texts(Path(path)) if isinstance(text, str)][:4000]
+
+
+def main() -> None:
+    """Measures all ways in turns, or serves in one of them."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", required=True, help="folder of a fitted and tuned model")
+    parser.add_argument("--texts", help="file of texts")
+    parser.add_argument("--precision", default="float32")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=10.0, help="seconds of each load")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each way")
+    parser.add_argument("--ways", default=",".join(WAYS), help="those that are measured")
+    parser.add_argument("--output", help="file for the figures, as JSON")
+    parser.add_argument("--serve", choices=WAYS, help=argparse.SUPPRESS)
+    parser.add_argument("--port", type=int, default=0, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.serve:
+        serve(given.serve, given.model, given.precision, given.port, given.threads)
+        return
+    texts = texts_of(given.texts)
+    rounds = []
+    for turn in range(given.rounds):
+        found: dict[str, Any] = {"direct_ms": direct(given.model, given.precision, texts, given.threads)}
+        for way in given.ways.split(","):
+            found[way] = measured(way, given.model, given.precision, texts, given.seconds, given.threads)
+            print(turn + 1, way, json.dumps(found[way]), flush=True)
+        rounds.append(found)
+    settings = {name: getattr(given, name) for name in ("precision", "threads", "seconds")}
+    if given.output:
+        Path(given.output).write_text(json.dumps({"settings": settings, "rounds": rounds}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""``magic-pyramid serve``: a saved model behind HTTP."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..serving.settings import ServerSettings
+from .loading import check_model_folder
+from .options import takes_dataclasses
+
+if TYPE_CHECKING:
+    from ..serving.classifier import Classifier
+
+# Threads that wait for work give their processor away at once: a server's other threads need it.
+WAITING = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0", "TOKENIZERS_PARALLELISM": "false"}
+
+
+@takes_dataclasses
+def serve(
+    *,
+    folder: Annotated[
+        Path, typer.Argument(help="Folder of a saved model and its tokenizer.", envvar="MAGIC_PYRAMID_FOLDER")
+    ],
+    settings: ServerSettings,
+) -> None:
+    """Serve a saved model over HTTP, on this machine only unless --host says otherwise.
+
+    The routes are those of text-embeddings-inference, **/predict** first of all, and vLLM's **/classify**; **/** shows a
+    page, and **/docs** describes all of them. Requests of many clients share the layers of the model, and a lone request is
+    answered at once. Each option has an environment variable. SIGTERM answers what was accepted, and ends.
+
+    Examples:
+
+        magic-pyramid serve demo-output/model
+
+        magic-pyramid serve demo-output/model --port 9000 --threads 2 --timeout-ms 500
+
+        MAGIC_PYRAMID_API_KEY=secret magic-pyramid serve demo-output/model --host 0.0.0.0 --audit 0.01
+    """
+    check_model_folder(folder)
+    try:
+        import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"a server needs {error.name}, which is not installed: pip install 'magic-pyramid[serve]'"
+        ) from error
+    for name, value in WAITING.items():  # read when torch is imported, so set before
+        os.environ.setdefault(name, value)
+
+    from ..serving.classifier import Classifier
+    from ..serving.running import bound_socket, run, set_up_logs
+    from ..serving.service import Service
+
+    set_up_logs(settings.json_logs, settings.log_requests)
+    with contextlib.closing(bound_socket(settings)) as bound:
+        classifier = Classifier.load(folder, settings.precision, settings.device, settings.threads)
+        name = settings.model_id or folder.resolve().name
+        run(Service(classifier, settings, name, shaded), bound)
+
+
+def shaded(classifier: Classifier, text: str, exit_threshold: Any) -> dict[str, Any]:
+    """A text's words with the number of layers that each went through, and the answer."""
+    from ..reporting.shading import shade_answer
+
+    found = shade_answer(classifier.model, classifier.tokenizer, text, exit_threshold)
+    (answer,) = classifier([text], exit_threshold)
+    return {
+        "words": found.words,
+        "reached": found.reached,
+        "layers": found.layers,
+        "exit_layer": answer.exit_layer,
+        "uncertainty": answer.uncertainty,
+        "tokens": answer.tokens,
+        "flops": answer.flops,
+        "predictions": sorted(
+            ({"label": label, "score": score} for label, score in answer.scores.items()),
+            key=lambda prediction: -float(prediction["score"]),
+        ),
+    }

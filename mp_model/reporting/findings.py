@@ -1,0 +1,133 @@
+"""Findings about a model's answers to labelled texts: how far its scores hold, which labels it confuses, where it errs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+import mp_kernels
+
+from ..measuring.record import Predictions, Threshold
+from .charts import Bin
+
+BINS = 10  # of equal width, over scores from 0 to 1
+
+
+@dataclass(frozen=True)
+class Findings:
+    """A model's answers, a row a text.
+
+    Attributes:
+        labels: the right labels, int64 ``[texts]``.
+        predictions: the labels that were answered, int64 ``[texts]``.
+        scores: the probabilities that were said of them, ``[texts]``.
+        uncertainty: normalised entropy of the answers, ``[texts]``.
+        exit_layer: int64 ``[texts]``.
+        count: number of labels.
+    """
+
+    labels: Tensor
+    predictions: Tensor
+    scores: Tensor
+    uncertainty: Tensor
+    exit_layer: Tensor
+    count: int
+
+    @classmethod
+    def of(cls, exits: Predictions, exit_threshold: Threshold) -> Findings:
+        """The findings about a model at a setting of its exits."""
+        answers = exits.answers(exit_threshold)
+        logits = exits.answered(answers).float()
+        return cls(
+            labels=exits.labels,
+            predictions=answers.predictions,
+            scores=logits.softmax(-1).amax(-1),
+            uncertainty=mp_kernels.normalized_entropy(logits),
+            exit_layer=answers.exit_layer,
+            count=logits.shape[1],
+        )
+
+    @property
+    def right(self) -> Tensor:
+        """bool ``[texts]``: whether an answer is right."""
+        return self.predictions == self.labels
+
+    def bins(self) -> list[Bin]:
+        """The answers by their scores, where there are any."""
+        numbers = (self.scores * BINS).long().clamp(max=BINS - 1)
+        return [self._bin(numbers == number) for number in range(BINS) if (numbers == number).any()]
+
+    def by_layer(self) -> dict[int, Bin]:
+        """The answers by the layer that gave them, where there are any."""
+        return {layer: self._bin(self.exit_layer == layer) for layer in self.exit_layer.unique().tolist()}
+
+    def calibration_error(self) -> float:
+        """The mean distance of what was said from what was, over the texts of all bins (expected calibration error)."""
+        return sum(x.texts * abs(x.said - x.was) for x in self.bins()) / len(self.labels)
+
+    def _bin(self, rows: Tensor) -> Bin:
+        said, was = (values[rows].double().mean().item() for values in (self.scores, self.right))
+        return Bin(int(rows.sum()), said, was)
+
+    def confusion(self) -> Tensor:
+        """int64 ``[labels, labels]``: texts by their right label (row) and the one that was answered (column)."""
+        return torch.bincount(self.labels * self.count + self.predictions, minlength=self.count**2).view(
+            self.count, self.count
+        )
+
+    def confusions(self, at_most: int) -> list[tuple[int, int, int]]:
+        """The most frequent errors: the right label, the answered one, and the number of texts."""
+        errors = self.confusion().fill_diagonal_(0).flatten()
+        order = errors.argsort(descending=True, stable=True)[:at_most].tolist()
+        return [(*divmod(place, self.count), int(errors[place])) for place in order if errors[place]]
+
+    def most_uncertain(self, at_most: int) -> list[int]:
+        """Places of the texts whose answers are the least certain, whether right or wrong."""
+        return self.uncertainty.argsort(descending=True, stable=True)[:at_most].tolist()
+
+    def surest_errors(self, at_most: int) -> list[int]:
+        """Places of the texts that were answered wrongly, those first whose wrong answers have the highest scores."""
+        scores = self.scores.masked_fill(self.right, -1.0)
+        return scores.argsort(descending=True, stable=True)[: min(at_most, int((~self.right).sum()))].tolist()
+
+
+@dataclass(frozen=True)
+class OfLabel:
+    """Answers as to one label.
+
+    Attributes:
+        name: its name.
+        texts: texts that have it.
+        answered: texts that were given it.
+        right: texts that have it and were given it.
+    """
+
+    name: str
+    texts: int
+    answered: int
+    right: int
+
+    @property
+    def precision(self) -> float | None:
+        """Share of the texts that were given it which have it; None: none was."""
+        return self.right / self.answered if self.answered else None
+
+    @property
+    def recall(self) -> float | None:
+        """Share of the texts that have it which were given it; None: none has."""
+        return self.right / self.texts if self.texts else None
+
+    @property
+    def f1(self) -> float:
+        """Harmonic mean of both; 0 where no text is right."""
+        return 2 * self.right / (self.texts + self.answered) if self.texts + self.answered else 0.0
+
+
+def by_label(findings: Findings, names: Sequence[str]) -> list[OfLabel]:
+    """The answers as to each label, in the labels' order."""
+    table = findings.confusion()
+    columns = (table.sum(1), table.sum(0), table.diagonal())
+    return [OfLabel(name, *row) for name, *row in zip(names, *(x.tolist() for x in columns), strict=True)]

@@ -1,0 +1,71 @@
+"""Texts of requests into token ids, in threads, so that a text that cannot be tokenised fails alone."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+from ..data.batches import Text
+from ..data.tokens import Tokeniser
+from .admission import EmptyError, InvalidError, RefusedError, TokenizerError
+from .classifier import Classifier
+from .requests import Encoded, separate
+
+UNLIMITED = 1 << 24  # tokens
+
+
+class Encoder:
+    """The tokenizer of a classifier, with the ways of cutting that requests may ask for.
+
+    Args:
+        classifier: the model and its tokenizer.
+    """
+
+    def __init__(self, classifier: Classifier) -> None:
+        tokenizer, self.max_length = classifier.tokenizer, classifier.tokenise.max_length
+        self.own_side = getattr(tokenizer, "truncation_side", "right")
+        other = copy.deepcopy(tokenizer)
+        other.truncation_side = "left" if self.own_side == "right" else "right"
+        self._cut = {
+            self.own_side: Tokeniser(tokenizer, self.max_length),
+            other.truncation_side: Tokeniser(other, self.max_length),
+        }
+        self._whole = Tokeniser(tokenizer, UNLIMITED)
+
+    def __call__(self, texts: Sequence[Text], truncate: bool, direction: str | None) -> list[Encoded | RefusedError]:
+        """The tokens of each text, or of each pair, or the reason why it has none.
+
+        Args:
+            texts: single texts and pairs, in any order.
+            truncate: whether longer texts are cut, or refused.
+            direction: side at which they are cut, ``"left"`` or ``"right"``; None: the tokenizer's own.
+        """
+        tokenise = self._cut[direction or self.own_side] if truncate else self._whole
+        found: list[Encoded | RefusedError] = [EmptyError("`inputs` cannot be empty")] * len(texts)
+        for kind in (str, tuple):
+            places = [place for place, text in enumerate(texts) if isinstance(text, kind) and _says_something(text)]
+            for place, encoded in zip(places, self._all(tokenise, [texts[place] for place in places]), strict=True):
+                found[place] = encoded if truncate else self._if_short(encoded)
+        return found
+
+    def _all(self, tokenise: Tokeniser, texts: Sequence[Text]) -> list[Encoded | RefusedError]:
+        if not texts:
+            return []
+        try:
+            return [*separate(tokenise(texts))]
+        except Exception as error:  # of any library that a tokenizer may call
+            if len(texts) == 1:
+                return [TokenizerError(f"the tokenizer cannot take this text: {' '.join(str(error).split())}")]
+            return [encoded for text in texts for encoded in self._all(tokenise, [text])]
+
+    def _if_short(self, encoded: Encoded | RefusedError) -> Encoded | RefusedError:
+        if isinstance(encoded, RefusedError) or len(encoded.ids) <= self.max_length:
+            return encoded
+        return InvalidError(
+            f'`inputs` must have at most {self.max_length} tokens. Given: {len(encoded.ids)}; set "truncate" to true to '
+            "have it cut"
+        )
+
+
+def _says_something(text: Text) -> bool:
+    return bool(text) if isinstance(text, str) else any(text)

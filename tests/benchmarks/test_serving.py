@@ -1,0 +1,63 @@
+"""The benchmark of servers and the soak, in short: every answer is the classifier's, in whatever way it was batched."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+
+import serving
+import soak
+from mp_model import Classifier
+from support import tiny, wordpiece
+
+TEXTS = [text for text in wordpiece.texts(40) if text]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("served")
+    tiny.classifier(vocab_size=len(wordpiece.VOCABULARY), exit_threshold=0.8).save_pretrained(folder)
+    wordpiece.tokenizer().save_pretrained(folder)
+    return folder
+
+
+def test_nothing_is_lost_doubled_or_wrong_among_bad_slow_and_vanishing_clients(folder: Path) -> None:
+    found = soak.soak(str(folder), TEXTS, seconds=4, clients=12)
+    assert found.wrong == []
+    assert all(found.counts[kind] > 0 for kind in ("good", "bad", "slow", "gone"))
+    assert found.as_json()["memory_last_quarter_mib"] < found.as_json()["memory_first_quarter_mib"] + 100
+
+
+@pytest.mark.parametrize("way", ["one", "collect", "padded"])
+def test_every_way_gives_the_same_answers(folder: Path, way: str) -> None:
+    model = Classifier.load(folder)
+    threshold = "never" if way == "padded" else None
+
+    async def ask(port: int) -> list[tuple[int, bytes]]:
+        clients = [serving.Client(port) for _ in TEXTS]
+        found = await asyncio.gather(*(client.post(text) for client, text in zip(clients, TEXTS, strict=True)))
+        for client in clients:
+            client.close()
+        return found
+
+    with serving.server(way, str(folder), "float32", 1) as (port, _):
+        found = asyncio.run(ask(port))
+        figures = asyncio.run(serving.open_loop(port, TEXTS, rate=50, seconds=1)).as_json()
+    for (status, body), answer in zip(found, model(TEXTS, threshold), strict=True):
+        assert status == 200
+        scores = {x["label"]: x["score"] for x in json.loads(body)["predictions"]}
+        assert scores == pytest.approx(answer.scores, abs=1e-5)
+    assert figures["answers"] > 10
+    assert figures["refused"] == 0
+
+
+def test_the_highest_rate_is_the_last_whose_answers_came_in_time() -> None:
+    async def measure(rate: float) -> serving.Seen:
+        return serving.Seen([0.01 if rate < 200 else 0.3] * 100, lasted=1.0)
+
+    best = asyncio.run(serving.highest_rate(measure, 100.0))
+    assert best["rate"] == 195.3  # 100 x 1.25 x 1.25 x 1.25
+    assert best["p99_ms"] == 10.0
