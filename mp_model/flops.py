@@ -52,7 +52,7 @@ def paper_flops(config: Any, tokens_per_layer: Tensor, input_lengths: Tensor, ex
 
 
 def dense_flops(config: Any, input_lengths: Tensor) -> Tensor:
-    """int64 ``[batch]``: the paper's count of a BERT that prunes nothing and lets nobody leave, without padding."""
+    """int64 ``[batch]``: the paper's count of a model that prunes nothing and lets nobody leave, without padding."""
     layers = config.num_hidden_layers
     everywhere = input_lengths.unsqueeze(1).expand(-1, layers)
     return paper_flops(config, everywhere, input_lengths, torch.full_like(input_lengths, layers))

@@ -37,7 +37,7 @@ def demo(
     threads: Annotated[int, typer.Option(min=1, help="Threads.")] = 2,
     as_json: Annotated[bool, typer.Option("--json", help="Print the table as JSON and nothing else.")] = False,
 ) -> None:
-    """Build a pyramid from MiniLM and classify news articles with it, beside transformers' BERT.
+    """Build a pyramid from MiniLM and classify news articles with it, beside transformers' own.
 
     Writes articles of BBC News as tables and gives the commands that you would give: they train heads on a frozen backbone,
     set the exit threshold on validation articles, measure test articles, and classify them. Given again, it goes on with

@@ -126,7 +126,7 @@ def evaluate(
         Path | None, typer.Option(help="HTML file for a report, as `magic-pyramid report` writes it.")
     ] = None,
     time: Annotated[
-        bool, typer.Option("--time/--no-time", help="Also measure wall-clock, beside transformers' padded BERT.")
+        bool, typer.Option("--time/--no-time", help="Also measure wall-clock, beside transformers' padded model.")
     ] = True,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of wall-clock; the median counts.")] = 3,
     long_texts: Annotated[str, typer.Option(help=LONG_TEXTS_HELP)] = "cut",
@@ -350,7 +350,7 @@ def overview(measured: Measured) -> Table:
     padded = measured.padded
     columns = ["threshold", "accu-\nracy", "F1", "mean\nexit", "GFLOPs\npaper", "exe-\ncuted", "work\nsaved"]
     columns += [] if padded is None else ["ms a\ntext", "x\npadded"]
-    beside = "" if padded is None else "; padded: transformers' BERT with the same weights"
+    beside = "" if padded is None else "; padded: transformers' own model with the same weights"
     table = table_of(f"{measured.evaluations[0].texts} texts{beside}", columns)
     if padded is not None:
         row = ["padded", f"{padded.accuracy:.2%}", f"{padded.f1:.2%}", "", f"{padded.gflops:.3f}"]
@@ -415,7 +415,7 @@ def _for_a_report(folder: Path, source: str, run: Run) -> Measurements:
         texts=run.texts,
         exits=run.exits,
         evaluations=measured.evaluations,
-        beside=None if padded is None else Beside("transformers' padded BERT", padded.accuracy, padded.seconds),
+        beside=None if padded is None else Beside("transformers' padded model", padded.accuracy, padded.seconds),
         settings={
             **describe_model(classifier.model),
             "precision": f"{classifier.precision.name}, since {classifier.precision.why}",

@@ -1,4 +1,4 @@
-"""``magic-pyramid fit``: labelled texts and a BERT checkpoint in, a tuned pyramid out."""
+"""``magic-pyramid fit``: labelled texts and a checkpoint in, a tuned pyramid out."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def fit(
     train: Annotated[
         str, typer.Argument(help="tsv, csv, jsonl or parquet file with a column label; or a data set's name.")
     ],
-    model: Annotated[str, typer.Option(help="BERT checkpoint: a folder, or a name on a hub.")],
+    model: Annotated[str, typer.Option(help="Checkpoint of an encoder (BERT, RoBERTa, MPNet, ModernBERT, …): a folder, or a name on a hub.")],
     output: Annotated[Path, typer.Option(help="Folder for everything; given again, a fit that was cut off goes on.")],
     validation: Annotated[
         str | None,

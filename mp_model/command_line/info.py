@@ -76,7 +76,7 @@ def describe_model(model: PyramidForSequenceClassification) -> dict[str, Any]:
         "model": f"{config.num_hidden_layers} layers of width {config.hidden_size}",
         "answers": ANSWERS[config.task],
         "labels": ", ".join(config.label_names),
-        "positions": config.max_position_embeddings,
+        "positions": config.positions,
         **settings_of(config),
         "prepared form": f"{len(reasons) - len(modules)} of {len(reasons)} parts",
         "module form": "; ".join(f"{name}, since {why}" for name, why in modules.items()) or "none",

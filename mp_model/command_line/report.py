@@ -29,7 +29,7 @@ def report(
         str, typer.Option(help="Longest texts of each range of lengths but the last, in tokens, by commas.")
     ] = "35,70",
     time: Annotated[
-        bool, typer.Option("--time/--no-time", help="Also measure wall-clock, beside transformers' padded BERT.")
+        bool, typer.Option("--time/--no-time", help="Also measure wall-clock, beside transformers' padded model.")
     ] = True,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of wall-clock; the median counts.")] = 1,
     long_texts: Annotated[str, typer.Option(help=LONG_TEXTS_HELP)] = "cut",

@@ -30,7 +30,7 @@ class Goal:
 
     max_drop: Annotated[float | None, typer.Option(min=0, help="Goal: points of accuracy that may be lost.")] = None
     speedup: Annotated[
-        float | None, typer.Option(min=0, help="Goal: times less executed work than a BERT without padding.")
+        float | None, typer.Option(min=0, help="Goal: times less executed work than the dense model without padding.")
     ] = None
     latency: Annotated[float | None, typer.Option(min=0, help="Goal: milliseconds a text, on this machine.")] = None
     by_layer: Annotated[bool, "Choose a threshold for each layer: fits the texts better, few of them too well."] = False

@@ -119,7 +119,7 @@ class AllExits:
 
     @cached_property
     def dense_flops(self) -> Tensor:
-        """int64 ``[texts]``: the paper's count of a BERT that prunes nothing and lets nobody leave, without padding."""
+        """int64 ``[texts]``: the paper's count of a model that prunes nothing and lets nobody leave, without padding."""
         return dense_flops(self.config, self.lengths)
 
     def exit_places(self, exit_threshold: float | Sequence[float]) -> Tensor:

@@ -21,7 +21,7 @@ class Predictions(Protocol):
     Attributes:
         config: configuration of the model.
         labels, lengths: int64 ``[texts]``, the label's number and the tokens of each text.
-        dense_flops: int64 ``[texts]``, work of a BERT without padding that prunes nothing and lets nobody leave.
+        dense_flops: int64 ``[texts]``, work of a model without padding that prunes nothing and lets nobody leave.
     """
 
     @property
@@ -53,7 +53,7 @@ class Record:
         mean_exit_layer: mean number of the layer that a text left at.
         gflops: mean work for a text, by the paper's count (:func:`mp_model.flops.paper_flops`).
         executed_gflops: mean work for a text, as executed (:func:`mp_model.flops.executed_flops`).
-        dense_gflops: mean work for a text, by the paper's count, of a BERT without padding that prunes nothing and lets
+        dense_gflops: mean work for a text, by the paper's count, of a model without padding that prunes nothing and lets
             nobody leave.
         tokens_kept: for each layer, the tokens that it leaves alive as a share of the input, over the texts that it reached
             and that stayed; None where there is no such text.

@@ -59,7 +59,7 @@ class ExitsOfWindows:
 
     @cached_property
     def dense_flops(self) -> Tensor:
-        """int64 ``[texts]``: work of a BERT that reads all windows, prunes nothing and lets nobody leave."""
+        """int64 ``[texts]``: work of a model that reads all windows, prunes nothing and lets nobody leave."""
         return self._summed(self.windows.dense_flops)
 
     def answers(self, exit_threshold: float | Sequence[float] | None) -> AnswersInWindows:

@@ -96,7 +96,7 @@ def figures_of(figures: Sequence[Figure], texts: int, settings: Mapping[str, obj
         texts: number of the validation texts that they were measured on.
         settings: the model's settings, by name.
     """
-    rows = [("", "accuracy", "GFLOPs a text", "less work than a dense BERT")]
+    rows = [("", "accuracy", "GFLOPs a text", "less work than dense")]
     rows += [(x.name, f"{x.accuracy:.1%}", f"{x.gflops:.3g}", f"{x.speed_up:.2f}x") for x in figures]
     return "\n\n".join(
         [

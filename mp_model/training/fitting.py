@@ -92,7 +92,7 @@ def fit(
     """Trains a classifier by a recipe, and chooses its exit thresholds on the validation texts.
 
     Args:
-        checkpoint: a BERT checkpoint, its folder or its name on a hub; or a pyramid, to go on from.
+        checkpoint: a checkpoint, its folder or its name on a hub; or a pyramid, to go on from.
         task: the texts.
         output: the folder to keep everything in; called again with the same arguments, a fit that was cut off goes on.
         recipe_name: one of ``RECIPES``.

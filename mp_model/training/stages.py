@@ -64,7 +64,7 @@ def train_stages(
     """Trains a classifier by a recipe, without choosing its exit thresholds.
 
     Args:
-        checkpoint: a BERT checkpoint, its folder or its name on a hub. Thresholds and exit heads that it has are taken over;
+        checkpoint: a checkpoint, its folder or its name on a hub. Thresholds and exit heads that it has are taken over;
             weights are trained in float32, whatever it stores.
         task: the texts. Its labels get the numbers that the checkpoint's classifier has for them.
         output: the folder to keep everything in; called again with the same arguments, what was cut off goes on.
