@@ -74,8 +74,8 @@ def ragged_attention(
         need_importance: False skips the importance; None is returned in its place.
         by_head: True returns the importance by head, ``[heads, total]``, instead of its mean over the heads.
         stays: bool ``[batch]``; samples for which it is False are skipped and get zeros. None: all samples are computed.
-        positions: int32 ``[total]``, the place of each key's token in its text, from 0 and rising within each sample, with
-            gaps where tokens were pruned. None: the rows' own order. Only with bias or window.
+        positions: int32 ``[total]``, the place of each key's token in its text, 0 or more and rising within each sample,
+            with gaps where tokens were pruned. None: the rows' own order. Only with bias or window.
         positions_q: int32 ``[total_q]``, the same for the queries. None: ``positions``; with ``cu_seqlens_q``, both are
             needed.
         bias: ``[heads, buckets]`` of ``q``'s dtype or float32; float64 for float64 inputs. Needs ``buckets``.

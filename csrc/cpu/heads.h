@@ -5,7 +5,7 @@
 #include <algorithm>
 
 #include "kernels.h"
-#include "rows.h"
+#include "load.h"
 #include "vec.h"
 
 namespace mp::MP_ISA {

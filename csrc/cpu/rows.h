@@ -6,42 +6,10 @@
 #include <cmath>
 
 #include "kernels.h"
+#include "load.h"
 #include "vec.h"
 
 namespace mp::MP_ISA {
-
-template <typename T>
-inline Vec load_as_float(const T* p) {
-  if constexpr (sizeof(T) == sizeof(float)) {
-    return load(p);
-  } else {
-    Vec v;
-    for (int i = 0; i < kWidth; ++i) v[i] = to_float(p[i]);
-    return v;
-  }
-}
-template <typename T>
-inline void store_from_float(T* p, Vec v) {
-  if constexpr (sizeof(T) == sizeof(float)) {
-    store(p, v);
-  } else {
-    for (int i = 0; i < kWidth; ++i) p[i] = from_float<T>(v[i]);
-  }
-}
-
-// One vector of a row of which `lanes` elements are left: beyond these, zeros are loaded and nothing is stored.
-template <typename T>
-inline Vec load_some(const T* p, int64_t lanes) {
-  if (lanes >= kWidth) return load_as_float(p);
-  Vec v = {};
-  for (int64_t i = 0; i < lanes; ++i) v[i] = to_float(p[i]);
-  return v;
-}
-template <typename T>
-inline void store_some(T* p, Vec v, int64_t lanes) {
-  if (lanes >= kWidth) return store_from_float(p, v);
-  for (int64_t i = 0; i < lanes; ++i) p[i] = from_float<T>(v[i]);
-}
 
 // Normalises one row whose vectors are added(0), added(kWidth), ..., and stores it as row `row` of n.out.
 template <typename T, typename Added>

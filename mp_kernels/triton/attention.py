@@ -160,7 +160,8 @@ def attention_streaming(
     for first in range(tl.program_id(0) * BLOCK_Q, queries, tl.num_programs(0) * BLOCK_Q):
         rows = first + tl.arange(0, BLOCK_Q)
         b_q = load_rows(p_q, q_row_stride, first, queries, BLOCK_Q, HEAD_DIM, BLOCK_D)  # [BLOCK_Q, BLOCK_D]
-        b_max = tl.full([BLOCK_Q], float("-inf"), tl.float32)
+        # A query may have seen no key yet, and infinity less infinity is no number.
+        b_max = tl.full([BLOCK_Q], -3e38 if HAS_WINDOW else float("-inf"), tl.float32)
         b_norm = tl.zeros([BLOCK_Q], tl.float32)
         b_out = tl.zeros([BLOCK_Q, BLOCK_D], tl.float32)
         begin, end = 0, keys
@@ -179,11 +180,8 @@ def attention_streaming(
                 b_s = placed_scores(b_s, b_distance, p_bias, reach, window, HAS_BIAS, HAS_WINDOW)
             b_s = tl.where(columns[None, :] < keys, b_s, float("-inf"))
             b_new_max = tl.maximum(b_max, tl.max(b_s, 1))
-            b_base = b_new_max
-            if HAS_WINDOW:  # a query may have seen no key yet
-                b_base = tl.where(b_new_max == float("-inf"), 0.0, b_new_max)
-            b_p = tl.exp2(b_s - b_base[:, None])  # [BLOCK_Q, BLOCK_K]
-            b_shrink = tl.exp2(b_max - b_base)
+            b_p = tl.exp2(b_s - b_new_max[:, None])  # [BLOCK_Q, BLOCK_K]
+            b_shrink = tl.exp2(b_max - b_new_max)
             b_norm = b_norm * b_shrink + tl.sum(b_p, 1)
             b_out = b_out * b_shrink[:, None]
             b_out = tl.dot(b_p.to(b_v.dtype), b_v, b_out, input_precision=PRECISION)
@@ -303,7 +301,8 @@ def ragged_attention(
     architecture = configurations.architecture_of(q.device)
     keys = launching.padded_width(max_seqlen)
     places, placed = places_of(cu_seqlens, total, positions_q, positions, bias, buckets, window)
-    tile = None if any(placed.values()) else configurations.one_pass(architecture, keys, width, q.element_size())
+    is_placed = any(placed.values())
+    tile = None if is_placed else configurations.one_pass(architecture, keys, width, q.element_size())
     # One pass with fewer programs than processors would take longer than a program for each block of queries.
     fills_device = batch * heads >= configurations.processors_of(q.device)
     if tile is not None and (fills_device or max_seqlen <= tile.rows):
@@ -320,7 +319,7 @@ def ragged_attention(
         )
         return out, importance, logsumexp
 
-    tile = configurations.streaming(architecture, width, q.element_size())
+    tile = configurations.streaming(architecture, width, q.element_size(), is_placed)
     constants |= {"PRECISION": configurations.precision(architecture), **placed}
     launching.launch(
         attention_streaming,

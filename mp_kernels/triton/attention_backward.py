@@ -8,6 +8,8 @@ bias's. Each block of a gradient is summed by one program, so there are no atomi
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -385,40 +387,35 @@ def ragged_attention_backward(
 
     width = launching.padded_width(head_dim)
     architecture = configurations.architecture_of(q.device)
-    of_queries, of_keys = configurations.backward(architecture, width, q.element_size())
+    places, placed = places_of(cu_seqlens, total, positions_q, positions, bias, buckets, window)
+    tiles = configurations.backward(architecture, width, q.element_size(), any(placed.values()))
     strides = (
         *out_grad.stride()[:2],
         column_grad.stride(0),
         *(stride for x in (q, k, v) for stride in x.stride()[:2]),
     )
-    places, placed = places_of(cu_seqlens, total, positions_q, positions, bias, buckets, window)
-    constants = {
+    constants: dict[str, Any] = {
         "HEAD_DIM": head_dim,
         "BLOCK_D": width,
         "PRECISION": configurations.precision(architecture),
         "HAS_IMPORTANCE_GRAD": importance_grad is not None,
         **placed,
     }
+    of_queries, of_keys = (constants | {"tile": x, "BLOCK_Q": x.rows, "BLOCK_K": x.columns} for x in tiles)
     samples = (cu_seqlens_q, cu_seqlens, *places, total_q, total)
     launching.launch(
         attention_query_gradient,
-        (triton.cdiv(max_seqlen, of_queries.rows), heads, batch),
+        (triton.cdiv(max_seqlen, of_queries["BLOCK_Q"]), heads, batch),
         *(out_grad, column_grad, q, k, v, logsumexp, q_grad, row_logsumexp, row_mean, *samples),
         *(*strides, q_grad.stride(0), scale),
-        tile=of_queries,
-        BLOCK_Q=of_queries.rows,
-        BLOCK_K=of_queries.columns,
-        **constants,
+        **of_queries,
     )
     launching.launch(
         attention_key_value_gradient,
-        (triton.cdiv(max_seqlen, of_keys.columns), heads, batch),
+        (triton.cdiv(max_seqlen, of_keys["BLOCK_K"]), heads, batch),
         *(out_grad, column_grad, q, k, v, k_grad, v_grad, row_logsumexp, row_mean, *samples),
         *(*strides, k_grad.stride(0), scale),
-        tile=of_keys,
-        BLOCK_Q=of_keys.rows,
-        BLOCK_K=of_keys.columns,
-        **constants,
+        **of_keys,
     )
     if bias is None or buckets is None:
         return q_grad, k_grad, v_grad, logsumexp.new_empty(0)
@@ -428,11 +425,8 @@ def ragged_attention_backward(
         (SHARES, heads, batch),
         *(out_grad, column_grad, q, k, v, bias_grad, row_logsumexp, row_mean, buckets.contiguous(), *samples),
         *(*strides, bias.shape[1], scale),
-        tile=of_queries,
-        BLOCK_Q=of_queries.rows,
-        BLOCK_K=of_queries.columns,
         BLOCK_B=launching.padded_width(bias.shape[1]),
-        **constants,
+        **of_queries,
     )
     # Shares of a sample are added pairwise, so that their order does not depend on the samples beside it.
     while bias_grad.shape[0] > 1:

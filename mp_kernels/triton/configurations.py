@@ -100,18 +100,23 @@ def one_pass(architecture: str, keys: int, width: int, itemsize: int) -> Tile | 
     return None
 
 
-def streaming(architecture: str, width: int, itemsize: int) -> Tile:
-    """Tile of the kernels that pass over keys or queries block by block: streaming attention and column means."""
+def streaming(architecture: str, width: int, itemsize: int, placed: bool = False) -> Tile:
+    """Tile of the kernels that pass over keys or queries block by block: streaming attention and column means.
+
+    With ``placed``, here and below, scores depend on the rows' positions too, which takes more registers.
+    """
     if itemsize > 2 and width > 64:
         return Tile(16, 32, 4)
+    if itemsize > 2 and placed:
+        return Tile(32, 16, 4)
     if itemsize > 2 or architecture == "gfx942":
         return Tile(32, 32, 4)
     if architecture == "sm_100" and width < 64:  # a block loaded ahead would spill
         return Tile(64, 32, 4)
-    return Tile(64, 64, 4, 2) if width == 64 else Tile(64, 32, 4, 2)
+    return Tile(64, 64, 4, 2) if width == 64 and not placed else Tile(64, 32, 4, 2)
 
 
-def backward(architecture: str, width: int, itemsize: int) -> tuple[Tile, Tile]:
+def backward(architecture: str, width: int, itemsize: int, placed: bool = False) -> tuple[Tile, Tile]:
     """Tiles of the backward kernels, the queries' and the keys', smaller because they hold five blocks at once."""
     if itemsize > 2 and width > 64:
         return Tile(16, 16, 4) if architecture == "gfx942" else Tile(16, 32, 8), Tile(16, 16, 4)
@@ -121,7 +126,7 @@ def backward(architecture: str, width: int, itemsize: int) -> tuple[Tile, Tile]:
         tile = Tile(16, 32, 4)
     else:
         tile = Tile(64, 32, 4) if width == 64 else Tile(32, 32, 4)
-    return tile, tile
+    return Tile(16, 16, 4) if itemsize > 2 and placed else tile, tile
 
 
 # A row, or a piece of one, that passes through registers once: a few accesses of 16 bytes for each thread.

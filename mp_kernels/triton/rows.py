@@ -253,7 +253,7 @@ def rotary_embedding(x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> 
     block = launching.padded_width(pairs)
     launching.launch(
         rotate_pairs,
-        (rows if pairs else 0,),
+        (rows,),
         *(x, positions.contiguous(), cos.contiguous(), sin.contiguous(), out, *x.stride()[:2], cos.shape[0], pairs),
         tile=configurations.one_row(block),
         HALF=head_dim // 2,

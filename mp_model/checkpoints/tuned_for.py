@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ..configuration import PyramidConfig
 from ..modelling import PyramidForSequenceClassification
 from .precisions import precision_of
 
@@ -39,6 +40,11 @@ def fingerprint(model: PyramidForSequenceClassification) -> str:
     return digest.hexdigest()
 
 
+def pruning_of(config: PyramidConfig) -> dict[str, Any]:
+    """The settings by which a model prunes tokens, by their names."""
+    return {name: getattr(config, name) for name in PRUNING}
+
+
 def record_of(
     model: PyramidForSequenceClassification, max_length: int, texts: int, goal: dict[str, Any]
 ) -> dict[str, Any]:
@@ -53,7 +59,7 @@ def record_of(
     return {
         "exit_threshold": model.config.exit_threshold,
         "weights": fingerprint(model),
-        "pruning": {name: getattr(model.config, name) for name in PRUNING},
+        "pruning": pruning_of(model.config),
         "precision": precision_of(model),
         "max_length": max_length,
         "texts": texts,
@@ -74,14 +80,14 @@ def differences(model: PyramidForSequenceClassification, max_length: int) -> lis
     if record is None or config.exit_threshold is None or config.exit_threshold != record.get("exit_threshold"):
         return []
     found = []
-    if (precision := precision_of(model)) != record["precision"]:
-        found.append(f"precision {record['precision']} (here {precision})")
-    elif fingerprint(model) != record["weights"]:
+    if (precision := precision_of(model)) != record.get("precision"):
+        found.append(f"precision {record.get('precision')} (here {precision})")
+    elif fingerprint(model) != record.get("weights"):
         found.append("other weights")
-    if any(getattr(config, name) != value for name, value in record["pruning"].items()):
+    if pruning_of(config) != record.get("pruning"):
         found.append("other pruning")
-    if max_length != record["max_length"]:
-        found.append(f"texts of up to {record['max_length']} tokens (here {max_length})")
+    if max_length != record.get("max_length"):
+        found.append(f"texts of up to {record.get('max_length')} tokens (here {max_length})")
     return found
 
 

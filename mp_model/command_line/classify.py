@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import fields
 from itertools import chain, islice
@@ -93,9 +94,13 @@ def classify(
         }
         place = lines_into(output, made_by, resume)
     with place as lines:
+        from ..checkpoints.tuned_for import TunedForOtherWarning
         from ..serving.classifier import Classifier
 
-        classifier = Classifier.load(model, precision, device, threads, long_texts=long_texts)
+        with warnings.catch_warnings():
+            if threshold is not None:
+                warnings.simplefilter("ignore", TunedForOtherWarning)  # the model's own threshold is not followed
+            classifier = Classifier.load(model, precision, device, threads, long_texts=long_texts)
         passing = RowsInPassing(rows, on_error, lines.done, lines.rows)
         with progress_bar(to_terminal=output is None) as progress:
             task = progress.add_task("classify", total=None, completed=lines.done)

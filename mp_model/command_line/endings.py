@@ -85,10 +85,14 @@ def signals_raise() -> Iterator[None]:
 
 @contextlib.contextmanager
 def warnings_in_a_line() -> Iterator[None]:
-    """Shows each warning as a line on standard error, without the place in the program that it comes from."""
+    """Shows each warning once, as a line on standard error, without the place in the program that it comes from."""
+    said: set[str] = set()
 
     def show(message: Warning | str, *_: object, **__: object) -> None:
-        _say(" ".join(f"warning: {message}".split()))
+        line = " ".join(f"warning: {message}".split())
+        if line not in said:
+            said.add(line)
+            _say(line)
 
     before = warnings.showwarning
     warnings.showwarning = show

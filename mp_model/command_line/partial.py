@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from ..data.files import can_be_replaced, keep_mode, naming, place_of, whole_file
+from ..data.files import can_be_replaced, keep_mode, naming, place_of, read_record, whole_file
 
 FLUSHED = 1.0  # seconds after which lines are written, so that they outlive even a process that is killed
 BUFFERED = 1 << 16  # bytes of lines that wait at most
@@ -125,9 +125,10 @@ class PartialFile:
         """Takes over what an earlier run has finished."""
         ways = f"or remove {self.partial} to start over"
         try:
-            note = json.loads(self.note.read_text(encoding="utf-8"))
-            done, size, rows, made_by = (note[name] for name in ("lines", "bytes", "rows", "made_by"))
-        except (OSError, ValueError, KeyError) as error:
+            note = read_record(self.note)
+            done, size, rows = (note[name] for name in ("lines", "bytes", "rows"))
+            made_by = dict(note["made_by"])
+        except (OSError, TypeError, ValueError, KeyError) as error:
             raise ValueError(
                 f"{self.partial} has no note beside it of what it was made from; keep it elsewhere {ways}"
             ) from error

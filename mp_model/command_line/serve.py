@@ -57,12 +57,14 @@ def serve(
     from ..serving.classifier import Classifier
     from ..serving.running import bound_socket, run, set_up_logs
     from ..serving.service import Service
+    from ..serving.telemetry import tracer_of
 
+    tracer = tracer_of()
     set_up_logs(settings.json_logs, settings.log_requests)
     with contextlib.closing(bound_socket(settings)) as bound:
         classifier = Classifier.load(folder, settings.precision, settings.device, settings.threads)
         name = settings.model_id or folder.resolve().name
-        run(Service(classifier, settings, name, shaded), bound)
+        run(Service(classifier, settings, name, shaded), bound, tracer)
 
 
 def shaded(classifier: Classifier, text: str, exit_threshold: Any) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from .batches import Text
@@ -57,16 +59,15 @@ def read_data_set(name: str, splits: Sequence[str]) -> Iterator[tuple[Text, str]
 def _loaded(name: str) -> Any:
     """The splits of a data set by their names; no code of the data set's own is run."""
     try:
-        from datasets import load_dataset, logging
+        from datasets import load_dataset
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             f"{name!r} is no file, and reading a data set of that name needs `pip install datasets`"
         ) from error
     path, _, configuration = name.partition(":")
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.CRITICAL)  # an error is told in one line, here
     try:
-        return load_dataset(path, configuration or None, trust_remote_code=False)
+        with _own_words():
+            return load_dataset(path, configuration or None, trust_remote_code=False)
     except Exception as error:  # whatever the hub, the network or the files make it raise
         reasons = (
             (FileNotFoundError, "there is none of this name, or none that may be read"),
@@ -76,8 +77,27 @@ def _loaded(name: str) -> Any:
         )
         reason = next(words for kind, words in reasons if isinstance(error, kind))
         raise TableError(f"{name!r} is no file, and cannot be read as a data set: {reason}") from error
+
+
+@contextmanager
+def _own_words() -> Iterator[None]:
+    """Leaves out what the libraries log, since an error is told in one line, here; and their bars, but on a terminal."""
+    from datasets import disable_progress_bars, enable_progress_bars, is_progress_bar_enabled, logging
+    from huggingface_hub.utils import logging as hub_logging
+
+    verbosities = [(library, library.get_verbosity()) for library in (logging, hub_logging)]
+    hidden = is_progress_bar_enabled() and not (sys.stderr is not None and sys.stderr.isatty())
+    for library, _ in verbosities:
+        library.set_verbosity(logging.CRITICAL)
+    if hidden:
+        disable_progress_bars()
+    try:
+        yield
     finally:
-        logging.set_verbosity(verbosity)
+        for library, verbosity in verbosities:
+            library.set_verbosity(verbosity)
+        if hidden:
+            enable_progress_bars()
 
 
 def _label_of(value: Any, column: str, names: Sequence[str] | None) -> str:

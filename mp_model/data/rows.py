@@ -16,8 +16,10 @@ Row = dict[str, Any] | RowError
 FORMATS = ("tsv", "csv", "jsonl", "json", "parquet", "txt")
 LONGEST_FIELD = 1 << 26  # characters; a quotation mark that is never closed would take the rest of a csv file for one
 
+LEAST_HALVES = 4  # NULs by which a line is taken for UTF-16
 UTF16 = "the file is UTF-16; convert it: iconv -f UTF-16 -t UTF-8"
 BEGINNINGS = {  # of files that hold no text in UTF-8
+    b"\xff\xfe\x00\x00": "the file is UTF-32; convert it: iconv -f UTF-32 -t UTF-8",
     b"\xff\xfe": UTF16,
     b"\xfe\xff": UTF16,
     b"\x1f\x8b": "the file is compressed; unpack it first: gunzip",
@@ -49,6 +51,8 @@ def rows_of_stream(stream: TextIO, file_format: str, name: str, labelled: bool) 
     for beginning, what in BEGINNINGS.items():
         if first.startswith(beginning.decode(errors="surrogateescape")):
             raise TableError(f"{name}: {what}")
+    if order := _order_of_halves(first):
+        raise TableError(f"{name}: the file is UTF-16; convert it: iconv -f UTF-16{order} -t UTF-8")
     lines = chain([first], stream) if first else iter(())
     if file_format == "txt":
         return _txt_rows(lines)
@@ -63,6 +67,14 @@ def rows_of_stream(stream: TextIO, file_format: str, name: str, labelled: bool) 
             records, name, labelled, "a text with a comma or line break needs quotation marks around it"
         )
     return _document_rows(lines, name) if file_format == "json" else _json_rows(lines)
+
+
+def _order_of_halves(line: str) -> str | None:
+    """``"LE"`` or ``"BE"`` where a first line looks like UTF-16 without its mark: NUL in every second place; else None."""
+    evens, odds = set(line[::2]), set(line.rstrip("\n")[1::2])
+    if line.count("\0") < LEAST_HALVES or "\0" in evens & odds:
+        return None
+    return "LE" if odds == {"\0"} else "BE" if evens == {"\0"} else None
 
 
 def _txt_rows(lines: Iterable[str]) -> Iterator[Row]:

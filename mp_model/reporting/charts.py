@@ -13,6 +13,7 @@ SERIES = ("#010103", "#010104", "#010105")
 INSTEAD = {INK: "currentColor", FAINT: "var(--faint)"} | {
     colour: f"var(--series-{number})" for number, colour in enumerate(SERIES, 1)
 }
+FAR_APART = 20.0  # the largest value over the smallest, beyond which small ones could not be told apart
 LEAST_SPAN = 4.0  # points of accuracy that an axis shows
 WIDTH, HEIGHT = 4.5, 2.9  # inches; on a phone they are about as wide as the screen
 
@@ -55,14 +56,21 @@ def trade_off(curve: Sequence[Point], chosen: Point, beside: Point | None, cost:
 def bars(values: Sequence[float | None], names: Sequence[str], *, x: str, y: str, series: int = 0, form: str) -> str:
     """A bar for each value, with the value above it; None: a place without a bar.
 
+    Positive values that are far apart are drawn on a scale of factors.
+
     form: format of the values.
     """
     figure, axes = _axes(xlabel=x, ylabel=y)
     places = [place for place, value in enumerate(values) if value is not None]
     drawn = axes.bar(places, [value for value in values if value is not None], color=SERIES[series])
-    axes.bar_label(drawn, fmt=form, fontsize=8 if len(values) <= 8 else 6.5, color=INK, padding=1)
+    axes.bar_label(drawn, fmt=form, fontsize=9.5 if len(values) <= 8 else 7, color=INK, padding=1)
     axes.set_xticks(range(len(names)), names)
     axes.margins(y=0.12)
+    heights = [value for value in values if value is not None]
+    if min(heights) > 0 and max(heights) > FAR_APART * min(heights):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.set_ylim(bottom=min(1.0, *heights))
     axes.grid(visible=False, axis="x")
     return _svg(figure, f"{y} by {x}")
 
@@ -84,12 +92,12 @@ def _axes(xlabel: str, ylabel: str) -> tuple[Any, Any]:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    with rc_context({"font.size": 9}):
+    with rc_context({"font.size": 10}):
         figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
         axes = figure.add_subplot(facecolor="none")
         axes.set_xlabel(xlabel, color=INK)
         axes.set_ylabel(ylabel, color=INK)
-    axes.tick_params(colors=INK, labelsize=8)
+    axes.tick_params(colors=INK, labelsize=9.5)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(FAINT)
     axes.grid(color=FAINT, alpha=0.4, linewidth=0.6)

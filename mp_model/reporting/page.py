@@ -189,14 +189,6 @@ def _charts(measured: Measurements, findings: Findings) -> dict[str, str]:
             y="texts, %",
             form="%.0f",
         ),
-        "tokens": charts.bars(
-            [None if share is None else 100 * share for share in chosen.tokens_kept],
-            list(map(str, range(1, len(chosen.tokens_kept) + 1))),
-            x="layer",
-            y="tokens alive after it, %",
-            series=2,
-            form="%.0f",
-        ),
         "lengths": charts.bars(
             [bucket.speed_up for bucket in chosen.buckets],
             [bucket.name for bucket in chosen.buckets],
@@ -206,6 +198,15 @@ def _charts(measured: Measurements, findings: Findings) -> dict[str, str]:
         ),
         "reliability": charts.reliability(findings.bins()),
     }
+    if chosen.tokens_kept[0] is not None:
+        drawn["tokens"] = charts.bars(
+            [None if share is None else 100 * share for share in chosen.tokens_kept],
+            list(map(str, range(1, len(chosen.tokens_kept) + 1))),
+            x="layer",
+            y="tokens alive after it, %",
+            series=2,
+            form="%.0f",
+        )
     if measured.beside is not None:
         timed = [Point(1e3 * x.seconds, x.accuracy, "as it is set") for x in evaluations if x.seconds is not None]
         beside = Point(1e3 * measured.beside.seconds, measured.beside.accuracy, measured.beside.name)

@@ -56,7 +56,7 @@ def _give_or_take(model: Evaluation) -> str:
 def _times(ratio: float, what: str = "work") -> str:
     """So many times less of something than a comparison, or more."""
     more_or_less, factor = ("less", ratio) if ratio >= 1 else ("more", 1 / ratio)
-    return f"{factor:.1f} times {more_or_less} {what}"
+    return f"{f'{factor:.3g}' if factor < 1000 else f'{factor:,.0f}'} times {more_or_less} {what}"
 
 
 def _cost_of_exits(model: Evaluation, closed: Evaluation) -> str:

@@ -43,8 +43,13 @@ FUNCTIONS: dict[str, Callable[[Sequence[float]], list[float]]] = {
 }
 
 
-def create_app(service: Service) -> FastAPI:
-    """The application; it starts and closes the service with itself."""
+def create_app(service: Service, tracer: Any = None) -> FastAPI:
+    """The application; it starts and closes the service with itself.
+
+    Args:
+        service: the server.
+        tracer: OpenTelemetry's (:func:`mp_model.serving.telemetry.tracer_of`); None: requests are not traced.
+    """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -54,7 +59,7 @@ def create_app(service: Service) -> FastAPI:
 
     app = FastAPI(title="Magic Pyramid", summary="Text classification.", lifespan=lifespan)
     app.state.service = service
-    app.add_middleware(Gate, service=service)
+    app.add_middleware(Gate, service=service, tracer=tracer)
     app.add_exception_handler(RefusedError, _refused)
     app.add_exception_handler(HTTPException, _unknown)
     _add_answering(app, service)

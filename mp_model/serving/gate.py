@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .admission import GoneError, TooLargeError
+from .telemetry import Span
 
 if TYPE_CHECKING:
     from .service import Service
@@ -30,10 +31,11 @@ class Gate:
     Args:
         app: the application.
         service: the server.
+        tracer: OpenTelemetry's, for a span a request; None: there is none.
     """
 
-    def __init__(self, app: ASGIApp, service: Service) -> None:
-        self.app, self.service = app, service
+    def __init__(self, app: ASGIApp, service: Service, tracer: Any = None) -> None:
+        self.app, self.service, self.tracer = app, service, tracer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -43,11 +45,14 @@ class Gate:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         given = headers.get("x-request-id", "")
         number = given if GOOD_ID.fullmatch(given) else uuid.uuid4().hex
+        span = Span(self.tracer, f"{scope['method']} {scope['path']}", headers)
+        traced: dict[str, str] = {}
 
         async def numbered(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                traced.update((name.decode(), value.decode()) for name, value in message.get("headers", []))
                 message["headers"] = [*message.get("headers", []), (b"x-request-id", number.encode())]
             await send(message)
 
@@ -62,6 +67,8 @@ class Gate:
                 await JSONResponse(content, 500)(scope, receive, numbered)
         finally:
             self._count(scope, status, number, time.monotonic() - began)
+            ours = {f"magic_pyramid.{name[2:]}": value for name, value in traced.items() if name.startswith("x-")}
+            span.end({"http.request.method": scope["method"], "http.response.status_code": status, **ours})
 
     async def _pass(self, scope: Scope, headers: dict[str, str], receive: Receive, send: Send) -> None:
         settings = self.service.settings

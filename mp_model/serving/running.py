@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 
@@ -115,15 +116,16 @@ class DrainingServer(uvicorn.Server):
                 log.info("listening at http://%s:%s", f"[{host}]" if ":" in host else host, port)
 
 
-def run(service: Service, bound: socket.socket) -> None:
+def run(service: Service, bound: socket.socket, tracer: Any = None) -> None:
     """Serves until a signal comes.
 
     Args:
         service: the server.
         bound: the socket to listen at.
+        tracer: as for :func:`create_app`.
     """
     config = uvicorn.Config(
-        create_app(service),
+        create_app(service, tracer),
         log_config=None,
         access_log=False,
         lifespan="on",

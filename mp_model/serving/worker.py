@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -99,7 +99,7 @@ class Worker:
         self._inbox = Inbox()
         self._on_their_way: dict[int, OnItsWay] = {}
         self._came = 0
-        self._calls: deque[Callable[[], None]] = deque()
+        self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._done: deque[tuple[float, int]] = deque()
         self._changed = threading.Condition()
         self._closing = False
@@ -138,16 +138,9 @@ class Worker:
             UnhealthyError: the worker is not ready.
         """
         future: Future[Value] = Future()
-
-        def run() -> None:
-            try:
-                future.set_result(function())
-            except BaseException as error:
-                future.set_exception(error)
-
         with self._changed:
             self.check_ready()
-            self._calls.append(run)
+            self._calls.append((function, future))
             self._changed.notify()
         return future
 
@@ -202,6 +195,8 @@ class Worker:
                 self.state = "failed"
                 waiting = [*self._on_their_way.values(), *self._inbox.take(1 << 62, None)]
                 self._on_their_way.clear()
+            for _, future in self._calls:
+                future.set_exception(UnhealthyError(self.why))
             for text in waiting:
                 self._refuse(text, UnhealthyError(self.why))
 
@@ -222,7 +217,11 @@ class Worker:
 
     def _step(self, number: int) -> None:
         if number == CALL:
-            self._calls.popleft()()
+            function, future = self._calls.popleft()
+            try:
+                future.set_result(function())
+            except Exception as error:
+                future.set_exception(error)
             return
         began = time.monotonic()
         samples: list[int] = []

@@ -15,7 +15,7 @@ import torch
 from accelerate import PartialState
 from safetensors import SafetensorError
 
-from ..data.files import check_folder, whole_file
+from ..data.files import check_folder, read_record, whole_file
 from ..modelling import PyramidForSequenceClassification
 from .identity import changes
 
@@ -91,7 +91,7 @@ def _claim(output: Path, identity: dict[str, Any]) -> None:
     path = output / "settings.json"
     if path.exists():
         try:
-            before = json.loads(path.read_text(encoding="utf-8"))
+            before = read_record(path)
         except ValueError as error:
             raise ValueError(
                 f"{path} is damaged, so that nobody knows what the fit in its folder was made from"

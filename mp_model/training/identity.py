@@ -36,7 +36,7 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         if type(was) is not type(value):
             found.append(f"its {name} {'were' if name.endswith('s') else 'was'} not kept, by an earlier version")
         elif name.endswith("texts"):
-            found.append(f"the {name} have changed ({value['texts']}, before {was['texts']})")
+            found.append(f"the {name} have changed ({value['texts']}, before {was.get('texts')})")
         elif name == "checkpoint":
             found.append(f"the checkpoint has changed ({', '.join(_differing(was, value))})")
         elif name == "settings":

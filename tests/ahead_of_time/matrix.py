@@ -14,6 +14,7 @@ from .compiling import TARGETS, Launch, launches_of
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 HEAD_DIMS = (16, 32, 64, 128)
+PLACED_HEAD_DIMS = (32, 64)  # of models with a relative position bias or windows
 BATCH = 32
 HIDDEN = 768
 ROWS = 2041  # 16 does not divide it, as most sums of lengths; kernels are not specialised for sums that it divides
@@ -33,9 +34,7 @@ REACH = 128
 
 
 def attention_calls(dtype: torch.dtype, head_dim: int) -> dict[str, Call]:
-    """Calls of attention, forward and backward: for every width of tile and for longer samples, for an exit decision, and
-    with a relative position bias or in a window.
-    """
+    """Calls of attention: forward for every width of tile and for longer samples, for an exit decision, and backward."""
     heads = HIDDEN // head_dim
     heads_of = _empty(ROWS, heads, head_dim, dtype=dtype)
     by_head = _empty(heads, ROWS, dtype=torch.float32)
@@ -45,7 +44,22 @@ def attention_calls(dtype: torch.dtype, head_dim: int) -> dict[str, Call]:
     def with_importance(keys: int) -> Call:
         return lambda: forward(*qkv, *starts, STAYS, keys, 0.125, True)
 
-    def forward_and_backward(*places: object) -> Call:
+    return {
+        **{f"attention {keys}": with_importance(keys) for keys in (16, 32, 64, 128, 256, 512, 2048)},
+        "decision 128": lambda: forward(*qkv, *starts, None, 128, 0.125, False),
+        "attention backward": lambda: backward(heads_of, by_head, *qkv, by_head, *starts, 512, 0.125),
+    }
+
+
+def placed_calls(dtype: torch.dtype, head_dim: int) -> dict[str, Call]:
+    """Calls of attention, forward and backward, with a relative position bias and in a window."""
+    heads = HIDDEN // head_dim
+    heads_of = _empty(ROWS, heads, head_dim, dtype=dtype)
+    by_head = _empty(heads, ROWS, dtype=torch.float32)
+    forward, backward = IMPLEMENTATIONS["ragged_attention"], IMPLEMENTATIONS["ragged_attention_backward"]
+    qkv, starts = (heads_of, heads_of, heads_of), (CU_SEQLENS, CU_SEQLENS)
+
+    def both(*places: object) -> Call:
         def call() -> None:
             forward(*qkv, *starts, STAYS, 512, 0.125, True, POSITIONS, POSITIONS, *places)
             backward(heads_of, by_head, *qkv, by_head, *starts, 512, 0.125, POSITIONS, POSITIONS, *places)
@@ -53,13 +67,7 @@ def attention_calls(dtype: torch.dtype, head_dim: int) -> dict[str, Call]:
         return call
 
     bias, buckets = _empty(heads, 32, dtype=dtype), _empty(2 * REACH + 1, dtype=torch.int32)
-    return {
-        **{f"attention {keys}": with_importance(keys) for keys in (16, 32, 64, 128, 256, 512, 2048)},
-        "decision 128": lambda: forward(*qkv, *starts, None, 128, 0.125, False),
-        "attention backward": lambda: backward(heads_of, by_head, *qkv, by_head, *starts, 512, 0.125),
-        "attention with bias": forward_and_backward(bias, buckets),
-        "attention in a window": forward_and_backward(None, None, 64),
-    }
+    return {"attention with bias": both(bias, buckets), "attention in a window": both(None, None, 64)}
 
 
 def other_calls(dtype: torch.dtype) -> dict[str, Call]:
@@ -105,6 +113,8 @@ def launches(core: bool) -> Iterator[tuple[str, str, Launch]]:
             calls = {f"{name} {dtype_name}": call for name, call in other_calls(dtype).items()}
             for head_dim in (64,) if core else HEAD_DIMS:
                 of_heads = attention_calls(dtype, head_dim)
+                if head_dim in PLACED_HEAD_DIMS:
+                    of_heads |= placed_calls(dtype, head_dim)
                 calls |= {f"{name} d{head_dim} {dtype_name}": call for name, call in of_heads.items()}
             for name, call in calls.items():
                 for launch in launches_of(call, target):

@@ -189,5 +189,5 @@ def test_decoders_are_refused(setting: str) -> None:
 @pytest.mark.parametrize("load", [PyramidBertConfig, PyramidBert, PyramidBertForSequenceClassification])
 def test_a_checkpoint_that_is_not_bert_is_refused(tmp_path, load: type, other) -> None:
     other.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=f"holds a model of type '{other.model_type}'; a pyramid is built from a BERT"):
+    with pytest.raises(ValueError, match=f"holds a model of type '{other.model_type}', and this class is for 'bert'"):
         load.from_pretrained(tmp_path)

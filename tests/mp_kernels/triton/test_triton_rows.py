@@ -86,7 +86,7 @@ def rotations() -> list[Callable]:
 
 
 @pytest.mark.parametrize("heads", [1, 3])
-@pytest.mark.parametrize("head_dim", [0, 2, 22, 64, 512])
+@pytest.mark.parametrize("head_dim", [2, 22, 64, 512])
 def test_rotary_embedding(head_dim: int, heads: int) -> None:
     assert_accurate(*rotations(), None, [torch.randn(9, heads, head_dim)])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import BertTokenizer, PreTrainedTokenizerFast, pipeline
@@ -125,6 +126,14 @@ def test_the_longest_text(own: int | None, expected: int) -> None:
     tokenizer = wordpiece.tokenizer()
     tokenizer.model_max_length = own
     assert max_length_of(tokenizer, tiny.config()) == expected
+
+
+@pytest.mark.parametrize("own", ["64", float("nan"), [64]])
+def test_a_length_that_is_no_number(own: Any) -> None:
+    tokenizer = wordpiece.tokenizer()
+    tokenizer.model_max_length = own
+    with pytest.raises(ValueError, match=r"model_max_length is .*; set it to a number of tokens in tok"):
+        max_length_of(tokenizer, tiny.config())
 
 
 @pytest.mark.parametrize("own", [-1, 0, 2])

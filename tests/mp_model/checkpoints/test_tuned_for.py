@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -92,13 +93,30 @@ def test_a_record_that_somebody_else_wrote(tuned: Path) -> None:
         Classifier.load(tuned)
 
 
+@pytest.mark.parametrize("lost", ["weights", "pruning", "precision", "max_length"])
+def test_a_record_with_a_gap_holds_for_nothing(tuned: Path, lost: str) -> None:
+    record = json.loads((tuned / "config.json").read_text())["tuned_for"]
+    for gap in ({}, {lost: None}):
+        kept = {name: value for name, value in record.items() if name != lost}
+        change_json(tuned / "config.json", tuned_for={**kept, **gap})
+        with pytest.warns(TunedForOtherWarning, match="choose it anew"):
+            Classifier.load(tuned)
+
+
+def test_classify_with_a_threshold_of_the_call_does_not_warn(tuned: Path, run: Command) -> None:
+    scale("classifier.weight", 1.1)(tuned)
+    for threshold in ("0.3", "never"):
+        ended = run("classify", tuned, "--exit-threshold", threshold)
+        assert (ended.status, "tuned for" in ended.err) == (0, False)
+
+
 def test_commands_warn_in_a_line_and_tune_records_anew(tuned: Path, run: Command) -> None:
     scale("classifier.weight", 1.1)(tuned)
     with warnings.catch_warnings():
         warnings.simplefilter("default")
         warned = run("classify", tuned)
     assert warned.status == 0
-    assert warned.err.count("\n") == 1
+    assert warned.err.count("tuned for") == 1
     assert warned.err.startswith("warning: the exit threshold of this model was tuned for other weights")
     assert len(warned.out.splitlines()) == len(TEXTS)
 

@@ -124,7 +124,7 @@ def interrupted(files: Files, lengths: Lengths, at: int, number: int = signal.SI
 @situation(
     "run",
     "classify into a file, ended by Ctrl-C, SIGTERM or SIGHUP",
-    "finished answers stay in FILE.partial, --resume goes on to the same bytes; status 130, 143, 129",
+    "finished answers stay in FILE.partial, --resume goes on with the next text; status 130, 143, 129",
 )
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)], ids=str
@@ -310,6 +310,14 @@ def test_a_partial_file_that_is_not_ours_is_kept(files: Files, no_model: None) -
     for options in ([], ["--resume"]):
         assert_one_line(files.classify(*options), "b.jsonl.partial has no note beside it of what it was made from")
         assert files.partial.read_text() == "mine\n"
+
+
+@pytest.mark.parametrize("note", ["", "[]", "null", "{}", '{"lines": 6, "bytes": 9, "rows": "", "made_by": [1]}'])
+def test_a_note_that_says_something_else(files: Files, lengths: Lengths, no_model: None, note: str) -> None:
+    files.partial.write_text("mine\n")
+    files.note.write_text(note)
+    assert_one_line(files.classify("--resume"), "b.jsonl.partial has no note beside it of what it was made from")
+    assert files.partial.read_text() == "mine\n"
 
 
 def test_resume_with_nothing_to_go_on_from_begins(files: Files) -> None:

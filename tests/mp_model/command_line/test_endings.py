@@ -57,6 +57,12 @@ def test_signals(name: str, status: int) -> None:
     assert run(does) == (status, "", "")
 
 
+def test_a_warning_is_said_once() -> None:
+    """A file that several steps read is warned of by each of them, from other lines of the program."""
+    does = "import warnings\nwarnings.warn('odd')\nwarnings.warn('odd')\nwarnings.warn('strange')"
+    assert run(does) == (0, "", "warning: odd\nwarning: strange\n")
+
+
 def test_a_signal_that_the_shell_ignores_is_ignored() -> None:
     does = "import signal; os.kill(os.getpid(), signal.SIGHUP); print('goes on')"
     assert run(does, before="trap '' HUP") == (0, "goes on\n", "")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mp_model.data.labels import in_order, is_file_name, load_split, match_labels
+from mp_model.data.labels import TEST, in_order, is_file_name, load_split, match_labels, read_rows
 from mp_model.data.tables import TableError
 from mp_model.training import load_task
 from support.situations import situation
@@ -161,6 +161,16 @@ def test_refused_data_sets(rows: dict, message: str, tmp_path: Path) -> None:
     name = write_data_set(tmp_path / "data", rows)
     with pytest.raises(TableError, match=message):
         load_split(name, ["0", "1"])
+
+
+def test_a_data_set_is_read_in_silence(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Bars are for terminals, and standard error is none here."""
+    import datasets
+
+    datasets.enable_progress_bars()
+    name = write_data_set(tmp_path / "data", {"test": [{"text": "a", "label": 1}]})
+    assert read_rows(name, TEST) == [("a", "1")]
+    assert capfd.readouterr().err == ""
 
 
 def test_what_is_neither_file_nor_data_set(tmp_path: Path) -> None:

@@ -366,6 +366,13 @@ WRONG = {
     "many columns": ("a.csv", ",".join(f"c{n}" for n in range(1000)), "got 'c0', .* 'c29' and 970 more$"),
     "UTF-16": ("a.txt", "one\n".encode("utf-16"), "a.txt: the file is UTF-16; convert it: iconv -f UTF-16 -t UTF-8"),
     "UTF-16, big end first": ("a.csv", b"\xfe\xff" + "text\n".encode("utf-16-be"), "a.csv: the file is UTF-16"),
+    "UTF-16 without its mark": (
+        "a.txt",
+        "texts\n".encode("utf-16-le"),
+        "a.txt: .* convert it: iconv -f UTF-16LE -t UTF-8",
+    ),
+    "and big end first": ("a.csv", "text\r\né\r\n".encode("utf-16-be"), "a.csv: .* iconv -f UTF-16BE -t UTF-8"),
+    "UTF-32": ("a.txt", "one\n".encode("utf-32"), "a.txt: the file is UTF-32; convert it: iconv -f UTF-32 -t UTF-8"),
     "compressed": ("a.csv", gzip.compress(b"text\na\n"), "a.csv: the file is compressed; unpack it first: gunzip"),
     "compressed by its ending": (
         "a.csv.gz",

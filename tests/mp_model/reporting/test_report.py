@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import random
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -180,7 +182,33 @@ def test_many_labels_have_a_table_and_their_most_frequent_errors(tmp_path: Path)
     page = Page((tmp_path / "report.html").read_text()).text
     assert "most frequent errors" in page
     assert "right ↓ answered →" not in page
-    assert "This model prunes no tokens." in page
+    assert "No token of these texts was pruned." in page
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="a browser: apt-get install chromium")
+@pytest.mark.parametrize("width", [390, 1280])
+def test_it_fits_a_phone_and_a_desk(written: str, tmp_path: Path, width: int) -> None:
+    """In a browser nothing is wider than the window but tables, which scroll in themselves."""
+    probe = "<script>parent.postMessage(document.documentElement.scrollWidth, '*')</script></body>"
+    (tmp_path / "report.html").write_text(written.replace("</body>", probe), encoding="utf-8")
+    page = tmp_path / "frame.html"  # since no window of this browser is as narrow as a phone
+    page.write_text(
+        "<script>onmessage = event => { document.title = event.data }</script>"
+        f"<iframe src='report.html' width='{width}' height='900' style='border: 0'></iframe>"
+    )
+    command = [
+        str(CHROMIUM),
+        "--headless",
+        "--no-sandbox",
+        "--hide-scrollbars",
+        f"--user-data-dir={tmp_path / 'profile'}",
+    ]
+    options = ["--virtual-time-budget=5000", "--dump-dom", page.as_uri()]
+    found = subprocess.run([*command, *options], capture_output=True, text=True, timeout=120)
+    assert re.findall("<title>(.*?)</title>", found.stdout) == [str(width)]
 
 
 # What is refused, before anything is lost
@@ -273,3 +301,16 @@ def test_long_texts_in_windows(folder: Path, table: Path, tmp_path: Path) -> Non
     assert f"Of 40 texts {right / 40:.1%} are answered rightly" in page
     assert "shaded as their first window is read alone" in page
     assert "Time was not measured." in page
+
+
+def test_everybody_leaves_at_once(table: Path, tmp_path: Path) -> None:
+    """No text goes through a layer, so there is nothing to say of its tokens."""
+    settings = {"exit_threshold": 1.0, "exit_head": "pooled", "exit_layers": [0, 2], "id2label": dict(enumerate(NAMES))}
+    tiny.classifier(vocab_size=len(wordpiece.VOCABULARY), **settings).save_pretrained(tmp_path / "model")
+    wordpiece.tokenizer().save_pretrained(tmp_path / "model")
+    report(tmp_path / "model", table, "--output", tmp_path / "report.html", "--no-time", "--shown", 1)
+    written = (tmp_path / "report.html").read_text()
+    page = Page(written).text
+    assert "Half of the texts leave before any layer; none goes through all 4 layers." in page
+    assert written.count("<svg ") == 4
+    assert "mean exit 0.0 of 4" in page

@@ -229,8 +229,11 @@ def test_a_worker_that_breaks_says_so_to_everybody(served: Classifier, monkeypat
     def broken(*_: Any) -> int:
         raise ZeroDivisionError("by a mistake")
 
-    monkeypatch.setattr(held, "next_layer", broken)
+    monkeypatch.setattr(worker, "_step", broken)
+    call = worker.call(lambda: 1)
     assert done.wait(60)
+    with pytest.raises(UnhealthyError):
+        call.result(60)
     assert all(isinstance(outcome, UnhealthyError) for outcome in request.outcomes)
     eventually(lambda: worker.state == "failed")
     with pytest.raises(UnhealthyError, match="the model's thread has ended: ZeroDivisionError: by a mistake"):
@@ -250,6 +253,13 @@ def test_answers_that_are_no_numbers_are_refused(served: Classifier, monkeypatch
     assert isinstance(outcome, RefusedError)
     assert "NaN or infinite" in str(outcome)
     assert worker.close(60)
+
+
+def test_functions_run_between_steps(worker: Worker) -> None:
+    assert worker.call(lambda: threading.current_thread().name).result(60) == "model"
+    with pytest.raises(ZeroDivisionError):
+        worker.call(lambda: 1 / 0).result(60)
+    assert worker.state == "ready"
 
 
 class Audited(NobodyWatches):

@@ -136,8 +136,15 @@ def test_a_checkpoint_on_a_hub_is_known_by_its_commit() -> None:
     assert changes(before, now) == ["the checkpoint has changed (commit)"]
 
 
-def test_a_damaged_record_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "settings.json").write_text('{"recipe": ')
+def test_texts_whose_number_was_not_kept_have_changed() -> None:
+    now = {"training texts": {"texts": 3, "sha256": "5e"}}
+    assert changes({"training texts": {}}, now) == ["the training texts have changed (3, before None)"]
+
+
+@situation("fit", "a settings.json that is cut short, or holds something else", "one line; the folder stays as it is")
+@pytest.mark.parametrize("record", ['{"recipe": ', "[]", "null"])
+def test_a_damaged_record_is_refused(tmp_path: Path, record: str) -> None:
+    (tmp_path / "settings.json").write_text(record)
     with (
         pytest.raises(ValueError, match=r"settings\.json is damaged, so that nobody knows what"),
         claimed(tmp_path, {}, 0),
