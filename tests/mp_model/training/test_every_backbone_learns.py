@@ -79,5 +79,5 @@ def test_a_head_on_a_frozen_encoder(kind: str, files: tuple[Path, Path], tmp_pat
         freeze_backbone=True,
         quiet=True,
     )
-    assert list(summary.stages)[0] == "head"
+    assert next(iter(summary.stages)) == "head"
     assert summary.validation_accuracy > 0.5
