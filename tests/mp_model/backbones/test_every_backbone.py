@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,12 @@ def test_more_words(kind: str) -> None:
     assert model.config.vocab_size == 57
     with torch.inference_mode():
         assert model(torch.full((1, 4), 56)).logits.isfinite().all()
+
+
+def test_the_page_names_every_backbone() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "backbones.md").read_text(encoding="utf-8")
+    table = "".join(line.split("|")[1] for line in page.splitlines() if line.startswith("| `"))
+    assert re.findall(r"`([\w-]+)`", table) == ["model_type", *KINDS]
 
 
 def test_other_kinds_are_refused(tmp_path: Path) -> None:
