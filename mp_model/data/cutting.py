@@ -15,6 +15,8 @@ LOCAL = {
     *("BertNormalizer", "Lowercase", "NFC", "NFD", "NFKC", "NFKD", "StripAccents"),
     *("BertPreTokenizer", "ByteLevel", "Digits", "Metaspace", "Punctuation", "Whitespace", "WhitespaceSplit"),
 }
+# A letter or a digit, below the ideographs, of which BERT's normalizer makes one character or more of the same word.
+LETTER = r"[^\W_\u2e80-\U0010ffff]"
 COUNTED = 16  # times as many tokens of a pair's texts as are kept are counted, to know which is longer
 CHARACTERS = 8  # for each token that is kept, in the first attempt
 BESIDE = 2  # words next to the cut that it may change
@@ -142,5 +144,5 @@ def _runs(backend: Any, added: list[str]) -> list[tuple[re.Pattern[str], str]]:
     apart = all(re.fullmatch(r"[^\w\s\x00]([^\s\x00]*[^\w\s\x00])?", token) for token in added)
     if longest is None or not backend.normalizer.clean_text or not apart or longest < max(map(len, added), default=0):
         return []
-    long_word = rf"([0-9A-Za-z]{{{longest + 1}}})[0-9A-Za-z]+"
+    long_word = rf"({LETTER}{{{longest + 1}}}){LETTER}+"
     return [(re.compile(long_word), r"\1"), (re.compile(r"[ \t\r\n]{2,}"), " "), (re.compile(r"\x00{2,}"), "\x00")]

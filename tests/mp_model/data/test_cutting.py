@@ -177,12 +177,24 @@ class Counting:
         ("right", "the rate, " * 2_000_000),
         ("left", "the rate, " * 2_000_000),
         ("right", "x" * 20_000_000),
+        ("right", "привет" * 3_000_000),
+        ("right", "é" * 10_000_000),
         ("right", " " * 20_000_000),
         ("right", "\x00" * 20_000_000),
         ("right", "中" * 20_000_000),
         ("right", '{"key":"0123456789abcdef"},' * 740_000),
     ],
-    ids=["words", "words, from the end", "one word", "blanks", "NULs", "ideographs", "JSON"],
+    ids=[
+        "words",
+        "words, from the end",
+        "one word",
+        "one word in Cyrillic",
+        "one word of accents",
+        "blanks",
+        "NULs",
+        "ideographs",
+        "JSON",
+    ],
 )
 def test_a_tokenizer_gets_a_bounded_part(side: str, text: str) -> None:
     max_length = 512
