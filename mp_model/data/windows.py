@@ -10,17 +10,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .batches import Text
+from .batches import Text, has_types
 from .cutting import CHARACTERS, Cutter
 from .tokens import Tokens
 
 OVERLAP = 4  # a window begins with the last quarter of the one before it
 UNBROKEN = 16  # times as many characters as are tokenised at once, after which a word without an end is broken
-BLANK = re.compile(r"(?<=\S)\s")
+BLANK = re.compile(r"(?<=\S) ")
 
 
 class Window(NamedTuple):
-    """A window's token ids, special tokens included, and their token types."""
+    """A window's token ids, special tokens included, and their token types, 0 for a model without types."""
 
     ids: list[int]
     types: list[int]
@@ -44,11 +44,13 @@ class Frame:
     def of(cls, tokenizer: Any, pairs: bool) -> Frame:
         """The frame that a tokenizer puts around texts, read from what it makes of short ones."""
         texts = ("a", "a") if pairs else ("a",)
-        found = tokenizer(*texts, return_special_tokens_mask=True, return_token_type_ids=True)
+        typed = has_types(tokenizer)
+        found = tokenizer(*texts, return_special_tokens_mask=True, return_token_type_ids=typed)
+        ids, special_tokens = found["input_ids"], found["special_tokens_mask"]
+        types = found["token_type_ids"] if typed else [0] * len(ids)
         frame = cls([[]], [[]], [])
         after_special = True
-        names = ("input_ids", "token_type_ids", "special_tokens_mask")
-        for id, type, special in zip(*(found[name] for name in names), strict=True):
+        for id, type, special in zip(ids, types, special_tokens, strict=True):
             if special:
                 frame.ids[-1].append(id)
                 frame.types[-1].append(type)
@@ -140,7 +142,7 @@ class Windows:
 
 
 def parts_of(text: str, size: int) -> Iterator[str]:
-    """Parts of a text that end before a blank, of ``size`` characters or somewhat more.
+    """Parts of a text that end before a space, of ``size`` characters or somewhat more.
 
     Within a word of more than ``UNBROKEN`` times as many characters a part ends anywhere.
     """
@@ -165,9 +167,9 @@ def with_windows(tokens: Tokens, windows: Mapping[int, Window]) -> Tokens:
     return Tokens(np.concatenate(ids), None if types is None else np.concatenate(types), lengths)
 
 
-def tokens_of(windows: list[Window], pairs: bool) -> Tokens:
-    """Windows as texts back to back; types are kept of pairs alone."""
+def tokens_of(windows: list[Window], typed: bool) -> Tokens:
+    """Windows as texts back to back; typed: whether their types are kept."""
     lengths = np.array([len(window.ids) for window in windows], dtype=np.int64)
     ids = np.array([id for window in windows for id in window.ids], dtype=np.int64)
-    types = np.array([type for window in windows for type in window.types], dtype=np.int64) if pairs else None
+    types = np.array([type for window in windows for type in window.types], dtype=np.int64) if typed else None
     return Tokens(ids, types, lengths)

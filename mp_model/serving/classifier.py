@@ -300,14 +300,14 @@ class _LongText:
 
     Attributes:
         windows: the windows that are still to be read.
-        is_pair: whether it is a pair.
+        typed: whether its tokens have types, as those of pairs have.
         threshold: its own exit threshold; None: it has none.
         logits: sum of the logits of the windows that are answered, ``[labels]``.
         answered: number of these.
     """
 
     windows: Iterator[Window]
-    is_pair: bool
+    typed: bool
     threshold: float | None
     logits: Tensor | float = 0.0
     answered: int = 0
@@ -377,7 +377,7 @@ class _Run:
         long = {
             place: _LongText(
                 windows.of(texts[place]),
-                isinstance(texts[place], tuple),
+                tokens.types is not None,
                 None if thresholds is None else float(thresholds[place]),
             )
             for place in longer
@@ -520,7 +520,7 @@ class _Run:
         """Lets the next windows of texts in, by the texts' numbers."""
         texts = [self.long[number] for number in windows]
         own = [text.threshold for text in texts if text.threshold is not None]
-        tokens = tokens_of(list(windows.values()), pairs=texts[0].is_pair)
+        tokens = tokens_of(list(windows.values()), typed=texts[0].typed)
         self._admit(tokens, torch.tensor(list(windows)), torch.tensor(own) if own else None)
 
 

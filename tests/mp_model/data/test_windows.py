@@ -6,13 +6,16 @@ import itertools
 import random
 
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
 
-from mp_model.data.batches import encode
+from mp_model.data.batches import Text, encode
 from mp_model.data.tokens import Tokeniser
 from mp_model.data.windows import OVERLAP, UNBROKEN, Windows, parts_of, tokens_of, with_windows
 from support import wordpiece
 
 TOKENIZER = wordpiece.tokenizer()
+TOKENIZER.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]  # as BERT's own has them
 CLS, SEP = TOKENIZER.cls_token_id, TOKENIZER.sep_token_id
 
 
@@ -102,4 +105,55 @@ def test_windows_take_the_places_of_texts() -> None:
     rows = [replaced[slice(place, place + 1)].ids.tolist() for place in range(3)]
     assert rows == [[CLS, *ids_of("the cab"), SEP], window.ids, [CLS, *ids_of("a"), SEP]]
     assert replaced.cut is None
-    assert tokens_of([window, window], pairs=False).ids.tolist() == 2 * window.ids
+    assert tokens_of([window, window], typed=False).ids.tolist() == 2 * window.ids
+
+
+# Other tokenizers
+
+
+def test_a_model_without_types_gets_none() -> None:
+    pair = (words(5, 1), words(50, 2))
+    for window in Windows(wordpiece.tokenizer(), 24).of(pair):
+        assert window.types == [0] * len(window.ids)
+    assert tokens_of([window], typed=False).types is None
+
+
+class Slow:
+    """A tokenizer without a Rust object behind it."""
+
+    is_fast = False
+    model_input_names = TOKENIZER.model_input_names
+
+    def __call__(self, *arguments: object, **options: object) -> object:
+        return TOKENIZER(*arguments, **options)
+
+
+@pytest.mark.parametrize("text", [words(0), words(100), (words(3), words(50)), (words(70), words(40))])
+def test_a_slow_tokenizer_gives_the_same_windows(text: Text) -> None:
+    assert list(Windows(Slow(), 20).of(text)) == list(Windows(TOKENIZER, 20).of(text))
+
+
+PRE_TOKENIZERS = {
+    "bytes": pre_tokenizers.ByteLevel(add_prefix_space=False),
+    "bytes after a blank": pre_tokenizers.ByteLevel(add_prefix_space=True),
+    "metaspace": pre_tokenizers.Metaspace(),
+}
+
+
+@pytest.mark.parametrize("kind", PRE_TOKENIZERS)
+def test_tokens_of_the_pieces_are_those_of_the_whole(kind: str) -> None:
+    letters = [*"abcdefgh.,! ▁", *pre_tokenizers.ByteLevel.alphabet()]
+    built = Tokenizer(models.BPE({letter: i for i, letter in enumerate(dict.fromkeys(letters))}, []))
+    built.pre_tokenizer = PRE_TOKENIZERS[kind]
+    special = {"cls_token": "<s>", "sep_token": "</s>", "pad_token": "<pad>"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=built, **special)
+    built = tokenizer.backend_tokenizer
+    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in special.values()}
+    built.post_processor = processors.BertProcessing(("</s>", ids["</s>"]), ("<s>", ids["<s>"]))
+    draw = random.Random(0)
+    text = "".join(draw.choices("abcdefgh.,!  \n", k=5000))
+    whole = built.encode(text, add_special_tokens=False).ids
+    windows = Windows(tokenizer, 34)
+    assert windows.at_once is not None
+    assert [id for piece in windows._pieces(text) for id in piece] == whole
+    assert next(windows.of(text)).ids == [ids["<s>"], *whole[:32], ids["</s>"]]

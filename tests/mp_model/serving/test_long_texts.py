@@ -18,6 +18,7 @@ from support.situations import situation
 
 WIDTH = 24
 TOKENIZER = wordpiece.tokenizer(WIDTH)
+TOKENIZER.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]  # as BERT's own has them
 
 
 def words(count: int, seed: int) -> str:
