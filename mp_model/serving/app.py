@@ -6,7 +6,6 @@ import asyncio
 import json
 import math
 import time
-import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,7 +18,7 @@ from starlette.exceptions import HTTPException
 from ..data.batches import Text
 from . import wire
 from .admission import InvalidError, OverloadedError, RefusedError, UnhealthyError
-from .gate import Gate
+from .gate import Gate, new_id
 from .requests import Result
 from .service import Answers, Service, Wishes
 
@@ -226,7 +225,7 @@ def _classified(results: Sequence[Result], body: wire.ClassifyRequest, name: str
     ]
     tokens = sum(result.answer.tokens for result in results)
     return {
-        "id": f"classify-{uuid.uuid4().hex}",
+        "id": f"classify-{new_id()}",
         "object": "list",
         "created": int(time.time()),
         "model": name,

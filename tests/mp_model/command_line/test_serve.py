@@ -310,6 +310,15 @@ def test_options_that_cannot_be_followed_are_refused_in_a_line(
     assert len(ended.err.strip().splitlines()) == 1
 
 
+def test_what_is_not_installed_is_said(magic_pyramid: Command, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    ended = magic_pyramid("serve", folder)
+    assert ended.status == 2
+    assert ended.err.strip() == (
+        "error: a server needs uvicorn, which is not installed: pip install 'magic-pyramid[serve]'"
+    )
+
+
 def test_a_folder_without_a_model_is_refused(magic_pyramid: Command, tmp_path: Path) -> None:
     ended = magic_pyramid("serve", tmp_path)
     assert ended.status == 2

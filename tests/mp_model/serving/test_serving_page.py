@@ -12,8 +12,10 @@ from typing import Any, get_args, get_type_hints
 import pytest
 import yaml
 from fastapi.testclient import TestClient
+from typer.testing import CliRunner
 
 from mp_model import Classifier
+from mp_model.command_line import app
 from mp_model.command_line.serve import shaded
 from mp_model.schedule import EMBEDDED_BUDGETS
 from mp_model.serving.app import STATUSES, create_app
@@ -42,6 +44,16 @@ def test_every_option_has_its_line() -> None:
         note = get_args(hints[field.name])[1]
         expected.append([f"`--{field.name.replace('_', '-')}`", default, note])
     assert table("Options") == expected
+
+
+def test_the_help_names_every_option_and_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    printed = re.sub(r"\x1b\[[0-9;]*m", "", CliRunner().invoke(app, ["serve", "--help"]).output)
+    for option, _, note in table("Options"):
+        name = option.strip("`")
+        assert re.search(rf"{name}\s", printed), name
+        assert f"[env var: MAGIC_PYRAMID_{name[2:].replace('-', '_').upper()}]" in printed
+        assert note.replace("`", "") in printed
 
 
 @pytest.fixture
