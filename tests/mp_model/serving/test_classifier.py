@@ -24,6 +24,7 @@ from support import tiny, wordpiece
 from support.situations import situation
 
 TOKENIZER = wordpiece.tokenizer()
+TOKENIZER.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]  # as BERT's own has them
 TEXTS = wordpiece.texts(23)
 PAIRS = list(zip(TEXTS, TEXTS[9:] + TEXTS[:9], strict=True))
 
@@ -336,6 +337,7 @@ class Slow:
     """A tokenizer without a Rust object behind it."""
 
     is_fast = False
+    model_input_names = TOKENIZER.model_input_names
 
     def __call__(self, *arguments: object, **options: object) -> object:
         return TOKENIZER(*arguments, **options)
