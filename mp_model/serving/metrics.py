@@ -112,7 +112,7 @@ class State(Collector):
         yield depths
         yield gauge("accepted_tokens", "Tokens of texts that were accepted and are not answered.", worker.tokens)
         yield gauge("accepted_texts", "Texts that were accepted and are not answered.", service.permits.held)
-        yield gauge("load", "Share of the queue's tokens that is taken.", worker.load)
+        yield gauge("load", "Share of the texts or the tokens that may wait, whichever is more.", service.load)
         yield gauge("ready", "Whether the server is ready, 0 or 1.", float(service.is_ready))
         yield gauge("threshold_factor", "Factor of the default exit thresholds, below 1 if tightened.", audit.factor)
         yield gauge(

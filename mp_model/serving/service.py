@@ -125,6 +125,11 @@ class Service:
         """Whether new clients are welcome."""
         return self.worker.state == "ready" and not self.draining
 
+    @property
+    def load(self) -> float:
+        """Share of what may wait that is taken, of tokens or of texts, whichever is more."""
+        return max(self.worker.load, self.permits.held / self.permits.most)
+
     async def answer(
         self, texts: Sequence[Text], wishes: Wishes | None = None, gone: asyncio.Future[Any] | None = None
     ) -> Answers:
@@ -206,7 +211,7 @@ class Service:
             if wishes.quality is not None:
                 raise InvalidError("exit_threshold and quality both choose exit thresholds; give one of them")
             return None, self.levels.row(wishes.exit_threshold)
-        level = self.levels.under(self.worker.load) if wishes.quality is None else self.levels.named(wishes.quality)
+        level = self.levels.under(self.load) if wishes.quality is None else self.levels.named(wishes.quality)
         return level.name, self.levels.row_of(level)
 
     def _count(self, answers: Answers, ended: float) -> None:
@@ -304,7 +309,7 @@ class Service:
             "median_ms": 1e3 * times[len(times) // 2] if times else None,
             "p99_ms": 1e3 * times[min(len(times) - 1, int(0.99 * len(times)))] if times else None,
             "queue_tokens": self.worker.depths(),
-            "load": self.worker.load,
+            "load": self.load,
             "exits": list(self.metrics.exits),
             "drift": self.audit.drift,
         }
