@@ -96,8 +96,11 @@ class Permits:
         pass the check.
 
         Raises:
-            OverloadedError: there are not so many.
+            InvalidError: there never are so many.
+            OverloadedError: there are not so many now.
         """
+        if count > self.most:
+            raise InvalidError(f"{count} texts came at once; at most {self.most} may wait: send fewer at once")
         with self._lock:
             if self.held + count > self.most:
                 raise OverloadedError(

@@ -19,7 +19,7 @@ from ..configuration import ONE_LABEL
 from ..engine import Alive, Arrived, Decided, StepResult
 from ..inputs import pack_tokens
 from ..schedule import BUDGET, Schedule
-from .admission import ExpiredError, GoneError, OverloadedError, RefusedError, UnhealthyError
+from .admission import ExpiredError, GoneError, InvalidError, OverloadedError, RefusedError, UnhealthyError
 from .classifier import Answer, Classifier, scores_of
 from .policy import ADMIT, DepthWise, Policy
 from .requests import Inbox, OnItsWay, Request, Result, joined, texts_of
@@ -115,11 +115,14 @@ class Worker:
         """Accepts a request, whose outcomes it gets in any case.
 
         Raises:
+            InvalidError: more tokens than may ever wait.
             UnhealthyError: the worker is not ready.
             OverloadedError: too many tokens wait.
         """
         texts = texts_of(request)
         tokens = sum(text.tokens for text in texts)
+        if tokens > self.most_tokens:
+            raise InvalidError(f"{tokens} tokens came at once; at most {self.most_tokens} may wait: send fewer at once")
         with self._changed:
             self.check_ready()
             if self.tokens + tokens > self.most_tokens:
