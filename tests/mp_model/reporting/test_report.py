@@ -141,7 +141,7 @@ def test_figures_are_those_of_the_model(written: str, folder: Path, table: Path)
     layer = f"layer {most.exit_layer} of 4, uncertainty {most.uncertainty:.2f}"
     assert layer in shown[:200]
     assert "3 of 40 texts were longer than 64 tokens, and cut" in page
-    assert "transformers' padded BERT" in page
+    assert "transformers' padded model" in page
     assert page.startswith("news/model on test.tsv")
 
 
@@ -166,7 +166,7 @@ def test_texts_may_be_pairs_and_fewer(folder: Path, tmp_path: Path) -> None:
     assert "Of 5 texts" in page.text
     assert page.text.count("uncertainty 0.") <= 4
     assert "Time was not measured." in page.text
-    assert "padded BERT" not in page.text
+    assert "padded model" not in page.text
 
 
 def test_many_labels_have_a_table_and_their_most_frequent_errors(tmp_path: Path) -> None:
