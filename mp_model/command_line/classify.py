@@ -85,14 +85,8 @@ def classify(
     else:
         from ..checkpoints.files import hashes_of
 
-        made_by = {
-            "model": hashes_of(model),
-            "--exit-threshold": exit_threshold,
-            "--scores": scores,
-            "--precision": precision,
-            "--long-texts": long_texts,
-        }
-        place = lines_into(output, made_by, resume)
+        made_by = {"--exit-threshold": exit_threshold, "--scores": scores, "--long-texts": long_texts}
+        place = lines_into(output, {"model": hashes_of(model), **made_by, "--precision": precision}, resume)
     with place as lines:
         from ..checkpoints.tuned_for import TunedForOtherWarning
         from ..serving.classifier import Classifier
@@ -110,13 +104,8 @@ def classify(
                 if explain and not isinstance(row, ValueError):
                     explain -= 1
                     print_shaded(classifier, row, threshold)
-    if classifier.longer:
-        typer.echo(sentence_on_long_texts(classifier), err=True)
-    if passing.bad:
-        became = "left out" if on_error is OnError.SKIP else "answered with null"
-        typer.echo(
-            f"{passing.bad} of {passing.read} rows without a text, {became}; the first: {passing.first_bad}", err=True
-        )
+    for sentence in sentences_on(classifier, passing, on_error):
+        typer.echo(sentence, err=True)
 
 
 def rows_from(path: Path | None, file_format: str | None) -> Iterator[Row]:
@@ -183,13 +172,16 @@ def print_shaded(classifier: Classifier, text: Text, threshold: float | str | li
     Console(stderr=True).print(for_terminal(shade_answer(classifier.model, classifier.tokenizer, text, threshold)), "")
 
 
-def sentence_on_long_texts(classifier: Classifier) -> str:
-    """How many texts had more tokens than the model takes, and what became of them."""
-    count, most = classifier.longer, classifier.tokenise.max_length
-    texts = f"{count} text{'s were' if count > 1 else ' was'} longer than {most} tokens"
-    if classifier.windows is not None:
-        return f"{texts}, and read in windows until certain"
-    return f"{texts}, and cut; --long-texts windows reads them whole"
+def sentences_on(classifier: Classifier, passing: RowsInPassing, on_error: OnError) -> Iterator[str]:
+    """How many texts had more tokens than the model takes, how many rows had no text, and what became of both."""
+    if count := classifier.longer:
+        cut = "and cut; --long-texts windows reads them whole"
+        became = cut if classifier.windows is None else "and read in windows until certain"
+        most = classifier.tokenise.max_length
+        yield f"{count} text{'s were' if count > 1 else ' was'} longer than {most} tokens, {became}"
+    if passing.bad:
+        became = "left out" if on_error is OnError.SKIP else "answered with null"
+        yield f"{passing.bad} of {passing.read} rows without a text, {became}; the first: {passing.first_bad}"
 
 
 def line_of(row: Row, answer: Answer | None, scores: bool) -> str:

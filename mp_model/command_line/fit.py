@@ -82,7 +82,6 @@ def fit(
     """
     import torch
     from rich.console import Console
-    from transformers.utils import logging as transformers_logging
 
     from ..checkpoints.precisions import check_precision
     from ..training.folder import processes
@@ -92,8 +91,7 @@ def fit(
     check_precision(precision, "cpu")
     if threads:
         torch.set_num_threads(threads)
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    _hush_transformers()
     console = Console(stderr=True, quiet=not processes().is_main_process)
     prepared = prepare(
         model,
@@ -151,6 +149,14 @@ def data_rows(prepared: Prepared) -> list[tuple[str, ...]]:
 def words_of(value: str) -> list[str]:
     """Words that were given with commas between them."""
     return [word.strip() for word in value.split(",")]
+
+
+def _hush_transformers() -> None:
+    """Keeps transformers' own progress bars and advice off the terminal."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
 
 
 def _train(prepared: Prepared, max_drop: float, precision: str, console: Console) -> Summary:
