@@ -24,6 +24,7 @@ from ..data.batches import length_sorted_batches
 from ..data.files import whole_file
 from ..data.values import listed
 from ..measuring.all_exits import read_all_exits
+from ..measuring.levels import priced_levels
 from ..measuring.tuning import Outcome, trade_off
 from ..modelling import PyramidForSequenceClassification
 from .folder import processes, save_whole
@@ -197,5 +198,6 @@ def _tune(
     chosen = offers.fastest(max_drop)
     config.exit_threshold = model.config.exit_threshold = chosen.exit_threshold
     goal = {"max_drop": round(100 * max_drop, 6)}
-    config.tuned_for = record_of(model, prepared.max_length, len(exits), goal)
+    record = record_of(model, prepared.max_length, len(exits), goal)
+    config.tuned_for = {**record, "levels": [x.as_json() for x in priced_levels(exits, config.exit_threshold)]}
     return offers.reference, chosen, notes

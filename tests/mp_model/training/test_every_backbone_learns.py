@@ -34,6 +34,7 @@ def test_from_fit_to_answers(kind: str, files: tuple[Path, Path], tmp_path: Path
     model = tmp_path / "fit" / "model"
     kept = json.loads((model / "config.json").read_text())
     assert kept["model_type"] == f"pyramid_{kind}"
+    assert [level["name"] for level in kept["tuned_for"]["levels"]][:2] == ["tuned", "high"]
     run = CliRunner().invoke
     for command in (
         ["tune", str(files[1]), "--model", str(model), "--max-drop", "2"],
