@@ -9,15 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..serving.settings import ServerSettings
+from ..serving.settings import WAITING, ServerSettings
 from .loading import check_model_folder
 from .options import takes_dataclasses
 
 if TYPE_CHECKING:
     from ..serving.classifier import Classifier
-
-# Threads that wait for work give their processor away at once: a server's other threads need it.
-WAITING = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0", "TOKENIZERS_PARALLELISM": "false"}
 
 
 @takes_dataclasses

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from typing import Annotated
 
 SCHEDULES = ("depth-wise", "greedy")
+# Variables, read when torch is imported, by which threads that wait for work give their processor away at once: a server's
+# other threads need it.
+WAITING = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0", "TOKENIZERS_PARALLELISM": "false"}
 
 
 @dataclass(frozen=True, kw_only=True)
