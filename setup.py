@@ -4,6 +4,9 @@ else about the package is in pyproject.toml.
 The headers are those of the torch that the package will run with, under build isolation too: there ``sysconfig`` still
 points to the target environment. Only if that environment has no torch is torch a requirement of the build. A failed build
 is reported and leaves a package that works through its plain PyTorch definitions (and Triton).
+
+``MP_WHEEL=1`` builds for other machines: ``_C.so`` for older systems too, and no ``_C_cuda.so``, which would run with one
+torch alone. ``CMAKE_ARGS`` are further arguments of CMake, such as another compiler.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -23,6 +27,7 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 MINIMUM_TORCH = "torch>=2.10"
+FOR_OTHERS = os.environ.get("MP_WHEEL") == "1"
 
 
 def torch_folder() -> Path | None:
@@ -82,7 +87,7 @@ class Library(NamedTuple):
 
 CPU = Library(
     "_C",
-    {},
+    {"MP_WHEEL": "ON" if FOR_OTHERS else "OFF"},
     "The package still works, slowly, through its plain PyTorch definitions. To build the kernels, install a C++17 compiler "
     "(GCC 12 or newer, or Clang), CMake and Ninja, and install again.",
 )
@@ -92,7 +97,7 @@ def libraries() -> dict[str, Library]:
     """Libraries to build on this machine, by the names of their extensions."""
     found = {"mp_kernels._C": CPU}
     nvcc = find_nvcc()
-    if cuda_of_torch() and nvcc:
+    if cuda_of_torch() and nvcc and not FOR_OTHERS:
         found["mp_kernels._C_cuda"] = Library(
             "_C_cuda",
             {"MP_CUDA": "ON", "CMAKE_CUDA_COMPILER": nvcc},
@@ -136,7 +141,8 @@ class CMakeBuild(build_ext):
             "MP_OUTPUT_DIR": output.parent,
             **library.settings,
         }
-        subprocess.run([*configure, *(f"-D{name}={value}" for name, value in settings.items())], check=True)
+        asked_for = shlex.split(os.environ.get("CMAKE_ARGS", ""))
+        subprocess.run([*configure, *(f"-D{name}={value}" for name, value in settings.items()), *asked_for], check=True)
         subprocess.run([cmake, "--build", str(build), "--target", library.target], check=True)
 
 

@@ -1,0 +1,20 @@
+// Functions that GCC 9 and newer take from newer system libraries than manylinux_2_28 has (glibc 2.28 and GCC 8's libstdc++).
+// Wheels bring them along, and so load wherever torch's own wheels do.
+
+#include <new>
+#include <sstream>
+
+// glibc 2.32: where it is not 0, shared pointers are counted without atomic operations.
+extern "C" char __libc_single_threaded;
+char __libc_single_threaded = 0;
+
+namespace std {
+
+// GCC 9.
+template basic_ostringstream<char>::basic_ostringstream();
+template basic_stringstream<char>::basic_stringstream();
+
+// GCC 11.
+[[noreturn]] void __throw_bad_array_new_length() { throw bad_array_new_length(); }
+
+}  // namespace std
