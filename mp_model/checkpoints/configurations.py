@@ -41,6 +41,11 @@ def read_config(checkpoint: str | Path, **settings: Any) -> PyramidConfig:
         with _without_words_of_the_hub():
             config = PyramidConfig.from_pretrained(checkpoint)
         _check_sizes(config)
+        if getattr(config, "quantization_config", None) is not None:
+            raise ValueError(
+                "the weights were quantised by another library (quantization_config), which is not followed; give the "
+                "checkpoint that they were made from, and load it with precision 'int8'"
+            )
         if getattr(config, "auto_map", None):
             del config.auto_map
             warnings.warn(

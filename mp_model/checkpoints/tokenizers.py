@@ -9,6 +9,7 @@ from ..configuration import PyramidConfig
 from .configurations import read_config
 from .files import TOKENIZER, why_unreadable
 
+TYPES = "token_type_ids"
 LEAST_SHARE = 0.5  # of the model's vocabulary, that its tokenizer knows; padding of the vocabulary adds far less
 
 
@@ -39,9 +40,25 @@ def load_tokenizer(checkpoint: str | Path) -> Any:
         why = why_unreadable(checkpoint, TOKENIZER) or f"the tokenizer of {checkpoint} cannot be read; copy it again"
         raise ValueError(why) from error
     _check_vocabulary(tokenizer, config, checkpoint)
-    if config.backbone.token_types(config) == 1:
-        tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
+    if unsaid:
+        _check_special_tokens(tokenizer, Path(checkpoint) / "vocab.txt")
+    # The model says whether it tells the texts of a pair apart by types, not the tokenizer, which may be a generic one.
+    others = [name for name in tokenizer.model_input_names if name != TYPES]
+    tokenizer.model_input_names = others if config.backbone.token_types(config) == 1 else [*others, TYPES]
     return tokenizer
+
+
+def _check_special_tokens(tokenizer: Any, vocabulary: Path) -> None:
+    """Raises ValueError for a vocabulary without the tokens that are put around texts, which would get other ids."""
+    if not vocabulary.is_file():
+        return
+    known = set(vocabulary.read_text(encoding="utf-8-sig").splitlines())
+    missing = [token for token in (tokenizer.cls_token, tokenizer.sep_token, tokenizer.unk_token) if token not in known]
+    if missing:
+        raise ValueError(
+            f"{vocabulary} has no {', '.join(missing)}, so that the model would get ids that it was not trained with; put "
+            "the whole vocabulary of the checkpoint into the folder"
+        )
 
 
 def _check_vocabulary(tokenizer: Any, config: PyramidConfig, checkpoint: str | Path) -> None:

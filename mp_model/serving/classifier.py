@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import reprlib
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -176,8 +176,10 @@ class Classifier:
             ValueError: a text that is no Unicode; singles and pairs in one call; an answer that is no number.
             ValueError, TypeError: an exit threshold that cannot be followed, or that opens untrained exits.
         """
-        if isinstance(texts, str):
-            raise TypeError("texts must be a list of texts; got a single str, put it into a list")
+        if isinstance(texts, str | Mapping | Set):
+            kind = type(texts).__name__
+            way_out = "put it into a list" if isinstance(texts, str) else "its order is nobody's; give a list"
+            raise TypeError(f"texts must be a list of texts; got a single {kind}, {way_out}")
         texts = list(checked(texts))
         own = exit_threshold if isinstance(exit_threshold, Tensor) else None
         if own is not None and own.shape != (len(texts),):

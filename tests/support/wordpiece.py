@@ -24,7 +24,10 @@ def tokenizer(max_length: int = 64) -> PreTrainedTokenizerFast:
     built.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     built.post_processor = processors.BertProcessing(("[SEP]", ids["[SEP]"]), ("[CLS]", ids["[CLS]"]))
     special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    return PreTrainedTokenizerFast(tokenizer_object=built, model_max_length=max_length, **special)
+    names = ["input_ids", "token_type_ids", "attention_mask"]
+    return PreTrainedTokenizerFast(
+        tokenizer_object=built, model_max_length=max_length, model_input_names=names, **special
+    )
 
 
 def texts(count: int, seed: int = 0) -> list[str]:

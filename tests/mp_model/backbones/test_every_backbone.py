@@ -16,9 +16,12 @@ from transformers import AutoModel, AutoModelForSequenceClassification
 from mp_model import PyramidForSequenceClassification, PyramidModel
 from mp_model.backbones import why_layer_modules
 from mp_model.backbones.int8 import to_int8
+from mp_model.checkpoints.tokenizers import load_tokenizer
+from mp_model.data.batches import encode
+from mp_model.data.tokens import Tokeniser
 from mp_model.pruning import Pruning
 from mp_model.schedule import run_batches
-from support import backbones, slow, tiny
+from support import backbones, slow, tiny, wordpiece
 from support.backbones import BATCH, KINDS, LAYERS, padded
 
 EXACT = {"atol": 1e-5, "rtol": 1e-5}
@@ -314,3 +317,16 @@ def test_losses_of_every_task(kind: str, task: str) -> None:
 def test_head_masks_are_refused(kind: str) -> None:
     with pytest.raises(ValueError, match="head_mask is not supported"):
         backbones.pyramid(kind)(**padded(kind), head_mask=torch.ones(LAYERS, 4))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_types_of_pairs_are_the_models_matter(kind: str, tmp_path: Path) -> None:
+    """A generic tokenizer does not know whether the model has token types."""
+    backbones.pyramid(kind, vocab_size=len(wordpiece.VOCABULARY)).save_pretrained(tmp_path)
+    wordpiece.tokenizer().save_pretrained(tmp_path)
+    tokenizer = load_tokenizer(tmp_path)
+    (encoded,) = encode(tokenizer, [("a b", "c")], 64)
+    tokens = Tokeniser(tokenizer, 64)([("a b", "c")])
+    typed = kind in ("bert", "electra")
+    assert encoded["token_type_ids"] == ([0, 0, 0, 0, 1, 1] if typed else [0] * 6)
+    assert (tokens.types is None) != typed

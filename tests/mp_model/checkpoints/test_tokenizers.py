@@ -82,6 +82,15 @@ def test_vocabulary_alone(tmp_path: Path, model_type: str) -> None:
     assert [VOCABULARY[number] for number in ids] == ["[CLS]", "The", "rate", ".", "[SEP]"]
 
 
+@situation("checkpoint", "vocab.txt without [CLS] or the like", "refused: texts would get ids that nobody trained")
+def test_vocabulary_without_special_tokens(tmp_path: Path) -> None:
+    words = [word for word in VOCABULARY if word != "[SEP]"]
+    folder = without_tokenizer(save(classifier(vocab_size=len(VOCABULARY)), tmp_path))
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n")
+    with pytest.raises(ValueError, match=r"vocab\.txt has no \[SEP\], so that the model would get ids"):
+        Classifier.load(folder)
+
+
 @situation("checkpoint", "a tokenizer without a padding token", "read: packed texts need none")
 def test_no_padding_token(run: Command, folder: Path, tmp_path: Path) -> None:
     expected = run("classify", folder).out

@@ -22,6 +22,9 @@ from support.situations import situation
 CORPUS = [*wordpiece.texts(60), "the rate, the Rate. don't [x] 12 3.4 é"]
 
 
+NAMES = ["input_ids", "token_type_ids", "attention_mask"]
+
+
 def bert(max_length: int) -> PreTrainedTokenizerFast:
     """BERT's steps, with added tokens that take blanks with them, that are normalised, and that share beginnings."""
     tokenizer = wordpiece.tokenizer(max_length)
@@ -43,7 +46,12 @@ def trained(model: Any, trainer: Any, max_length: int, **parts: Any) -> PreTrain
     ends = [("<s>", tokenizer.token_to_id("<s>")), ("</s>", tokenizer.token_to_id("</s>"))]
     tokenizer.post_processor = processors.TemplateProcessing("<s> $A </s>", "<s> $A </s> $B:1 </s>:1", ends)
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, model_max_length=max_length, pad_token="<pad>", unk_token="<unk>", eos_token="</s>"
+        tokenizer_object=tokenizer,
+        model_input_names=NAMES,
+        model_max_length=max_length,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        eos_token="</s>",
     )
 
 

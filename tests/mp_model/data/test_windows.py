@@ -112,8 +112,9 @@ def test_windows_take_the_places_of_texts() -> None:
 
 
 def test_a_model_without_types_gets_none() -> None:
-    pair = (words(5, 1), words(50, 2))
-    for window in Windows(wordpiece.tokenizer(), 24).of(pair):
+    pair, tokenizer = (words(5, 1), words(50, 2)), wordpiece.tokenizer()
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    for window in Windows(tokenizer, 24).of(pair):
         assert window.types == [0] * len(window.ids)
     assert tokens_of([window], typed=False).types is None
 
