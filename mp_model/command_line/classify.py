@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
+import os
 import sys
 import warnings
 from collections.abc import Iterator
-from dataclasses import fields
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..serving.jobs import Job
 from .loading import check_model_folder, numbers_of
 from .options import LONG_TEXTS_HELP, PRECISION_HELP
 from .partial import Lines, StreamOfLines, lines_into
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from ..data.batches import Text
-    from ..serving.classifier import Answer, Classifier
+    from ..serving.classifier import Classifier
 
 STANDARD = (Path("-"), Path("/dev/stdin"), Path("/dev/stdout"))  # other names of standard input and output
 
@@ -62,6 +62,12 @@ def classify(
     threads: Annotated[int | None, typer.Option(min=1, help="Threads; all processors if left out.")] = None,
     device: Annotated[str, typer.Option(help="Device of the model.")] = "cpu",
     precision: Annotated[str, typer.Option(help=PRECISION_HELP)] = "auto",
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Let Ray do it in many processes: the input is a file or a folder of files.")
+    ] = False,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="With --ray: processes that hold a model; all processors if left out.")
+    ] = None,
 ) -> None:
     """Classify texts with a saved model: one JSON object a line, in input order, as soon as it is known.
 
@@ -75,37 +81,63 @@ def classify(
         magic-pyramid classify --model demo-output/model articles.tsv --output answers.jsonl --resume
 
         echo "Chelsea won again on Saturday." | magic-pyramid classify --model demo-output/model --explain 1
+
+        magic-pyramid classify --model demo-output/model articles --output answers --ray
     """
     check_model_folder(model)
     threshold = None if exit_threshold is None else threshold_of(exit_threshold)
     input, output = (None if path in STANDARD else path for path in (input, output))
-    rows = rows_from(input, input_format)
-    if output is None:
-        place = standard_output(resume)
+    job = Job(model, threshold, window, precision, device, threads, long_texts, scores, on_error, input_format)
+    if ray:
+        if explain:
+            raise ValueError("--explain shows texts as this process answers them; leave it out with --ray")
+        with_ray(job, input, output, resume, processes)
+    elif processes is not None:
+        raise ValueError("--processes is for --ray; give both, or --threads")
     else:
-        from ..checkpoints.files import hashes_of
+        here(job, input, output, resume, explain)
 
-        made_by = {"--exit-threshold": exit_threshold, "--scores": scores, "--long-texts": long_texts}
-        place = lines_into(output, {"model": hashes_of(model), **made_by, "--precision": precision}, resume)
+
+def here(job: Job, input: Path | None, output: Path | None, resume: bool, explain: int) -> None:
+    """Classifies in this process; None: from standard input, to standard output."""
+    rows = rows_from(input, job.file_format)
+    place = standard_output(resume) if output is None else lines_into(output, job.made_by(), resume)
     with place as lines:
         from ..checkpoints.tuned_for import TunedForOtherWarning
         from ..serving.classifier import Classifier
+        from ..serving.lines import line_of
 
         with warnings.catch_warnings():
-            if threshold is not None:
+            if job.exit_threshold is not None:
                 warnings.simplefilter("ignore", TunedForOtherWarning)  # the model's own threshold is not followed
-            classifier = Classifier.load(model, precision, device, threads, long_texts=long_texts)
-        passing = RowsInPassing(rows, on_error, lines.done, lines.rows)
+            classifier = Classifier.load(job.model, job.precision, job.device, job.threads, long_texts=job.long_texts)
+        passing = RowsInPassing(rows, OnError(job.on_error), lines.done, lines.rows)
         with progress_bar(to_terminal=output is None) as progress:
             task = progress.add_task("classify", total=None, completed=lines.done)
-            for row, answer in passing.with_answers(classifier.stream(passing.texts(), window, threshold)):
-                lines.write(row, line_of(row, answer, scores))
+            answers = classifier.stream(passing.texts(), job.window, job.exit_threshold)
+            for row, answer in passing.with_answers(answers):
+                lines.write(row, line_of(answer or ValueError(row), job.scores))
                 progress.advance(task)
                 if explain and not isinstance(row, ValueError):
                     explain -= 1
-                    print_shaded(classifier, row, threshold)
-    for sentence in sentences_on(classifier, passing, on_error):
-        typer.echo(sentence, err=True)
+                    print_shaded(classifier, row, job.exit_threshold)
+    most = classifier.tokenise.max_length if classifier.longer else 0
+    say(job, classifier.longer, most, passing.bad, passing.read, passing.first_bad)
+
+
+def with_ray(job: Job, input: Path | None, output: Path | None, resume: bool, processes: int | None) -> None:
+    """Classifies in many processes."""
+    if input is None or output is None:
+        raise ValueError("--ray reads a file or a folder, and writes one; name the input, and the output with --output")
+    from ..serving.ray_data import classify_files
+
+    with progress_bar(to_terminal=False) as progress:
+        task = progress.add_task("classify", total=None)
+        address = os.environ.get("RAY_ADDRESS")
+        done = classify_files(
+            job, input, output, processes, resume, address, progress=lambda rows: progress.advance(task, rows)
+        )
+    say(job, done.longer, done.most, done.bad, done.rows, done.first_bad)
 
 
 def rows_from(path: Path | None, file_format: str | None) -> Iterator[Row]:
@@ -172,28 +204,21 @@ def print_shaded(classifier: Classifier, text: Text, threshold: float | str | li
     Console(stderr=True).print(for_terminal(shade_answer(classifier.model, classifier.tokenizer, text, threshold)), "")
 
 
-def sentences_on(classifier: Classifier, passing: RowsInPassing, on_error: OnError) -> Iterator[str]:
-    """How many texts had more tokens than the model takes, how many rows had no text, and what became of both."""
-    if count := classifier.longer:
+def say(job: Job, longer: int, most: int, bad: int, read: int, first_bad: object) -> None:
+    """Says on standard error how many texts had more tokens than the model takes, and how many rows no text.
+
+    Args:
+        job: what became of both.
+        longer, most: number of such texts, and the tokens that the model takes.
+        bad, read, first_bad: number of such rows, of all rows, and the error of the first.
+    """
+    if longer:
         cut = "and cut; --long-texts windows reads them whole"
-        became = cut if classifier.windows is None else "and read in windows until certain"
-        most = classifier.tokenise.max_length
-        yield f"{count} text{'s were' if count > 1 else ' was'} longer than {most} tokens, {became}"
-    if passing.bad:
-        became = "left out" if on_error is OnError.SKIP else "answered with null"
-        yield f"{passing.bad} of {passing.read} rows without a text, {became}; the first: {passing.first_bad}"
-
-
-def line_of(row: Row, answer: Answer | None, scores: bool) -> str:
-    """The line of a text's answer, or that of a row without a text: the same keys with nulls, and the error."""
-    if answer is None:
-        from ..serving.classifier import Answer
-
-        keys = [field.name for field in fields(Answer) if scores or field.name != "scores"]
-        values = {**dict.fromkeys(keys), "error": str(row)}
-    else:
-        values = answer.as_dict(scores)
-    return json.dumps(values, ensure_ascii=False, allow_nan=False) + "\n"
+        became = cut if job.long_texts == "cut" else "and read in windows until certain"
+        typer.echo(f"{longer} text{'s were' if longer > 1 else ' was'} longer than {most} tokens, {became}", err=True)
+    if bad:
+        became = "left out" if job.on_error == OnError.SKIP else "answered with null"
+        typer.echo(f"{bad} of {read} rows without a text, {became}; the first: {first_bad}", err=True)
 
 
 def threshold_of(value: str) -> float | str | list[float]:

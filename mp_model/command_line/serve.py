@@ -24,6 +24,9 @@ def serve(
         Path, typer.Argument(help="Folder of a saved model and its tokenizer.", envvar="MAGIC_PYRAMID_FOLDER")
     ],
     settings: ServerSettings,
+    replicas: Annotated[
+        int | None, typer.Option(min=1, help="Processes, each with a model of its own, by Ray; left out: this one.")
+    ] = None,
 ) -> None:
     """Serve a saved model over HTTP, on this machine only unless --host says otherwise.
 
@@ -38,6 +41,8 @@ def serve(
         magic-pyramid serve demo-output/model --port 9000 --threads 2 --timeout-ms 500
 
         MAGIC_PYRAMID_API_KEY=secret magic-pyramid serve demo-output/model --host 0.0.0.0 --audit 0.01
+
+        magic-pyramid serve demo-output/model --replicas 4
     """
     check_model_folder(folder)
     try:
@@ -50,6 +55,11 @@ def serve(
         ) from error
     for name, value in WAITING.items():  # read when torch is imported, so set before
         os.environ.setdefault(name, value)
+    if replicas is not None:
+        from ..serving import ray_serve
+
+        ray_serve.run(folder, settings, replicas, shaded)
+        return
 
     from ..serving.classifier import Classifier
     from ..serving.running import bound_socket, run, set_up_logs
