@@ -142,7 +142,7 @@ def test_texts_that_cannot_be_read(classifier: Classifier) -> None:
     with pytest.raises(TypeError, match="exit_threshold of a stream"):
         classifier.stream(TEXTS, exit_threshold=torch.rand(len(TEXTS)))
     for unordered in ({"text": "a"}, {"a", "b"}):
-        with pytest.raises(TypeError, match="texts must be a list of texts; got a single (dict|set)"):
+        with pytest.raises(TypeError, match=r"texts must be a list of texts; got a single (dict|set)"):
             classifier(unordered)
 
 
