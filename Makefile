@@ -8,7 +8,7 @@ TORCH_DIR = $(shell $(BIN)/python -c "import pathlib, torch; print(pathlib.Path(
 CMAKE = $(BIN)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DMP_TORCH_DIR=$(TORCH_DIR)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format sanitize simt-sanitize native kernels kernels-all nvcc cuda lowest newest arm reliability benchmark serving peers gpu paper clean
+.PHONY: help demo test lint format sanitize simt-sanitize native kernels kernels-all nvcc cuda lowest newest arm reliability docs wheels benchmark serving peers gpu paper clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -102,6 +102,45 @@ lowest newest:
 
 reliability: $(READY) ## write docs/reliability.md from the tests' situations
 	PYTHONPATH=tests $(BIN)/python -m support.situations > docs/reliability.md
+
+# In an environment of its own, as the site's tools are nobody's who only uses or tests the packages.
+docs: $(READY) ## build the documents as a site, which needs no network to be read, into build/site
+	test -x .venv/docs/bin/python || $(PYTHON) -m venv .venv/docs
+	.venv/docs/bin/python -m pip install --quiet $(DOCS)
+	NO_MKDOCS_2_WARNING=1 .venv/docs/bin/python -m mkdocs build --quiet --strict
+	$(BIN)/python docs/site/check.py build/site
+DOCS = $(shell sed -nE 's/^docs = \[(.*)\]/\1/p' pyproject.toml | tr -d ',')
+
+# For 64-bit Arm where the cross compiler of `make arm` is installed. Then the wheel for this processor is installed where
+# there is no compiler, and the operator tests run there.
+WHEELS := build/wheels
+CLEAN := .venv/wheels/bin
+define wheel
+rm -rf build/lib.* $(WHEELS)/$(1)
+MP_WHEEL=1 CMAKE_ARGS="$(2)" _PYTHON_HOST_PLATFORM=linux-$(1) $(BIN)/python -m pip wheel --quiet --no-deps \
+	--no-build-isolation --wheel-dir $(WHEELS)/$(1) .
+PATH=$(abspath $(BIN)):$$PATH auditwheel --quiet repair --plat manylinux_2_28_$(1) --exclude libtorch_cpu.so \
+	--wheel-dir $(WHEELS) $(WHEELS)/$(1)/*.whl
+endef
+wheels: $(READY) ## build wheels for machines without a compiler into build/wheels, and test them so
+	rm -rf $(WHEELS)
+	$(call wheel,$(shell uname -m))
+	if command -v aarch64-linux-gnu-g++ && test $$(uname -m) = x86_64; then $(MAKE) --no-print-directory wheel-aarch64; \
+		else echo "no wheel for 64-bit Arm: install g++-aarch64-linux-gnu"; fi
+	PYTHONPATH=tests $(BIN)/python -m wheels.check $(WHEELS)/*.whl
+	test -x $(CLEAN)/python || $(PYTHON) -m venv .venv/wheels
+	$(CLEAN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
+	PATH=$(abspath $(CLEAN)) $(CLEAN)/python -m pip install --quiet -c constraints.txt --only-binary :all: --upgrade \
+		$(WHEELS)/*_$(shell uname -m).whl pytest pytest-timeout hypothesis
+	PATH=$(abspath $(CLEAN)) $(CLEAN)/python -m pip install --quiet --no-deps --force-reinstall $(WHEELS)/*_$(shell uname -m).whl
+	PATH=$(abspath $(CLEAN)) $(CLEAN)/python -P -m mp_kernels.info
+	PATH=$(abspath $(CLEAN)) $(CLEAN)/magic-pyramid doctor
+	PATH=$(abspath $(CLEAN)) $(CLEAN)/python -P -m pytest -o "pythonpath=benchmarks tests" -p no:cacheprovider $(OPERATORS)
+OPERATORS = $(addprefix tests/mp_kernels/test_,$(addsuffix .py,operators attention attention_places compaction entropy \
+	exit_head extension gather info int8 pack rotary rows))
+.PHONY: wheel-aarch64
+wheel-aarch64:
+	$(call wheel,aarch64,-DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++)
 
 benchmark: $(READY) ## measure, and write the figures to docs/performance.md
 	$(BIN)/python -m pytest benchmarks --benchmark-only --figures benchmarks/figures.json

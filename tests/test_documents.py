@@ -9,17 +9,34 @@ from __future__ import annotations
 import ast
 import contextlib
 import io
+import os
 import random
 import re
+import runpy
 import shlex
+import shutil
+import signal
+import socket
+import subprocess
 import sys
+import time
 import tomllib
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from transformers import BertConfig, BertModel
+from transformers import (
+    BertConfig,
+    BertModel,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    PreTrainedModel,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
 
 from mp_model import engine, schedule
 from mp_model.command_line import main
@@ -31,13 +48,21 @@ DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
 MODULES = ROOT / "docs" / "modules.md"
 
-# What stands in a document, and what the reader takes instead: a checkpoint of its own.
-INSTEAD = {"bert-base-uncased": "tiny-bert"}
+# What stands in a document, and what the reader takes instead: checkpoints of its own, and tables for a data set's splits.
+INSTEAD = {
+    "bert-base-uncased": "tiny-bert",
+    "distilbert-base-uncased": "tiny-distilbert",
+    "bhadresh-savani/distilbert-base-uncased-emotion": "tiny-distilbert",
+    "SamLowe/roberta-base-go_emotions": "tiny-roberta",
+}
+SPLITS = {"dair-ai/emotion": {"fit": "train.tsv", "tune": "dev.tsv", "evaluate": "test.tsv", "report": "test.tsv"}}
+PORT = "8080"  # in documents; the reader's servers take one that is free
 # Options that the reader adds to a command, so that it ends soon and a tiny model learns a little.
 ADDED = {
     "fit": "--epochs 1 --soft-epochs 1 --joint-epochs 1 --exit-epochs 2 --learning-rate 1e-3 --final-threshold 0.05 "
     "--importance-normalizer alive",
     "evaluate": "--exit-thresholds 0.2,0.8 --rounds 1",
+    "report": "--exit-thresholds 0.2,0.8 --max-texts 20 --no-time",
 }
 
 
@@ -77,6 +102,8 @@ class Reader:
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder, self.monkeypatch = folder, monkeypatch
+        self.port = str(free_port())
+        self.jobs: list[subprocess.Popen[bytes]] = []
         monkeypatch.chdir(folder)
 
     def follow(self, block: Block) -> None:
@@ -91,43 +118,72 @@ class Reader:
             pytest.fail(f"{where}: nobody knows how to run a block of {block.language or 'no language'}")
 
     def python(self, block: Block) -> None:
-        code = compile("\n" * (block.line - 1) + block.text, block.document, "exec")
+        text = block.text.replace(f"localhost:{PORT}", f"localhost:{self.port}")
+        for name, own in INSTEAD.items():
+            text = text.replace(f'"{name}"', f'"{own}"')
+        code = compile("\n" * (block.line - 1) + text, block.document, "exec")
         with contextlib.redirect_stdout(io.StringIO()):
             exec(code, {"__name__": "__main__", "any_bert_checkpoint": str(self.folder / "tiny-bert")})
 
     def shell(self, line: str, where: str) -> None:
-        """Follows one line: ``NAME=value`` first, ``echo ... |`` before and ``> file`` after a command are understood."""
-        words = shlex.shlex(line, posix=True, punctuation_chars="|>")
+        """Follows one line.
+
+        Understood are a comment, ``NAME=value`` first, ``echo ... |`` or ``cat FILE |`` before a command, ``> FILE`` after
+        it, and ``&`` after a server, which ``kill %1`` stops.
+        """
+        words = shlex.shlex(line, posix=True, punctuation_chars="|>&")
         words.whitespace_split = True
         command, stdin, target = list(words), "", None
         while re.match(r"\w+=", command[0]):
             command.pop(0)
-        if command[0] == "echo" and "|" in command:
+        if command[0] in ("echo", "cat") and "|" in command:
             end = command.index("|")
-            stdin, command = " ".join(command[1:end]) + "\n", command[end + 1 :]
+            given, command = command[1:end], command[end + 1 :]
+            stdin = " ".join(given) + "\n" if line.startswith("echo") else Path(*given).read_text(encoding="utf-8")
         if ">" in command:
             end = command.index(">")
             (target,), command = command[end + 1 :], command[:end]
-        if command[0] == "magic-pyramid":
-            written = self.magic_pyramid([INSTEAD.get(word, word) for word in command[1:]], stdin, where)
+        if command[0] == "magic-pyramid" and command[-1] == "&":
+            self.start(command[1:-1])
+        elif command[0] == "magic-pyramid":
+            written = self.magic_pyramid(command[1:], stdin, where)
             if target is not None:
                 (self.folder / target).write_text(written, encoding="utf-8")
+        elif command[0] == "curl":
+            self.ask(command[1:], where)
+        elif command == ["kill", "%1"]:
+            self.stop(where)
+        elif command[:2] == ["hf", "download"] and command[3] == "--local-dir" and len(command) == 5:
+            shutil.copytree(INSTEAD[command[2]], command[4])
+        elif command[:2] == ["python", "-m"] and len(command) == 3:
+            with contextlib.redirect_stdout(io.StringIO()):
+                runpy.run_module(command[2], run_name="__main__")
         elif command[0] == "make" and len(command) == 2:
             assert command[1] in make_targets(), f"{where}: the Makefile has no target {command[1]!r}"
-        elif command[:3] == ["pip", "install", "-e"] and len(command) == 4:
-            extras = re.fullmatch(r"\.(?:\[(.+)])?", command[3])
-            assert extras is not None, f"{where}: what is installed is not this folder"
-            known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-            assert set((extras[1] or "").split(",")) <= {"", *known}, f"{where}: no such extras"
+        elif command[:2] == ["pip", "install"]:
+            self.install(command[2:], where)
         elif command == ["source", ".venv/bin/activate"]:
             assert "-m venv .venv" in (ROOT / "Makefile").read_text()
         else:
             pytest.fail(f"{where}: nobody knows how to run {line!r}")
 
-    def magic_pyramid(self, arguments: list[str], stdin: str, where: str) -> str:
+    def install(self, arguments: list[str], where: str) -> None:
+        """Looks at what would be installed, this folder, with extras that there are."""
+        editable = arguments[:1] == ["-e"] and len(arguments) == 2
+        extras = re.fullmatch(r"\.(?:\[(.+)])?", arguments[1]) if editable else None
+        assert extras is not None, f"{where}: what is installed is not this folder"
+        known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+        assert set((extras[1] or "").split(",")) <= {"", *known}, f"{where}: no such extras"
+
+    def own(self, command: list[str]) -> list[str]:
+        """A command with the reader's files in the place of those that have to be fetched."""
+        splits = {name: files.get(command[0], name) for name, files in SPLITS.items()}
+        return [splits.get(word, INSTEAD.get(word, word)) for word in command]
+
+    def magic_pyramid(self, command: list[str], stdin: str, where: str) -> str:
         """What a command of the program writes to standard output; its input files and outputs must be there."""
-        added = ADDED.get(arguments[0], "").split()
-        self.monkeypatch.setattr(sys, "argv", ["magic-pyramid", *arguments, *added])
+        arguments = [*self.own(command), *ADDED.get(command[0], "").split()]
+        self.monkeypatch.setattr(sys, "argv", ["magic-pyramid", *arguments])
         self.monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
         out, err = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as ended:
@@ -136,6 +192,61 @@ class Reader:
         if "--output" in arguments:
             assert Path(arguments[arguments.index("--output") + 1]).exists(), where
         return out.getvalue()
+
+    def start(self, command: list[str]) -> None:
+        """Starts a server in a process of its own, at the reader's port, as the shell does for ``&``."""
+        arguments = [self.port if word == PORT else word for word in self.own(command)]
+        program = [sys.executable, "-c", "from mp_model.command_line import main; main()", *arguments]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        with (self.folder / "server.log").open("ab") as log:
+            self.jobs.append(subprocess.Popen(program, env=environment, stdout=log, stderr=log))
+
+    def ask(self, arguments: list[str], where: str) -> None:
+        """Asks a server as curl does, which sends data as a form's unless it is told otherwise; it must answer with 2xx."""
+        arguments, data, headers, retries = list(arguments), None, {}, 0
+        urls: list[str] = []
+        while arguments:
+            word = arguments.pop(0)
+            if word in ("-d", "-H", "--retry", "--retry-delay"):
+                value = arguments.pop(0)
+                if word == "-d":
+                    data = value.encode()
+                elif word == "-H":
+                    name, _, content = value.partition(": ")
+                    headers[name] = content
+                elif word == "--retry":
+                    retries = int(value)
+            elif word != "--retry-connrefused":
+                urls.append(word.replace(f"localhost:{PORT}", f"localhost:{self.port}"))
+        (url,) = urls
+        assert url.startswith("localhost:"), f"{where}: nobody but the reader's own server is asked"
+        end = time.monotonic() + 2 * retries
+        while True:
+            try:
+                with urllib.request.urlopen(
+                    urllib.request.Request(f"http://{url}", data, headers), timeout=60
+                ) as answer:
+                    assert answer.read() is not None
+                    return
+            except urllib.error.HTTPError as error:
+                if error.code != 503 or time.monotonic() > end:  # which curl tries again, too
+                    pytest.fail(f"{where}: {error.code} {error.read().decode()}")
+            except urllib.error.URLError as error:
+                if time.monotonic() > end or self.jobs[-1].poll() is not None:
+                    pytest.fail(f"{where}: {error.reason}; {(self.folder / 'server.log').read_text()}")
+            time.sleep(0.2)
+
+    def stop(self, where: str) -> None:
+        """Ends the server, which must say that all is well."""
+        job = self.jobs.pop()
+        job.send_signal(signal.SIGTERM)
+        assert job.wait(60) == 0, f"{where}: {(self.folder / 'server.log').read_text()}"
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
 
 
 def make_targets() -> set[str]:
@@ -154,26 +265,41 @@ def write_table(path: Path, count: int, seed: int) -> None:
     path.write_text("\n".join(lines) + "\n")
 
 
+def save(model: PreTrainedModel, folder: Path) -> None:
+    model.save_pretrained(folder)
+    wordpiece.tokenizer().save_pretrained(folder)
+
+
 @pytest.fixture
-def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Reader:
-    """A reader with the files that documents name: tables, a stock checkpoint, what the demo leaves, and the articles."""
-    for number, split in enumerate(("train", "dev", "test")):
-        write_table(tmp_path / f"{split}.tsv", 80 if number else 160, number)
+def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Reader]:
+    """A reader with what documents name: tables and texts, checkpoints, what the demo leaves, and the articles."""
+    for folder in (tmp_path, tmp_path / "demo-output" / "articles"):
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, split in enumerate(("train", "dev", "test")):
+            write_table(folder / f"{split}.tsv", 80 if number else 160, number)
+    (tmp_path / "texts.txt").write_text("the rate goes up again\n" * 3000)
+    (tmp_path / "documents.txt").write_text(f"{'the rate goes up again ' * 40}\na short one\n")
+    names = {"id2label": {0: "money", 1: "sport"}, "label2id": {"money": 0, "sport": 1}}
+    words = {"vocab_size": len(wordpiece.VOCABULARY), **names}
     settings = {name: getattr(tiny.config(), name) for name in BertConfig().to_dict() if name != "model_type"}
-    stock = BertConfig(**{**settings, "vocab_size": len(wordpiece.VOCABULARY), "num_hidden_layers": 6})
-    BertModel(stock).save_pretrained(tmp_path / "tiny-bert")
-    left = tiny.classifier(vocab_size=len(wordpiece.VOCABULARY), exit_threshold=0.5)
-    left.save_pretrained(tmp_path / "demo-output" / "model")
-    for folder in ("tiny-bert", "demo-output/model"):
-        wordpiece.tokenizer().save_pretrained(tmp_path / folder)
+    save(BertModel(BertConfig(**{**settings, **words, "num_hidden_layers": 6})), tmp_path / "tiny-bert")
+    small = DistilBertConfig(dim=32, n_layers=2, n_heads=4, hidden_dim=64, max_position_embeddings=64, **words)
+    save(DistilBertForSequenceClassification(small), tmp_path / "tiny-distilbert")
+    several = RobertaConfig(**{**settings, **words, "type_vocab_size": 2, "problem_type": "multi_label_classification"})
+    save(RobertaForSequenceClassification(several), tmp_path / "tiny-roberta")
+    save(tiny.classifier(**words, num_labels=2, exit_threshold=0.5), tmp_path / "demo-output" / "model")
     (tmp_path / "docs").symlink_to(ROOT / "docs")
-    return Reader(tmp_path, monkeypatch)
+    found = Reader(tmp_path, monkeypatch)
+    yield found
+    for job in found.jobs:
+        job.kill()
 
 
 @pytest.mark.parametrize("document", [path for path in DOCUMENTS if list(blocks_of(path))], ids=name_of)
 def test_code_blocks_run(document: Path, reader: Reader) -> None:
     for block in blocks_of(document):
         reader.follow(block)
+    assert not reader.jobs, f"{name_of(document)} leaves a server running"
 
 
 @pytest.mark.parametrize(
@@ -187,10 +313,12 @@ def test_code_blocks_run(document: Path, reader: Reader) -> None:
         ("bash", "pip install coffee"),
         ("bash", "magic-pyramid brew"),
         ("bash", "magic-pyramid classify --model nowhere"),
+        ("bash", "curl example.com"),
+        ("bash", "hf download nobody/knows --local-dir here"),
     ],
 )
 def test_blocks_that_cannot_be_run_fail(reader: Reader, language: str, text: str) -> None:
-    with pytest.raises((AssertionError, pytest.fail.Exception)):
+    with pytest.raises((AssertionError, KeyError, pytest.fail.Exception)):
         reader.follow(Block("README.md", 1, language, text))
 
 
@@ -206,6 +334,38 @@ def test_links_lead_somewhere(document: Path) -> None:
     for link in re.findall(r"\]\(([^)\s]+)\)", document.read_text(encoding="utf-8")):
         if not link.startswith("https://"):
             assert (document.parent / link.partition("#")[0]).exists(), f"{name_of(document)} links to {link}"
+
+
+# The first page, and what is read first
+
+
+def words_of(document: Path) -> int:
+    """Words that somebody reads: not those of code."""
+    return len(re.sub(r"(?s)```.*?```", "", document.read_text(encoding="utf-8")).split())
+
+
+def test_the_first_page_is_short_and_begins_with_two_commands() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert text.count("\n") <= 120
+    assert (
+        text.index("pyramid.png") < text.index("make demo") < text.index("make test") < text.index("magic-pyramid fit")
+    )
+
+
+def test_figures_of_the_first_page_are_printed_elsewhere() -> None:
+    printed = "".join((ROOT / "docs" / page).read_text(encoding="utf-8") for page in ("results.md", "performance.md"))
+    figures = re.findall(r"\d+\.\d\d(?=%|x| times)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert len(figures) >= 10
+    assert [figure for figure in figures if figure not in printed] == []
+
+
+def test_how_tos_are_read_in_four_minutes() -> None:
+    found = sorted((ROOT / "docs" / "how-to").glob("*.md"))
+    assert len(found) == 8
+    assert sum(map(words_of, found)) < 4 * 240
+    for how_to in found:
+        text = how_to.read_text(encoding="utf-8")
+        assert text.index("**You have**") < text.index("**You get**"), name_of(how_to)
 
 
 # The architecture
