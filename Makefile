@@ -104,11 +104,11 @@ reliability: $(READY) ## write docs/reliability.md from the tests' situations
 	PYTHONPATH=tests $(BIN)/python -m support.situations > docs/reliability.md
 
 # In an environment of its own, as the site's tools are nobody's who only uses or tests the packages.
-docs: $(READY) ## build the documents as a site, which needs no network to be read, into build/site
+docs: ## build the documents as a site, which needs no network to be read, into build/site
 	test -x .venv/docs/bin/python || $(PYTHON) -m venv .venv/docs
 	.venv/docs/bin/python -m pip install --quiet $(DOCS)
 	NO_MKDOCS_2_WARNING=1 .venv/docs/bin/python -m mkdocs build --quiet --strict
-	$(BIN)/python docs/site/check.py build/site
+	.venv/docs/bin/python docs/site/check.py build/site
 DOCS = $(shell sed -nE 's/^docs = \[(.*)\]/\1/p' pyproject.toml | tr -d ',')
 
 # For 64-bit Arm where the cross compiler of `make arm` is installed. Then the wheel for this processor is installed where

@@ -352,6 +352,12 @@ def test_the_first_page_is_short_and_begins_with_two_commands() -> None:
     )
 
 
+def test_the_changelog_begins_with_this_version() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    releases = re.findall(r"^## \[(.*?)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert next(release for release in releases if release != "Unreleased") == version
+
+
 def test_figures_of_the_first_page_are_printed_elsewhere() -> None:
     printed = "".join((ROOT / "docs" / page).read_text(encoding="utf-8") for page in ("results.md", "performance.md"))
     figures = re.findall(r"\d+\.\d\d(?=%|x| times)", (ROOT / "README.md").read_text(encoding="utf-8"))

@@ -109,7 +109,7 @@ def test_every_route_is_there(client: TestClient) -> None:
 
 
 def test_the_examples_work(client: TestClient) -> None:
-    examples = re.findall(r"^    (curl .*)$", PAGE, re.MULTILINE)
+    examples = re.findall(r"^(curl .* -d .*)$", PAGE, re.MULTILINE)
     assert len(examples) == 3
     for example in examples:
         _, address, option, body = shlex.split(example)
