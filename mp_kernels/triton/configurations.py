@@ -108,7 +108,7 @@ def streaming(architecture: str, width: int, itemsize: int, placed: bool = False
     if itemsize > 2 and width > 64:
         return Tile(16, 32, 4)
     if itemsize > 2 and placed:
-        return Tile(32, 16, 4)
+        return Tile(32, 32, 8)
     if itemsize > 2 or architecture == "gfx942":
         return Tile(32, 32, 4)
     if architecture == "sm_100" and width < 64:  # a block loaded ahead would spill
