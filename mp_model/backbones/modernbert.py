@@ -12,8 +12,7 @@ from transformers.activations import GELUActivation
 from transformers.models.modernbert import modeling_modernbert as stock
 
 import mp_kernels
-from mp_kernels import Kept, Ragged
-from mp_kernels.memory import cache_blocks
+from mp_kernels import Ragged
 
 from . import post_norm
 from .attention import MaskedBatch, Relation, attend, going_on
@@ -28,11 +27,11 @@ from .forms import (
     Survive,
     first_rows,
     modules_within,
-    output_of,
     why_modules,
     why_modules_now,
 )
 from .int8 import Int8Linear
+from .prepared import PreparedBlock, in_blocks
 
 CHANGING = "dynamic", "longrope"  # kinds of rotary positions whose frequencies depend on the longest text of a batch
 
@@ -147,16 +146,26 @@ RaggedModernBertEncoderLayer.plain = post_norm.PLAIN | {
 }
 
 
-class ModernBertBlock:
+class ModernBertBlock(PreparedBlock):
     """The prepared form: keys and values without queries where an exit decides first; a gate in one pass."""
 
-    decides_first = True
-
     def __init__(self, layer: RaggedModernBertEncoderLayer, device: torch.device) -> None:
+        super().__init__(layer.config.num_attention_heads, layer.relation())
         self.layer: Any = layer
-        self.heads: int = layer.config.num_attention_heads
         self.width: int = layer.config.hidden_size
-        self.angles, self.relation = layer.angles(device), layer.relation()
+        self.angles = layer.angles(device)
+
+    def queries(self, values: Tensor, places: Tensor | None) -> Tensor:
+        return self._rotated(self._project(self.layer.attn_norm(values), slice(self.width)), places)
+
+    def keys_values(self, batch: Ragged) -> KeysValues:
+        rows = self._project(self.layer.attn_norm(batch.values), slice(self.width, None))
+        rows[:, : self.width] = self._rotated(rows[:, : self.width], batch.positions)
+        return KeysValues(rows, batch)
+
+    def projections(self, batch: Ragged) -> tuple[Tensor, Tensor, Tensor]:
+        query, key, value = self.layer.attn.Wqkv(self.layer.attn_norm(batch.values)).chunk(3, dim=1)
+        return self._rotated(query, batch.positions), self._rotated(key, batch.positions), value
 
     def _project(self, normed: Tensor, outputs: slice) -> Tensor:
         """A range of the outputs of queries, keys and values, in this order: ``[rows, outputs]``."""
@@ -170,59 +179,10 @@ class ModernBertBlock:
         assert places is not None
         return rotate(x, self.heads, places, *self.angles)
 
-    def keys_values(self, batch: Ragged) -> KeysValues:
-        rows = self._project(self.layer.attn_norm(batch.values), slice(self.width, None))
-        rows[:, : self.width] = self._rotated(rows[:, : self.width], batch.positions)
-        return KeysValues(rows, batch)
-
-    def _queries(self, values: Tensor, places: Tensor | None) -> Tensor:
-        return self._rotated(self._project(self.layer.attn_norm(values), slice(self.width)), places)
-
-    def first(self, batch: Ragged, keys_values: KeysValues | None = None) -> Tensor:
-        if keys_values is None:
-            keys_values = self.keys_values(batch)
-        assert batch.positions is not None
-        first, places = first_rows(batch.values, batch), batch.positions[batch.cu_seqlens[:-1]]
-        key, value = keys_values.rows.chunk(2, dim=1)
-        context, _ = attend(self.heads, self._queries(first, places), key, value, batch, False, relation=self.relation)
-        return self._finish(context, first)
-
-    def whole(
-        self, batch: Ragged, survive: Survive | None = None, keys_values: KeysValues | None = None
-    ) -> tuple[Ragged, Kept | None]:
-        need_importance = survive is not None
-        if keys_values is None:
-            qkv = self.layer.attn.Wqkv(self.layer.attn_norm(batch.values))
-            query, key, value = qkv.chunk(3, dim=1)
-            query, key = (self._rotated(x, batch.positions) for x in (query, key))
-            context, importance = attend(self.heads, query, key, value, batch, need_importance, relation=self.relation)
-        else:
-            query, (key, value) = self._queries(batch.values, batch.positions), keys_values.rows.chunk(2, dim=1)
-            context, importance = attend(
-                self.heads,
-                query,
-                key,
-                value,
-                keys_values.batch,
-                need_importance,
-                keys_values.cu_seqlens_q,
-                keys_values.asking,
-                self.relation,
-            )
-            if importance is not None and keys_values.asking is not None:
-                importance = importance[:, keys_values.asking]
-        kept = None if survive is None or importance is None else survive(importance)
-        residual = batch.values
-        if kept is not None:
-            context, residual = mp_kernels.ragged_gather([context, residual], kept.index)
-        return output_of(self._finish(context, residual), kept, batch), kept
-
-    def _finish(self, context: Tensor, residual: Tensor) -> Tensor:
-        """The token-wise rest of the layer, of rows ``context``, whose entering states are ``residual``."""
+    def finish(self, context: Tensor, residual: Tensor, index: Tensor | None = None) -> Tensor:
+        residual = residual if index is None else mp_kernels.ragged_gather(residual, index)
         attended = residual + self.layer.attn.Wo(context)
-        blocks = cache_blocks(attended, self.layer.mlp.Wi.out_features * attended.element_size())
-        done = [block + self._feed_forward(block) for block in blocks]
-        return done[0] if len(done) == 1 else torch.cat(done)
+        return attended + in_blocks(self._feed_forward, attended, self.layer.mlp.Wi.out_features)
 
     def _feed_forward(self, attended: Tensor) -> Tensor:
         mlp, grown = self.layer.mlp, self.layer.mlp.Wi(self.layer.mlp_norm(attended))

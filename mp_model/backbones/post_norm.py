@@ -9,23 +9,12 @@ from torch import Tensor, nn
 from transformers.activations import GELUActivation
 
 import mp_kernels
-from mp_kernels import Kept, Ragged
-from mp_kernels.memory import cache_blocks
+from mp_kernels import Ragged
 
-from .attention import Relation, attend
-from .forms import (
-    Block,
-    KeysValues,
-    ModuleBlock,
-    RaggedLayer,
-    Survive,
-    first_rows,
-    modules_within,
-    output_of,
-    why_modules,
-    why_modules_now,
-)
+from .attention import Relation
+from .forms import Block, KeysValues, ModuleBlock, RaggedLayer, modules_within, why_modules, why_modules_now
 from .int8 import Int8Linear
+from .prepared import PreparedBlock, in_blocks
 from .projections import Projections, why_apart
 
 
@@ -125,72 +114,33 @@ class PostNormLayer(RaggedLayer):
 PLAIN = frozenset({nn.Linear, nn.LayerNorm, nn.Dropout, GELUActivation, Int8Linear})
 
 
-class PostNormBlock:
+class PostNormBlock(PreparedBlock):
     """The prepared form: one product for queries, keys and values; bias and GELU, residual and LayerNorm in one pass."""
 
-    decides_first = True
-
-    def __init__(self, parts: Parts, projections: Projections, relation: Relation | None = None) -> None:
-        self.parts, self.projections, self.relation = parts, projections, relation
+    def __init__(self, parts: Parts, packed: Projections, relation: Relation | None = None) -> None:
+        super().__init__(parts.heads, relation)
+        self.parts, self.packed = parts, packed
         self.width: int = parts.query.out_features
+
+    def queries(self, values: Tensor, places: Tensor | None) -> Tensor:
+        return self._project(values, slice(self.width))
 
     def keys_values(self, batch: Ragged) -> KeysValues:
         return KeysValues(self._project(batch.values, slice(self.width, None)), batch)
 
-    def _queries(self, values: Tensor) -> Tensor:
-        return self._project(values, slice(self.width))
+    def projections(self, batch: Ragged) -> tuple[Tensor, Tensor, Tensor]:
+        query, key, value = self._project(batch.values, slice(None)).chunk(3, dim=1)
+        return query, key, value
 
     def _project(self, values: Tensor, outputs: slice) -> Tensor:
         """A range of the outputs of queries, keys and values, in this order: ``[rows, outputs]``."""
-        own = self.projections.rows(outputs)
+        own = self.packed.rows(outputs)
         return torch.nn.functional.linear(values, own["weight"], own["bias"])
 
-    def first(self, batch: Ragged, keys_values: KeysValues | None = None) -> Tensor:
-        if keys_values is None:
-            keys_values = self.keys_values(batch)
-        first = first_rows(batch.values, batch)
-        key, value = keys_values.rows.chunk(2, dim=1)
-        context, _ = attend(self.parts.heads, self._queries(first), key, value, batch, False, relation=self.relation)
-        return self._finish(context, first)
-
-    def whole(
-        self, batch: Ragged, survive: Survive | None = None, keys_values: KeysValues | None = None
-    ) -> tuple[Ragged, Kept | None]:
-        if keys_values is None:
-            context, importance = self._attend_to_all(batch, survive is not None)
-        else:
-            query, (key, value) = self._queries(batch.values), keys_values.rows.chunk(2, dim=1)
-            context, importance = attend(
-                self.parts.heads,
-                query,
-                key,
-                value,
-                keys_values.batch,
-                survive is not None,
-                keys_values.cu_seqlens_q,
-                keys_values.asking,
-                self.relation,
-            )
-            if importance is not None and keys_values.asking is not None:
-                importance = importance[:, keys_values.asking]
-        kept = None if survive is None or importance is None else survive(importance)
-        if kept is None:
-            return output_of(self._finish(context, batch.values), None, batch), None
-        context = mp_kernels.ragged_gather(context, kept.index)
-        return output_of(self._finish(context, batch.values, kept.index), kept, batch), kept
-
-    def _attend_to_all(self, batch: Ragged, need_importance: bool) -> tuple[Tensor, Tensor | None]:
-        """Context and importance; the projections are not needed after it, and their memory is free again."""
-        query, key, value = self._project(batch.values, slice(None)).chunk(3, dim=1)
-        return attend(self.parts.heads, query, key, value, batch, need_importance, relation=self.relation)
-
-    def _finish(self, context: Tensor, residual: Tensor, index: Tensor | None = None) -> Tensor:
-        """The token-wise rest of the layer, of rows ``context``, whose entering states are ``residual[index]``."""
+    def finish(self, context: Tensor, residual: Tensor, index: Tensor | None = None) -> Tensor:
         parts = self.parts
         attended = self._add_and_norm(parts.context, parts.context_norm, context, residual, index)
-        blocks = cache_blocks(attended, parts.grow.out_features * attended.element_size())
-        done = [self._feed_forward(block) for block in blocks]
-        return done[0] if len(done) == 1 else torch.cat(done)
+        return in_blocks(self._feed_forward, attended, parts.grow.out_features)
 
     def _feed_forward(self, attended: Tensor) -> Tensor:
         parts = self.parts
@@ -212,7 +162,7 @@ class Int8PostNormBlock(PostNormBlock):
 
     def _project(self, values: Tensor, outputs: slice) -> Tensor:
         rows, scales = mp_kernels.quantize_rows(values)
-        own = self.projections.rows(outputs)
+        own = self.packed.rows(outputs)
         return mp_kernels.dequantize(torch._int_mm(rows, own["weight"].t()), scales, own["scale"], own["bias"])
 
     def _feed_forward(self, attended: Tensor) -> Tensor:
