@@ -63,11 +63,12 @@ def older(tmp_path_factory: pytest.TempPathFactory) -> bytes:
         'extern "C" std::string* made(long n) {\n'
         "  auto shared = std::make_shared<std::string[]>(n);\n  std::ostringstream out;\n  std::stringstream both;\n"
         '  out << shared.use_count() << both.str();\n  return new std::string[n]{out.str(), "b"};\n}\n'
+        '#ifdef __x86_64__\nextern "C" float half(float x) { return static_cast<_Float16>(x) * 3; }\n#endif\n'
     )
     output = folder / "_C.so"
     flags = ["-std=c++20", "-O2", "-shared", "-fPIC", "-fvisibility=hidden", "-o", str(output)]
     sources = [str(folder / "calls.cpp"), str(ROOT / "csrc" / "older_systems.cpp")]
-    subprocess.run([compiler, *flags, *sources], check=True, timeout=120)
+    subprocess.run([compiler, *flags, *sources, "-l:libgcc.a"], check=True, timeout=120)
     return output.read_bytes()
 
 
