@@ -244,10 +244,11 @@ def run(folder: Path, settings: ServerSettings, replicas: int, shade: Shade | No
         port = bound.getsockname()[1]
     processors = os.cpu_count() or 1
     settings = dataclasses.replace(settings, port=port, threads=settings.threads or max(1, processors // replicas))
-    set_up_logs(settings.json_logs, settings.log_requests)
     if settings.device == "cpu":  # what is wrong is said here, in a line
         Service(Classifier.load(folder, settings.precision), settings)
-    variables = {PROXY: f"{__name__}:{proxy_middlewares.__name__}", "RAY_DEDUP_LOGS": "0"}
+    set_up_logs(settings.json_logs, settings.log_requests)
+    around = f"{__name__}:{proxy_middlewares.__name__}"
+    variables = {PROXY: around, "RAY_DEDUP_LOGS": "0", "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}
     with cluster(processors, shows_logs=settings.log_requests, **variables), stopped() as stop:
         quiet = {"log_level": "ERROR", "enable_access_log": False}
         address = {"host": settings.host, "port": port}
