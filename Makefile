@@ -119,7 +119,7 @@ define wheel
 rm -rf build/lib.* $(WHEELS)/$(1)
 MP_WHEEL=1 CMAKE_ARGS="$(2)" _PYTHON_HOST_PLATFORM=linux-$(1) $(BIN)/python -m pip wheel --quiet --no-deps \
 	--no-build-isolation --wheel-dir $(WHEELS)/$(1) .
-PATH=$(abspath $(BIN)):$$PATH auditwheel repair --plat manylinux_2_28_$(1) --exclude libtorch_cpu.so \
+PATH=$(abspath $(BIN)):$$PATH auditwheel repair --plat auto --exclude libtorch_cpu.so \
 	--wheel-dir $(WHEELS) $(WHEELS)/$(1)/*.whl
 endef
 wheels: $(READY) ## build wheels for machines without a compiler into build/wheels, and test them so

@@ -92,6 +92,7 @@ def test_kernels_load_on_older_systems(older: bytes, tmp_path: Path) -> None:
     ("name", "others", "fault"),
     [
         ("magic_pyramid-1.0-py3-none-linux_x86_64.whl", [], "does not end with py3-none-manylinux_2_28"),
+        ("magic_pyramid-1.0-py3-none-manylinux_2_34_x86_64.whl", [], "does not end with py3-none-manylinux_2_28"),
         ("magic_pyramid-1.0-py3-none-manylinux_2_28_aarch64.whl", [], "the kernels are for EM_X86_64"),
         (NAME, ["mp_kernels/_C_cuda.so"], "mp_kernels/_C_cuda.so runs with one build of torch alone"),
         (NAME, ["tests/conftest.py"], "tests/conftest.py does not belong to the packages"),

@@ -17,7 +17,7 @@ from elftools.elf.elffile import ELFFile
 from elftools.elf.gnuversions import GNUVerNeedSection
 
 # The kernels are loaded by torch, not by Python, so a wheel serves every Python 3; torch's own wheels are manylinux_2_28.
-TAG = re.compile(r"-py3-none-manylinux_2_28_(x86_64|aarch64)\.whl$")
+TAG = re.compile(r"-py3-none-manylinux_2_(\d+)_(x86_64|aarch64)\.whl$")
 MACHINES = {"x86_64": "EM_X86_64", "aarch64": "EM_AARCH64"}
 KERNELS = "mp_kernels/_C.so"
 # Newest versions of symbols in manylinux_2_28: glibc's own, and those of GCC 8.
@@ -38,13 +38,13 @@ DATA = (
 def faults_of(wheel: Path) -> Iterator[str]:
     """What is wrong with a wheel, a sentence each; nothing if it can be given to people."""
     tag = TAG.search(wheel.name)
-    if tag is None:
-        yield f"the name {wheel.name} does not end with py3-none-manylinux_2_28 and a processor"
+    if tag is None or int(tag[1]) > 28:
+        yield f"the name {wheel.name} does not end with py3-none-manylinux_2_28, or an older one, and a processor"
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         yield from faults_of_contents(names)
         if KERNELS in names:
-            yield from faults_of_kernels(archive.read(KERNELS), tag and tag[1])
+            yield from faults_of_kernels(archive.read(KERNELS), tag and tag[2])
 
 
 def faults_of_contents(names: list[str]) -> Iterator[str]:
