@@ -120,7 +120,7 @@ class LostRequests:
         async def with_its_body(message: Message) -> None:
             nonlocal start, answered
             if message["type"] == "http.response.start":
-                start = message
+                start = {**message, "headers": list(dict.fromkeys(map(tuple, message["headers"])))}  # Ray repeats one
                 return
             if start is not None and not answered:
                 answered = True
@@ -217,6 +217,7 @@ def deployed(
         name=NAME,
         max_ongoing_requests=settings.max_concurrent_requests,  # the schedule makes batches of them
         max_queued_requests=settings.max_concurrent_requests,
+        backpressure_config={"status_code": 429, "retry_after_s": 1},
         health_check_period_s=2,
         graceful_shutdown_timeout_s=settings.drain_timeout,
         ray_actor_options=resources,

@@ -1,14 +1,20 @@
-"""Where there is no Ray, two options say how to get it, and nothing else misses it."""
+"""Where there is no Ray, two options say how to get it, and nothing else misses it; their page is held to what there is."""
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
+import typer
 
-from mp_model.command_line import main
+from mp_model.command_line import app, main
+from mp_model.serving.settings import ServerSettings
+
+PAGE = (Path(__file__).parents[3] / "docs" / "many-machines.md").read_text(encoding="utf-8")
 
 SAID = "error: this needs ray, which is not installed: pip install 'magic-pyramid[ray]'"
 
@@ -48,3 +54,38 @@ def test_nothing_else_imports_it() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def commands() -> list[list[str]]:
+    """The words of the page's examples, without the variables before them."""
+    lines = [line.split() for line in PAGE.splitlines() if line.startswith("    ")]
+    return [[word for word in line if not re.match(r"[A-Z_]+=", word)] for line in lines]
+
+
+def test_the_commands_of_the_page_are_those_that_there_are() -> None:
+    ours = [words for words in commands() if words[0] == "magic-pyramid"]
+    assert [words[1] for words in ours] == ["classify"] * 4 + ["serve"]
+    group = typer.main.get_command(app)
+    for _, name, *arguments in ours:
+        context = group.commands[name].make_context(name, list(arguments))  # type: ignore[attr-defined]
+        assert context.params["ray" if name == "classify" else "replicas"]
+
+
+def test_the_arguments_of_the_page_are_those_that_there_are(served_folder: Path) -> None:
+    pytest.importorskip("ray", reason="pip install -e .[ray]")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Ray warns of what it does itself
+        from mp_model.serving import ray_data, ray_serve
+
+    (words,) = (words for words in commands() if words[:2] == ["serve", "run"])
+    assert words[2] == f"{ray_serve.__name__}:{ray_serve.app.__name__}"
+    given = dict(word.split("=") for word in words[3:])
+    rows = re.findall(r"^\| `(\w+)` \| (\d*) ", PAGE.partition("| argument |")[2], re.MULTILINE)
+    assert set(given) < {name for name, _ in rows}
+    for numbers in ({"replicas": "8"}, {name: usual for name, usual in rows if usual} | {"max_replicas": "2"}):
+        assert ray_serve.app({"folder": str(served_folder), **numbers})
+    assert f"{ray_serve.PROXY}={ray_serve.__name__}:{ray_serve.proxy_middlewares.__name__}" in PAGE
+    assert f"parts of {ray_data.PART:,} rows" in PAGE
+    for name in ray_serve.NOT_HERE:
+        assert f"`--{name.replace('_', '-')}`" in PAGE
+    assert f"`--max-concurrent-requests {ServerSettings().max_concurrent_requests}`" in PAGE

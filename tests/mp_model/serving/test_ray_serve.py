@@ -227,6 +227,13 @@ def test_answers_pass_as_they_are() -> None:
     assert said_through([START, *more]) == [START, *more]
 
 
+def test_headers_are_not_repeated() -> None:
+    """Ray's proxy adds the number of a request once more."""
+    number, other = (b"x-request-id", b"7"), (b"x-quality", b"high")
+    start, _ = said_through([{**START, "headers": [number, other, number]}, BODY])
+    assert start["headers"] == [number, other]
+
+
 @pytest.mark.parametrize("messages", [[], [START]])
 def test_a_request_without_an_answer_may_be_sent_again(messages: list[dict[str, Any]]) -> None:
     """Also where the replica died after the first line of its answer."""
