@@ -11,6 +11,7 @@ import torch
 import workload
 from mp_model import PyramidForSequenceClassification
 from mp_model.backbones import BACKBONES
+from mp_model.configuration import as_pyramid
 
 Batches = list[dict[str, torch.Tensor]]
 # XLM-RoBERTa and CamemBERT have RoBERTa's layers; BERT itself is in test_model.py.
@@ -26,7 +27,9 @@ def models(kind: str) -> tuple[Any, PyramidForSequenceClassification]:
     torch.manual_seed(0)
     backbone: Any = BACKBONES[kind]
     stock = backbone.classifier._from_config(backbone.config(**SIZES.get(kind, {}))).eval()
-    ours = PyramidForSequenceClassification.from_config(stock.config, exit_layers=[])
+    config = as_pyramid(stock.config)
+    config.exit_layers = []
+    ours = PyramidForSequenceClassification.from_config(config)
     ours.load_state_dict(stock.state_dict())
     return stock, ours.eval()
 
