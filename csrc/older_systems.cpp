@@ -1,4 +1,4 @@
-// Functions that GCC 9 and newer take from newer system libraries than manylinux_2_28 has (glibc 2.28 and GCC 8's libstdc++).
+// Functions that GCC takes from newer system libraries than manylinux_2_28 has, which are glibc 2.28 and those of GCC 8.
 // Wheels bring them along, and so load wherever torch's own wheels do.
 
 #include <new>
@@ -15,6 +15,8 @@ template basic_ostringstream<char>::basic_ostringstream();
 template basic_stringstream<char>::basic_stringstream();
 
 // GCC 11.
-[[noreturn]] void __throw_bad_array_new_length() { throw bad_array_new_length(); }
+[[noreturn]] void __throw_bad_array_new_length() {
+  throw bad_array_new_length();
+}
 
 }  // namespace std
