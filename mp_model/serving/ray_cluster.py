@@ -16,7 +16,7 @@ except ModuleNotFoundError as error:
         f"this needs {error.name}, which is not installed: pip install 'magic-pyramid[ray]'", name=error.name
     ) from error
 
-__all__ = ["cluster", "ray", "share_of"]
+__all__ = ["check_gpus", "cluster", "ray", "share_of"]
 
 # Nothing is told to Ray's makers, and Ray speaks up about errors alone.
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal", "RAY_DATA_LOG_LEVEL": "ERROR"}
@@ -93,3 +93,17 @@ def share_of(processors: float, threads: int, processes: int) -> float:
     A process that asks for more than is there would wait for ever, and the others for it.
     """
     return round(min(threads, processors / processes) * SHARE - 5e-4, 3)
+
+
+def check_gpus(device: str, processes: int) -> None:
+    """Refuses to wait for GPUs that never come, one for each process.
+
+    Raises:
+        ValueError: the cluster has fewer.
+    """
+    there = int(ray.cluster_resources().get("GPU", 0))
+    if device != "cpu" and there < processes:
+        raise ValueError(
+            f"{processes} processes with --device {device} need a GPU each; Ray finds {there}; ask for fewer processes, or "
+            "leave --device out"
+        )

@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from .ray_cluster import cluster, ray, share_of  # first, since it says how Ray is installed
+from .ray_cluster import check_gpus, cluster, ray, share_of  # first, since it says how Ray is installed
 
 # isort: split
 import pyarrow as pa
@@ -85,7 +85,7 @@ def classify_files(
     Raises:
         ValueError: no files; parts that cannot be gone on with; a row without a text, where such a row is to fail.
         TableError: as for :func:`read_texts`.
-        RuntimeError: Ray has failed.
+        OSError: Ray has failed; a file cannot be written.
     """
     files = files_of(source, job.file_format)
     parts = Parts(output, job.made_by(), resume)
@@ -93,7 +93,11 @@ def classify_files(
         if job.device == "cpu":  # else this machine may have no such device
             Classifier.load(job.model, job.precision, job.device).pyramid(job.exit_threshold)
         with cluster(address=address) as processors:
-            answered = _answered(job, files, parts.folder, processes or _most(job, processors), processors, part)
+            processes = processes or _most(job, processors)
+            check_gpus(job.device, processes)
+            # A cluster of others may be full, which Ray warns of.
+            logging.getLogger("ray.data").setLevel(logging.ERROR if address is None else logging.WARNING)
+            answered = _answered(job, files, parts.folder, processes, processors, part)
             found = _Found(len(files))
             _take(answered, found, progress)
             names = found.names()
@@ -150,7 +154,6 @@ def _answered(job: Job, files: list[Path], folder: Path, processes: int, process
     context = data.DataContext.get_current()
     context.target_max_block_size, context.enable_progress_bars = BLOCK, False
     context.print_on_execution_start, context.issue_detectors_config.detectors = False, []
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
     threads = job.threads or 1
     numbered = [{"file": number, "path": str(path.resolve())} for number, path in enumerate(files)]
     environment = {"env_vars": WAITING}
@@ -174,14 +177,14 @@ def _take(answered: Any, found: _Found, progress: Callable[[int], Any]) -> None:
 
     Raises:
         ValueError: a part with an error in its place.
-        RuntimeError: Ray has failed.
+        OSError: Ray has failed.
     """
     try:
         for part in answered.iter_rows():
             found.take(part)
             progress(part["rows"])
     except RayError as error:
-        raise RuntimeError(f"Ray has failed: {_last_line(error)}") from error
+        raise OSError(f"Ray has failed: {_last_line(error)}") from error
 
 
 def _last_line(error: BaseException) -> str:

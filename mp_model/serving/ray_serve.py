@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from .ray_cluster import cluster, share_of  # first, since it says how Ray is installed
+from .ray_cluster import check_gpus, cluster, share_of  # first, since it says how Ray is installed
 
 # isort: split
 from fastapi import FastAPI
@@ -234,7 +234,8 @@ def run(folder: Path, settings: ServerSettings, replicas: int, shade: Shade | No
         replicas: number of replicas.
 
     Raises:
-        ValueError: an address that is taken; settings that replicas or this model cannot follow.
+        ValueError: an address that is taken; settings that replicas or this model cannot follow; too few GPUs.
+        OSError: replicas that do not start.
     """
     for name in NOT_HERE:
         if getattr(settings, name):
@@ -251,12 +252,16 @@ def run(folder: Path, settings: ServerSettings, replicas: int, shade: Shade | No
     around = f"{__name__}:{proxy_middlewares.__name__}"
     variables = {PROXY: around, "RAY_DEDUP_LOGS": "0", "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}
     with cluster(processors, shows_logs=settings.log_requests, **variables), stopped() as stop:
+        check_gpus(settings.device, replicas)
         quiet = {"log_level": "ERROR", "enable_access_log": False}
         address = {"host": settings.host, "port": port}
         serve.start(proxy_location="HeadOnly", http_options=address, logging_config=quiet)
         share = share_of(processors, settings.threads or 1, replicas)
         replicated = deployed(str(folder.resolve()), settings, replicas, share, shade)
-        serve.run(replicated, name=NAME, logging_config=quiet)
+        try:
+            serve.run(replicated, name=NAME, logging_config=quiet)
+        except RuntimeError as error:
+            raise OSError(f"the replicas did not start: {error}") from error
         log.info("listening at http://%s:%s", settings.host, port)
         log.info("ready, %s replicas of %s threads", replicas, settings.threads)
         stop.wait()

@@ -271,6 +271,12 @@ def test_what_is_no_input_is_said(job: Job, folder: Path, tmp_path: Path, name: 
     assert not (tmp_path / "out.parts").exists()
 
 
+def test_gpus_that_are_not_there_are_not_waited_for(processors: int, job: Job, folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="2 processes with --device cuda need a GPU each; Ray finds 0"):
+        classify_files(replace(job, device="cuda"), folder, tmp_path / "out", processes=2)
+    assert not (tmp_path / "out.parts").exists()
+
+
 @pytest.mark.parametrize(("processors", "threads", "processes"), [(2, 1, 2), (2, 1, 3), (16, 4, 4), (96, 1, 96)])
 def test_all_processes_find_room(processors: int, threads: int, processes: int) -> None:
     share = share_of(processors, threads, processes)
