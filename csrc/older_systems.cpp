@@ -1,5 +1,5 @@
-// Functions that GCC takes from newer system libraries than manylinux_2_28 has, which are glibc 2.28 and those of GCC 8.
-// Wheels bring them along, and so load wherever torch's own wheels do.
+// Functions that GCC takes from newer system libraries than manylinux_2_28 has, which are glibc 2.28 and those of
+// GCC 8. Wheels bring them along, and so load wherever torch's own wheels do.
 
 #include <new>
 #include <sstream>
