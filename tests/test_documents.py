@@ -156,8 +156,11 @@ class Reader:
         elif command[:2] == ["hf", "download"] and command[3] == "--local-dir" and len(command) == 5:
             shutil.copytree(INSTEAD[command[2]], command[4])
         elif command[:2] == ["python", "-m"] and len(command) == 3:
+            imported = sys.modules.pop(command[2], None)  # by another test; a new process would not have it
             with contextlib.redirect_stdout(io.StringIO()):
                 runpy.run_module(command[2], run_name="__main__")
+            if imported is not None:
+                sys.modules[command[2]] = imported
         elif command[0] == "make" and len(command) == 2:
             assert command[1] in make_targets(), f"{where}: the Makefile has no target {command[1]!r}"
         elif command[:2] == ["pip", "install"]:
