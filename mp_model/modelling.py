@@ -23,7 +23,7 @@ from mp_kernels.memory import keep_freed_memory
 from . import backbones, engine
 from .backbones import Backbone, PackedInputs
 from .backbones.int8 import to_int8
-from .configuration import ONE_LABEL, SEVERAL_LABELS, VALUES, PyramidConfig, as_pyramid
+from .configuration import ONE_LABEL, SEVERAL_LABELS, VALUES, PyramidConfig, as_pyramid, config_class
 from .engine import Pyramid
 from .exits import Exits, make_exit_heads
 from .flops import Work
@@ -120,9 +120,10 @@ class PyramidPreTrainedModel(PreTrainedModel):
             raise TypeError(
                 f"{type(self).__name__} is for every backbone; make a model by from_pretrained or from_config"
             )
-        config = as_pyramid(config)
+        given, config = type(config).__name__, as_pyramid(config)
         if config.backbone is not self.backbone:
-            raise TypeError(f"config must be one for {self.backbone.model_type!r}; got {type(config).__name__}")
+            own, stock = config_class(self.backbone), self.backbone.config
+            raise TypeError(f"config must be a {own.__name__} or a {stock.__name__}; got {given}")
         config.check()
         self.backbone.check(config)
         keep_freed_memory()
