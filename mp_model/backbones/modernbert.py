@@ -31,7 +31,7 @@ from .forms import (
     why_modules_now,
 )
 from .int8 import Int8Linear
-from .prepared import PreparedBlock, in_blocks
+from .prepared import PreparedBlock
 
 CHANGING = "dynamic", "longrope"  # kinds of rotary positions whose frequencies depend on the longest text of a batch
 
@@ -181,15 +181,19 @@ class ModernBertBlock(PreparedBlock):
 
     def finish(self, context: Tensor, residual: Tensor, index: Tensor | None = None) -> Tensor:
         residual = residual if index is None else mp_kernels.ragged_gather(residual, index)
-        attended = residual + self.layer.attn.Wo(context)
-        return attended + in_blocks(self._feed_forward, attended, self.layer.mlp.Wi.out_features)
-
-    def _feed_forward(self, attended: Tensor) -> Tensor:
+        attended = _added(residual, self.layer.attn.Wo, context)
         mlp, grown = self.layer.mlp, self.layer.mlp.Wi(self.layer.mlp_norm(attended))
         if type(mlp.act) is GELUActivation:
-            return mlp.Wo(mp_kernels.gelu_gate(grown))
+            return _added(attended, mlp.Wo, mp_kernels.gelu_gate(grown))
         inner, gate = grown.chunk(2, dim=1)
-        return mlp.Wo(mlp.act(inner) * gate)
+        return _added(attended, mlp.Wo, mlp.act(inner) * gate)
+
+
+def _added(residual: Tensor, linear: Any, x: Tensor) -> Tensor:
+    """``residual + linear(x)``, where it can be in the product's own pass."""
+    if type(linear) is nn.Linear and linear.bias is None:
+        return torch.addmm(residual, x, linear.weight.t())
+    return residual + linear(x)
 
 
 RAGGED: dict[type[nn.Module], type[nn.Module]] = {

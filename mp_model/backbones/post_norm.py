@@ -10,11 +10,12 @@ from transformers.activations import GELUActivation
 
 import mp_kernels
 from mp_kernels import Ragged
+from mp_kernels.memory import cache_blocks
 
 from .attention import Relation
 from .forms import Block, KeysValues, ModuleBlock, RaggedLayer, modules_within, why_modules, why_modules_now
 from .int8 import Int8Linear
-from .prepared import PreparedBlock, in_blocks
+from .prepared import PreparedBlock
 from .projections import Projections, why_apart
 
 
@@ -140,7 +141,9 @@ class PostNormBlock(PreparedBlock):
     def finish(self, context: Tensor, residual: Tensor, index: Tensor | None = None) -> Tensor:
         parts = self.parts
         attended = self._add_and_norm(parts.context, parts.context_norm, context, residual, index)
-        return in_blocks(self._feed_forward, attended, parts.grow.out_features)
+        blocks = cache_blocks(attended, parts.grow.out_features * attended.element_size())
+        done = [self._feed_forward(block) for block in blocks]
+        return done[0] if len(done) == 1 else torch.cat(done)
 
     def _feed_forward(self, attended: Tensor) -> Tensor:
         parts = self.parts

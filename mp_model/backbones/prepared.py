@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 import mp_kernels
 from mp_kernels import Kept, Ragged
-from mp_kernels.memory import cache_blocks
 
 from .attention import Relation, attend
 from .forms import KeysValues, Survive, first_rows, output_of
@@ -83,9 +80,3 @@ class PreparedBlock(ABC):
             self.heads, query, key, value, entered, need_importance, starts, asking, self.relation
         )
         return context, importance if importance is None or asking is None else importance[:, asking]
-
-
-def in_blocks(feed_forward: Callable[[Tensor], Tensor], attended: Tensor, width: int) -> Tensor:
-    """A feed-forward of rows, some at a time, so that what it grows to (``width`` a row) stays near the processor."""
-    done = [feed_forward(block) for block in cache_blocks(attended, width * attended.element_size())]
-    return done[0] if len(done) == 1 else torch.cat(done)
