@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModel, AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForSequenceClassification, pipeline
 
 from mp_model import PyramidForSequenceClassification, PyramidModel
 from mp_model.backbones import why_layer_modules
@@ -330,3 +330,41 @@ def test_types_of_pairs_are_the_models_matter(kind: str, tmp_path: Path) -> None
     typed = kind in ("bert", "electra")
     assert encoded["token_type_ids"] == ([0, 0, 0, 0, 1, 1] if typed else [0] * 6)
     assert (tokens.types is None) != typed
+
+
+@pytest.mark.parametrize("kind", ["bert", "electra"])
+def test_token_types(kind: str) -> None:
+    stock, model = backbones.stock(kind), backbones.pyramid(kind, exit_layers=[])
+    inputs = {**padded(kind), "token_type_ids": (torch.arange(64) % 3 == 0).long().expand(len(BATCH), -1)}
+    with torch.inference_mode():
+        torch.testing.assert_close(model(**inputs).logits, stock(**inputs).logits, **EXACT)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pipelines(kind: str) -> None:
+    model, tokenizer = backbones.pyramid(kind, vocab_size=len(wordpiece.VOCABULARY)), wordpiece.tokenizer()
+    if model.backbone.token_types(model.config) == 1:
+        tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    answers = pipeline("text-classification", model=model, tokenizer=tokenizer)(["a b the", "c rate"], top_k=None)
+    with torch.inference_mode():
+        scores = model(**tokenizer(["a b the"], return_tensors="pt")).logits.softmax(1)[0]
+    assert [len(answer) for answer in answers] == [3, 3]
+    for answer in answers[0]:
+        assert answer["score"] == pytest.approx(scores[int(answer["label"][-1])].item(), abs=1e-5)
+
+
+def test_long_texts() -> None:
+    """8,000 and 2,000 tokens, pruned, with exits; each alone gives what both give together."""
+    settings = {"max_position_embeddings": 8192, "exit_head": "pooled", "exit_layers": [0, 1, 2, 3]}
+    model = backbones.pyramid("modernbert", top_k=[0.5, 0.5, 0.5, 0.5], **settings)
+    texts = [torch.randint(5, 50, (n,), generator=torch.Generator().manual_seed(n)) for n in (8000, 2000)]
+    ids, mask = torch.zeros(2, 8000, dtype=torch.int64), torch.zeros(2, 8000, dtype=torch.int64)
+    for row, text in enumerate(texts):
+        ids[row, : len(text)], mask[row, : len(text)] = text, 1
+    with torch.inference_mode():
+        closed = model(ids, mask, exit_threshold="never")
+        together = model(ids, mask, exit_threshold=0.97)
+        alone = [model(text.unsqueeze(0), exit_threshold=0.97) for text in texts]
+    assert closed.tokens_per_layer.tolist() == [[4000, 2000, 1000, 1000], [1000, 500, 250, 250]]
+    assert [x.exit_layer.item() for x in alone] == together.exit_layer.tolist()
+    torch.testing.assert_close(torch.cat([x.logits for x in alone]), together.logits, atol=1e-4, rtol=1e-4)
