@@ -197,6 +197,15 @@ def calibrated(kind: str, head: str, **settings: Any) -> tuple[PyramidForSequenc
     return model, thresholds
 
 
+def pruned_by(length: int, answer: slow.Answer) -> list[int]:
+    """The layer that pruned each token; 0: none did before the layer at which the sample left."""
+    layers = [0] * length
+    for layer, alive in reversed(list(enumerate(answer.survivors[: answer.exit_layer - 1], 1))):
+        for token in set(range(length)) - set(alive.tolist()):
+            layers[token] = layer
+    return layers
+
+
 def compare(kind: str, model: PyramidForSequenceClassification, thresholds: dict[int, float], **settings: Any) -> None:
     exact, heads = backbones.exact(kind, **settings), backbones.heads_of(model)
     answers = [slow.run(exact, model.config, heads, ids, thresholds) for ids in BATCH]
@@ -204,6 +213,9 @@ def compare(kind: str, model: PyramidForSequenceClassification, thresholds: dict
         got = model(**padded(kind, "mixed"), exit_threshold=list(thresholds.values()), follow_tokens=True)
     assert got.exit_layer.tolist() == [answer.exit_layer for answer in answers]
     assert got.tokens_per_layer.tolist() == [answer.tokens_per_layer for answer in answers]
+    tokens = padded(kind, "mixed")["attention_mask"].bool()
+    for row, (ids, answer) in enumerate(zip(BATCH, answers, strict=True)):
+        assert got.pruned_by[row, tokens[row]].tolist() == pruned_by(len(ids), answer)
     logits = torch.stack([answer.logits for answer in answers])
     torch.testing.assert_close(got.logits.double(), logits, atol=2e-5, rtol=1e-4)
     uncertainty = torch.tensor([answer.uncertainty for answer in answers])
