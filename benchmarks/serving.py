@@ -1,4 +1,4 @@
-"""Servers under load: ours, depth-wise, beside others on the same packed path, and transformers' padded model.
+"""Servers under load: ours, with either schedule, beside others on the same packed path, and transformers' padded model.
 
 ``python benchmarks/serving.py --model FOLDER --texts FILE`` starts one server after the other, each in a process of its own,
 and sends it texts: from 1, 8 and 64 clients that wait for their answers, and at rates at which texts come whether or not
@@ -28,10 +28,10 @@ P99 = 0.250  # seconds
 CLIENTS = (1, 8, 64)
 GROWTH = 1.25  # of the rate, from one open loop to the next
 WAYS = {
-    "depth-wise": "ours: requests enter at layer 0 whenever some wait, and share layers",
+    "depth-wise": "ours: up to three groups of requests are in at a time, and share layers",
     "one": "one forward a request",
     "collect": "collect 32 texts or 5 ms, then one forward",
-    "greedy": "whatever waits, one forward",
+    "greedy": "ours, the default: whatever waits, one forward",
     "padded": "whatever waits, one forward of transformers' padded model",
 }
 
@@ -42,16 +42,20 @@ WAYS = {
 def serve(way: str, folder: str, precision: str, port: int, threads: int) -> None:
     """Serves in this process, in one of the ways."""
     from mp_model import Classifier
-    from mp_model.serving.policy import DepthWise, Greedy
+    from mp_model.serving.policy import InGroups
     from mp_model.serving.running import bound_socket, run, set_up_logs
     from mp_model.serving.service import Service
-    from mp_model.serving.settings import ServerSettings
+    from mp_model.serving.settings import SCHEDULES, ServerSettings
 
     set_up_logs(as_json=False, requests=False)
     settings = ServerSettings(port=port, threads=threads, max_concurrent_requests=4096, max_queue_tokens=1 << 20)
     service = Service(Classifier.load(folder, precision, threads=threads), settings)
-    policies = {"depth-wise": DepthWise(), "one": Greedy(texts=1), "collect": Greedy(patience=0.005, texts=32)}
-    service.worker.policy = policies.get(way, Greedy())
+    policies = {
+        "depth-wise": InGroups(SCHEDULES["depth-wise"]),
+        "one": InGroups(texts=1),
+        "collect": InGroups(patience=0.005, texts=32),
+    }
+    service.worker.policy = policies.get(way, InGroups())
     if way == "padded":
         service.worker.schedule = Padded(service.worker)  # type: ignore[assignment]
     run(service, bound_socket(settings))

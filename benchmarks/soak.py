@@ -138,7 +138,7 @@ def soak(folder: str, texts: Sequence[str], seconds: float, clients: int = 32, t
     from mp_model import Classifier
 
     expected = [answer.scores for answer in Classifier.load(folder, "float32")(list(texts))]
-    with server("depth-wise", folder, "float32", threads) as (port, process):
+    with server("greedy", folder, "float32", threads) as (port, process):
         return asyncio.run(Clients(port, texts, expected).run(seconds, clients, process.pid))
 
 

@@ -46,17 +46,16 @@ class Queue(Generic[AnyPart]):
     Attributes:
         tokens: number of tokens that wait.
         since: number of arrivals when the first of the samples came.
-        since_step: number of steps that had run then.
     """
 
     def __init__(self, join: Callable[[Sequence[AnyPart]], AnyPart], budget: int) -> None:
         self.join, self.budget = join, budget
         self.parts: list[AnyPart] = []
-        self.tokens = self.since = self.since_step = 0
+        self.tokens = self.since = 0
 
-    def add(self, part: AnyPart, arrivals: int, steps: int) -> None:
+    def add(self, part: AnyPart, arrivals: int) -> None:
         if not self.parts:
-            self.since, self.since_step = arrivals, steps
+            self.since = arrivals
         self.parts.append(part)
         self.tokens += part.tokens
 
@@ -117,7 +116,7 @@ class Schedule:
     def admit(self, arrived: Arrived) -> None:
         """Lets a batch in, to wait for the embeddings."""
         self.arrivals += 1
-        self.front.add(arrived, self.arrivals, self.steps)
+        self.front.add(arrived, self.arrivals)
 
     def next_layer(self, more_is_coming: bool) -> int | None:
         """The layer that is due, 0 to L; None: the next batch is, or all samples have left."""
@@ -140,7 +139,7 @@ class Schedule:
         pyramid = self.closed if _all_closed(part.thresholds) else self.pyramid
         result = run_embeddings(pyramid, part) if isinstance(part, Arrived) else run_layer(pyramid, number, part)
         if result.alive is not None:
-            self.layers[number].add(result.alive, self.arrivals, self.steps)
+            self.layers[number].add(result.alive, self.arrivals)
         return result
 
     def due(self, more_is_coming: bool) -> Iterator[StepResult]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Protocol
 
 from ..schedule import Schedule
@@ -45,60 +44,41 @@ class Policy(Protocol):
         ...
 
 
-class DepthWise:
-    """Texts enter whenever some wait, and texts of different requests share layers.
+class InGroups:
+    """Texts are let in group by group; those of one group share layers, and those of different groups where they meet.
 
-    The first of these that there is: the deepest layer whose queue holds a budget of tokens; the layer whose samples have
-    waited longest, if that is ``overdue`` steps or more; the texts that wait to be let in; the shallowest layer. So a lone
-    text runs at once from layer to layer, under load layers run with full budgets, and nobody starves: with A tokens let in
-    at a time, a budget of B and L layers a sample waits at a layer for at most ``overdue + L (L + A / B + 1)`` steps, since
-    a full layer only runs with tokens that are there when a sample becomes overdue, and each passes each layer once.
-
-    Args:
-        overdue: steps after which samples come before texts that wait to be let in; None: two for each layer.
-        patience: as in :class:`Policy`.
-    """
-
-    texts: int | None = None
-
-    def __init__(self, overdue: int | None = None, patience: float = 0.0) -> None:
-        self.overdue, self.patience = overdue, patience
-
-    def next_layer(self, schedule: Schedule, waiting: Waiting) -> int | None:
-        queues = [(number, queue) for number, queue in enumerate(schedule.layers, 1) if queue.parts]
-        full = [number for number, queue in queues if queue.is_full]
-        if full:
-            return full[-1]
-        allowed = 2 * len(schedule.layers) if self.overdue is None else self.overdue
-        since, oldest = min(((queue.since_step, number) for number, queue in queues), default=(math.inf, 0))
-        if schedule.steps - since >= allowed:
-            return oldest
-        if is_due(self, schedule, waiting):
-            return ADMIT
-        return queues[0][0] if queues else None
-
-
-class Greedy:
-    """All texts that wait are let in together, and all of them are answered before the next.
+    Once ``groups`` are in, all of their texts are answered, the shallowest layer first, before the next is let in. With one
+    group that is greedy: whatever waits goes in one forward. With more, the first of these that there is: the deepest layer
+    whose queue holds a budget of tokens; the texts that wait to be let in, as the next group; the shallowest layer. So those
+    who stay get company from later groups. A group is never split, so no layer runs more often than if each group went by
+    itself, and a text is answered within ``groups (L + 1)`` steps of being let in.
 
     Args:
+        groups: most groups that are in at a time.
         patience, texts: as in :class:`Policy`.
     """
 
-    def __init__(self, patience: float = 0.0, texts: int | None = None) -> None:
-        self.patience, self.texts = patience, texts
+    def __init__(self, groups: int = 1, patience: float = 0.0, texts: int | None = None) -> None:
+        self.groups, self.patience, self.texts = groups, patience, texts
+        self._let_in = 0
 
     def next_layer(self, schedule: Schedule, waiting: Waiting) -> int | None:
-        queues = (number for number, queue in enumerate(schedule.layers, 1) if queue.parts)
-        return next(queues, ADMIT if is_due(self, schedule, waiting) else None)
+        queues = [(number, queue) for number, queue in enumerate(schedule.layers, 1) if queue.parts]
+        if not queues:
+            self._let_in = 0
+        elif self._let_in >= self.groups:
+            return queues[0][0]
+        full = [number for number, queue in queues if queue.is_full]
+        if full:
+            return full[-1]
+        if self._is_due(schedule, waiting):
+            self._let_in += 1
+            return ADMIT
+        return queues[0][0] if queues else None
 
-
-def is_due(policy: Policy, schedule: Schedule, waiting: Waiting) -> bool:
-    """Whether texts wait that are as many as are let in at once, or have waited for as long as they may."""
-    if not waiting.texts:
-        return False
-    many = waiting.tokens >= schedule.front.budget or (policy.texts is not None and waiting.texts >= policy.texts)
-    return many or waiting.age >= policy.patience
-
-
-POLICIES: dict[str, type[DepthWise] | type[Greedy]] = {"depth-wise": DepthWise, "greedy": Greedy}
+    def _is_due(self, schedule: Schedule, waiting: Waiting) -> bool:
+        """Whether texts wait that are as many as are let in at once, or have waited for as long as they may."""
+        if not waiting.texts:
+            return False
+        many = waiting.tokens >= schedule.front.budget or (self.texts is not None and waiting.texts >= self.texts)
+        return many or waiting.age >= self.patience

@@ -22,9 +22,9 @@ from .classifier import Classifier
 from .encoding import Encoder
 from .levels import DEFAULT, Levels, described
 from .metrics import Metrics, State
-from .policy import POLICIES
+from .policy import InGroups
 from .requests import Encoded, Request, Result
-from .settings import ServerSettings
+from .settings import SCHEDULES, ServerSettings
 from .worker import Worker
 
 RECENT = 1000  # requests whose times the live figures are made from
@@ -94,7 +94,7 @@ class Service:
         self.classifier, self.settings, self.name, self.shade = classifier, settings, name, shade
         config = classifier.model.config
         self.metrics = Metrics(config.num_hidden_layers)
-        policy = POLICIES[settings.schedule](patience=settings.patience_ms / 1e3)
+        policy = InGroups(SCHEDULES[settings.schedule], settings.patience_ms / 1e3)
         self.worker = Worker(classifier, policy, settings.max_batch_tokens, settings.max_queue_tokens, observer=self)
         default = settings.quality if settings.exit_threshold is None else threshold_of(settings.exit_threshold)
         try:

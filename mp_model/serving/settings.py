@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-SCHEDULES = ("depth-wise", "greedy")
+SCHEDULES = {"greedy": 1, "depth-wise": 3}  # groups of texts that are in at a time
 # Variables, read when torch is imported, by which threads that wait for work give their processor away at once: a server's
 # other threads need it.
 WAITING = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0", "TOKENIZERS_PARALLELISM": "false"}
@@ -32,7 +32,9 @@ class ServerSettings:
         None
     )
     refuse_long: Annotated[bool, "Refuse texts of too many tokens, not cut them, where a request says nothing."] = False
-    schedule: Annotated[str, "Order of the work: depth-wise, or greedy: all that waits together."] = "depth-wise"
+    schedule: Annotated[
+        str, "Order of the work: greedy: all that waits together; or depth-wise: with those before."
+    ] = "greedy"
     patience_ms: Annotated[float, "Milliseconds that a text may wait for company."] = 0.0
     max_batch_tokens: Annotated[int, "Tokens with which a layer runs at its full rate."] = 2048
     max_concurrent_requests: Annotated[int, "Texts that may be accepted and not answered; more get 429."] = 512

@@ -21,7 +21,7 @@ from ..inputs import pack_tokens
 from ..schedule import BUDGET, Schedule
 from .admission import ExpiredError, GoneError, InvalidError, OverloadedError, RefusedError, UnhealthyError
 from .classifier import Answer, Classifier, scores_of
-from .policy import ADMIT, DepthWise, Policy
+from .policy import ADMIT, InGroups, Policy
 from .requests import Inbox, OnItsWay, Request, Result, joined, texts_of
 
 CALL = -1  # in the place of a layer: a function that somebody wants to have run
@@ -67,7 +67,7 @@ class Worker:
 
     Args:
         classifier: the model; nobody else uses it meanwhile.
-        policy: the choice of the next step; None: :class:`DepthWise`.
+        policy: the choice of the next step; None: whatever waits, in one forward.
         budget: tokens at which a layer runs.
         most_tokens: tokens of texts that may be accepted and not answered.
         observer: told what happens.
@@ -86,7 +86,7 @@ class Worker:
         most_tokens: int = 1 << 16,
         observer: Observer | None = None,
     ) -> None:
-        self.classifier, self.policy = classifier, policy or DepthWise()
+        self.classifier, self.policy = classifier, policy or InGroups()
         self.most_tokens = most_tokens
         self.observer: Observer = observer or NobodyWatches()
         config = classifier.model.config

@@ -240,13 +240,13 @@ def test_every_option_can_come_from_the_environment(folder: Path, tmp_path: Path
         "MAGIC_PYRAMID_UDS": str(tmp_path / "socket"),
         "MAGIC_PYRAMID_API_KEY": "secret",
         "MAGIC_PYRAMID_MODEL_ID": "news",
-        "MAGIC_PYRAMID_SCHEDULE": "greedy",
+        "MAGIC_PYRAMID_SCHEDULE": "depth-wise",
         "MAGIC_PYRAMID_REFUSE_LONG": "1",
     }
     with serving(folder, environment=environment) as process:
         assert process.url == f"unix:{tmp_path / 'socket'}"
         info = over_unix(tmp_path / "socket", "/info", "Bearer secret")
-        assert (info["model_id"], info["schedule"], info["auto_truncate"]) == ("news", "greedy", False)
+        assert (info["model_id"], info["schedule"], info["auto_truncate"]) == ("news", "depth-wise", False)
         assert over_unix(tmp_path / "socket", "/info", "Bearer wrong")["error_type"] == "Unauthorized"
         assert (tmp_path / "socket").stat().st_mode & 0o777 == 0o660
         assert process.end() == 0
@@ -294,7 +294,7 @@ def test_a_port_that_is_taken_is_known_before_anything_is_loaded(magic_pyramid: 
         (["--audit", "2"], "--audit is a share, 0 to 1; got 2.0"),
         (["--audit", "nan"], "--audit must be at least 0; got nan"),
         (["--audit-tighten"], "--audit-tighten goes by what an audit sees"),
-        (["--schedule", "lazy"], "--schedule must be depth-wise or greedy; got 'lazy'"),
+        (["--schedule", "lazy"], "--schedule must be greedy or depth-wise; got 'lazy'"),
         (["--quality", "exact", "--exit-threshold", "0.1"], "give one of them"),
         (["--port", "0", "--quality", "best"], "quality must be one of 'exact', 'default'; got 'best'"),
         (["--port", "0", "--precision", "int3"], "precision must be"),

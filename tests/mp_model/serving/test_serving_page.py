@@ -22,7 +22,7 @@ from mp_model.serving.app import STATUSES, create_app
 from mp_model.serving.audit import TIGHTER, WINDOW
 from mp_model.serving.levels import RELAX_FROM, RELAX_TO
 from mp_model.serving.service import Service
-from mp_model.serving.settings import ServerSettings
+from mp_model.serving.settings import SCHEDULES, ServerSettings
 from mp_model.serving.wire import ClassifyRequest, PredictRequest
 from support.serving import eventually
 
@@ -136,6 +136,7 @@ def test_numbers_of_the_page() -> None:
     shares = {0.25: "a quarter of the queue", 0.75: "three quarters"}
     for statement in (
         f"A = {EMBEDDED_BUDGETS} B tokens",
+        f"depth-wise within {SCHEDULES['depth-wise']} (L + 1)",
         f"the last {WINDOW:,} audited texts",
         f"multiplied by {TIGHTER}",
         shares[RELAX_FROM],

@@ -22,7 +22,7 @@ from mp_model.serving.admission import (
     RefusedError,
     UnhealthyError,
 )
-from mp_model.serving.policy import DepthWise, Greedy
+from mp_model.serving.policy import InGroups
 from mp_model.serving.requests import Result
 from mp_model.serving.worker import NobodyWatches, Worker
 from support.serving import TEXTS, assert_like, eventually, outcomes_of, ready, request_of
@@ -43,7 +43,7 @@ def test_pairs_and_single_texts_share_batches(worker: Worker, served: Classifier
         assert_like(served, request.outcomes, texts)
 
 
-@pytest.mark.parametrize("policy", [DepthWise(overdue=2), Greedy(), Greedy(patience=0.002, texts=3), Greedy(texts=1)])
+@pytest.mark.parametrize("policy", [InGroups(3), InGroups(), InGroups(patience=0.002, texts=3), InGroups(texts=1)])
 def test_requests_from_many_threads_are_answered_once(served: Classifier, policy: Any) -> None:
     worker = ready(Worker(served, policy, budget=64))
     draw = random.Random(0)
@@ -113,7 +113,7 @@ class Broken:
 def test_an_error_in_a_step_fails_its_texts_alone(
     served: Classifier, monkeypatch: pytest.MonkeyPatch, layer: int
 ) -> None:
-    worker = ready(Worker(served, Greedy(texts=2)))
+    worker = ready(Worker(served, InGroups(texts=2)))
     Broken(monkeypatch, sample=2, layer=layer)
     outcomes = outcomes_of(worker, TEXTS[:6], "never")  # two at a time
     after = outcomes_of(worker, TEXTS[:6])
@@ -134,7 +134,7 @@ class Held:
     patience, texts = 0.01, None
 
     def __init__(self) -> None:
-        self.go, self.policy = False, DepthWise()
+        self.go, self.policy = False, InGroups(3)
 
     def next_layer(self, schedule: Schedule, waiting: Any) -> int | None:
         return self.policy.next_layer(schedule, waiting) if self.go else None
