@@ -57,9 +57,12 @@ class EmptyError(RefusedError):
 
 
 class TokenizerError(RefusedError):
-    """A text that the tokenizer cannot take."""
+    """A text that the tokenizer cannot take; error: what it says."""
 
     kind, status = "Tokenizer", 422
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(f"the tokenizer cannot take this text: {' '.join(str(error).split())}")
 
 
 class ExpiredError(RefusedError):

@@ -293,11 +293,11 @@ class _Piece:
     tokens: Tokens | None
     thresholds: Tensor | None
     keys: list[Hashable]
-    long: dict[int, _LongText]
+    long: dict[int, LongText]
 
 
 @dataclass
-class _LongText:
+class LongText:
     """A text that is read window by window.
 
     Attributes:
@@ -310,7 +310,7 @@ class _LongText:
 
     windows: Iterator[Window]
     typed: bool
-    threshold: float | None
+    threshold: float | None = None
     logits: Tensor | float = 0.0
     answered: int = 0
 
@@ -343,7 +343,7 @@ class _Run:
         config = self.model.config
         pruning = str((config.resolved_thresholds(), config.resolved_top_k(), config.importance_normalizer))
         self.settings = pruning, str(None if self.pyramid.exits is None else self.pyramid.exits.thresholds)
-        self.long: dict[int, _LongText] = {}
+        self.long: dict[int, LongText] = {}
         self.answers: dict[int, Answer | None] = {}  # None: the model's numbers are none
         self.came = self.went = 0
 
@@ -369,7 +369,7 @@ class _Run:
         tokens, long = self._tokenised([texts[place] for place in others], thresholds)
         return _Piece(len(texts), known, places, tokens, thresholds, [keys[place] for place in others], long)
 
-    def _tokenised(self, texts: Sequence[Text], thresholds: Tensor | None) -> tuple[Tokens, dict[int, _LongText]]:
+    def _tokenised(self, texts: Sequence[Text], thresholds: Tensor | None) -> tuple[Tokens, dict[int, LongText]]:
         """The texts' tokens, and those that are read in windows, by place, of which the first one is there."""
         tokens, windows = self.tokenise(texts), self.classifier.windows
         longer = [] if tokens.cut is None else np.flatnonzero(tokens.cut).tolist()
@@ -377,7 +377,7 @@ class _Run:
         if windows is None or not longer:
             return tokens, {}
         long = {
-            place: _LongText(
+            place: LongText(
                 windows.of(texts[place]),
                 tokens.types is not None,
                 None if thresholds is None else float(thresholds[place]),
@@ -511,7 +511,7 @@ class _Run:
         done = [row for row in range(len(numbers)) if row not in going]
         return samples[done], logits[done], uncertainty[done]
 
-    def _certain_at(self, layer: int, text: _LongText) -> float:
+    def _certain_at(self, layer: int, text: LongText) -> float:
         """The uncertainty at which a text whose last window was answered by a layer needs no further one."""
         by_layer = {} if self.pyramid.exits is None else self.pyramid.exits.thresholds
         if not by_layer:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 
+import numpy as np
+
 from ..data.batches import Text
 from ..data.tokens import Tokeniser
+from ..data.windows import Windows
 from .admission import EmptyError, InvalidError, RefusedError, TokenizerError
-from .classifier import Classifier
-from .requests import Encoded, separate
+from .classifier import Classifier, LongText
+from .requests import Encoded, next_window, separate
 
 UNLIMITED = 1 << 24  # tokens
 
@@ -31,32 +34,46 @@ class Encoder:
             other.truncation_side: Tokeniser(other, self.max_length),
         }
         self._whole = Tokeniser(tokenizer, UNLIMITED)
+        self._windows = Windows(tokenizer, self.max_length)
 
-    def __call__(self, texts: Sequence[Text], truncate: bool, direction: str | None) -> list[Encoded | RefusedError]:
+    def __call__(self, texts: Sequence[Text], long_texts: str, direction: str | None) -> list[Encoded | RefusedError]:
         """The tokens of each text, or of each pair, or the reason why it has none.
 
         Args:
             texts: single texts and pairs, in any order.
-            truncate: whether longer texts are cut, or refused.
+            long_texts: what becomes of longer ones: ``"cut"``, ``"windows"``, of which the first is there then, or
+                ``"refuse"``.
             direction: side at which they are cut, ``"left"`` or ``"right"``; None: the tokenizer's own.
         """
-        tokenise = self._cut[direction or self.own_side] if truncate else self._whole
+        tokenise = {
+            "cut": self._cut[direction or self.own_side],
+            "windows": self._cut[self.own_side],
+            "refuse": self._whole,
+        }[long_texts]
         found: list[Encoded | RefusedError] = [EmptyError("`inputs` cannot be empty")] * len(texts)
         for kind in (str, tuple):
             places = [place for place, text in enumerate(texts) if isinstance(text, kind) and _says_something(text)]
-            for place, encoded in zip(places, self._all(tokenise, [texts[place] for place in places]), strict=True):
-                found[place] = encoded if truncate else self._if_short(encoded)
+            kept = self._all(tokenise, [texts[place] for place in places], long_texts == "windows")
+            for place, encoded in zip(places, kept, strict=True):
+                found[place] = self._if_short(encoded) if long_texts == "refuse" else encoded
         return found
 
-    def _all(self, tokenise: Tokeniser, texts: Sequence[Text]) -> list[Encoded | RefusedError]:
+    def _all(self, tokenise: Tokeniser, texts: Sequence[Text], windows: bool) -> list[Encoded | RefusedError]:
+        """The tokens of texts of one kind; windows: whether the first window takes the place of what was cut."""
         if not texts:
             return []
         try:
-            return [*separate(tokenise(texts))]
+            tokens = tokenise(texts)
+            found: list[Encoded | RefusedError] = [*separate(tokens)]
+            if windows and tokens.cut is not None:
+                for place in np.flatnonzero(tokens.cut).tolist():
+                    long = LongText(self._windows.of(texts[place]), tokens.types is not None)
+                    found[place] = next_window(long) or found[place]
+            return found
         except Exception as error:  # of any library that a tokenizer may call
             if len(texts) == 1:
-                return [TokenizerError(f"the tokenizer cannot take this text: {' '.join(str(error).split())}")]
-            return [encoded for text in texts for encoded in self._all(tokenise, [text])]
+                return [TokenizerError(error)]
+            return [encoded for text in texts for encoded in self._all(tokenise, [text], windows)]
 
     def _if_short(self, encoded: Encoded | RefusedError) -> Encoded | RefusedError:
         if isinstance(encoded, RefusedError) or len(encoded.ids) <= self.max_length:

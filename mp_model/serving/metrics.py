@@ -43,6 +43,7 @@ class Metrics:
         self.requests = counter("requests", "Requests, by path and status of the answer.", "path", "status")
         self.failures = counter("failures", "Texts and requests without an answer, by kind of the reason.", "kind")
         self.texts = counter("texts", "Texts that were answered, by quality level.", "level")
+        self.cached = counter("cached", "Texts whose answer was kept from before, so that nothing was computed.")
         self.tokens = counter("tokens", "Tokens of the texts that were answered.")
         self.flops = counter("flops", "Executed work of the texts that were answered, 2 x multiply-accumulates.")
         self.step_tokens = histogram("step_tokens", "Alive tokens for which a layer ran at once.", TOKENS, "layer")

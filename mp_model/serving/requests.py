@@ -12,14 +12,18 @@ import numpy as np
 
 from ..data.tokens import Tokens
 from .admission import RefusedError
-from .classifier import Answer
+from .classifier import Answer, LongText
 
 
 class Encoded(NamedTuple):
-    """One text's token ids, int64 ``[tokens]``, and their types; None for a single text."""
+    """One text's token ids, int64 ``[tokens]``, and their types; None for a single text.
+
+    Of a text that is read in windows they are one window's; ``long`` holds the others and what is known so far.
+    """
 
     ids: np.ndarray
     types: np.ndarray | None
+    long: LongText | None = None
 
 
 @dataclass(slots=True)
@@ -88,7 +92,9 @@ class OnItsWay:
 
     Attributes:
         request, place: its request, and its place in it.
-        encoded: its tokens.
+        encoded: its tokens, or those of the window that is being read.
+        read: tokens of the windows before that.
+        kept: tokens that entered the layer that answered, of all windows so far.
         work: executed work so far, 2 x multiply-accumulates.
         early: label and layer of its answer, where it has that and goes on for the audit alone.
     """
@@ -96,6 +102,8 @@ class OnItsWay:
     request: Request
     place: int
     encoded: Encoded
+    read: int = 0
+    kept: int = 0
     work: int = 0
     early: tuple[str, int] | None = None
 
@@ -112,6 +120,15 @@ class OnItsWay:
 def texts_of(request: Request) -> list[OnItsWay]:
     """The texts of a request, one by one."""
     return [OnItsWay(request, place, encoded) for place, encoded in enumerate(request.texts)]
+
+
+def next_window(long: LongText) -> Encoded | None:
+    """The next window of a text; None: there is none."""
+    window = next(long.windows, None)
+    if window is None:
+        return None
+    types = np.array(window.types, dtype=np.int64) if long.typed else None
+    return Encoded(np.array(window.ids, dtype=np.int64), types, long)
 
 
 def joined(texts: Sequence[Encoded]) -> Tokens:

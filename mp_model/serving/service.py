@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +18,7 @@ import numpy as np
 from ..data.batches import Text
 from .admission import ExpiredError, GoneError, InvalidError, Permits, RefusedError
 from .audit import Audit
+from .cache import Cache
 from .classifier import Classifier
 from .encoding import Encoder
 from .levels import DEFAULT, Levels, described
@@ -103,6 +104,7 @@ class Service:
             raise ValueError(str(error)) from error
         tighten = self._tighten if settings.audit_tighten else None
         self.audit = Audit(settings.audit, self.levels.by_name[DEFAULT], tighten)
+        self.cache: Cache[Result] | None = Cache(settings.cache) if settings.cache else None
         self.permits = Permits(settings.max_concurrent_requests)
         self.encode = Encoder(classifier)
         self.draining = False
@@ -153,32 +155,70 @@ class Service:
             level, row = self._level_of(wishes)
             timeout = self.settings.timeout_ms if wishes.timeout is None else 1e3 * wishes.timeout
             deadline = None if timeout is None else began + timeout / 1e3
-            encoded = await self._encoded(texts, wishes)
+            audited = self.audit.draw(len(texts)) if np.isfinite(row).all() and len(row) else []
+            keys = self._keys(texts, wishes, row, audited)
+            encoded = await self._encoded(texts, wishes, keys)
             tokenised = time.monotonic()
-            answers = await self._computed(encoded, level, row, deadline, gone)
+            answers = await self._computed(encoded, level, row, audited, deadline, gone)
+            self._keep(keys, answers.outcomes)
         ended = time.monotonic()
         answers.tokenization, answers.total = tokenised - began, ended - began
         self._count(answers, ended)
         return answers
 
-    async def _encoded(self, texts: Sequence[Text], wishes: Wishes) -> list[Encoded | RefusedError]:
-        truncate = not self.settings.refuse_long if wishes.truncate is None else wishes.truncate
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, self.encode, texts, truncate, wishes.direction)
+    def _way_of(self, wishes: Wishes) -> str:
+        """What becomes of texts of too many tokens."""
+        if wishes.truncate is None:
+            return self.settings.long_texts
+        return "cut" if wishes.truncate else "refuse"
+
+    def _keys(
+        self, texts: Sequence[Text], wishes: Wishes, row: np.ndarray, audited: Sequence[bool]
+    ) -> list[Hashable | None]:
+        """The texts' keys in the cache; None: for a text whose answer comes from the model in any case."""
+        if self.cache is None:
+            return [None] * len(texts)
+        settings = row.tobytes(), self._way_of(wishes), wishes.direction
+        computed = audited or [False] * len(texts)
+        return [None if own else (text, settings) for text, own in zip(texts, computed, strict=True)]
+
+    async def _encoded(
+        self, texts: Sequence[Text], wishes: Wishes, keys: Sequence[Hashable | None]
+    ) -> list[Encoded | Result | RefusedError]:
+        """The texts' tokens, or the answers that were kept."""
+        found: list[Any] = [None] * len(texts)
+        if self.cache is not None:
+            found = [None if key is None else self.cache.get(key) for key in keys]
+            self.metrics.cached.inc(sum(answer is not None for answer in found))
+        others = [place for place, answer in enumerate(found) if answer is None]
+        if others:
+            given = [texts[place] for place in others], self._way_of(wishes), wishes.direction
+            loop = asyncio.get_running_loop()
+            encoded = await loop.run_in_executor(self._threads, self.encode, *given)
+            for place, tokens in zip(others, encoded, strict=True):
+                found[place] = tokens
+        return found
+
+    def _keep(self, keys: Sequence[Hashable | None], outcomes: Sequence[Result | RefusedError]) -> None:
+        if self.cache is not None:
+            for key, outcome in zip(keys, outcomes, strict=True):
+                if key is not None and isinstance(outcome, Result):
+                    self.cache.put(key, outcome)
 
     async def _computed(
         self,
-        encoded: Sequence[Encoded | RefusedError],
+        encoded: Sequence[Encoded | Result | RefusedError],
         level: str | None,
         row: np.ndarray,
+        audited: Sequence[bool],
         deadline: float | None,
         gone: asyncio.Future[Any] | None,
     ) -> Answers:
         """The outcomes of texts, some of which may have no tokens to be computed from."""
         outcomes: list[Any] = list(encoded)
-        places = [place for place, text in enumerate(encoded) if isinstance(text, Encoded)]
+        to_do = {place: text for place, text in enumerate(encoded) if isinstance(text, Encoded)}
         answers = Answers(outcomes, level)
-        if not places:
+        if not to_do:
             return answers
         loop = asyncio.get_running_loop()
         answered: asyncio.Future[None] = loop.create_future()
@@ -188,11 +228,11 @@ class Service:
                 answered.set_result(None)
 
         request = Request(
-            [text for text in encoded if isinstance(text, Encoded)],
-            np.broadcast_to(row, (len(places), len(row))),
+            list(to_do.values()),
+            np.broadcast_to(row, (len(to_do), len(row))),
             done=lambda _: loop.call_soon_threadsafe(wake),
             level=level,
-            audited=self.audit.draw(len(places)) if np.isfinite(row).all() and len(row) else (),
+            audited=[audited[place] and text.long is None for place, text in to_do.items()] if any(audited) else (),
             deadline=deadline,
         )
         self.worker.submit(request)
@@ -200,7 +240,7 @@ class Service:
             await _first_of(answered, gone, deadline)
         finally:
             request.gone = not answered.done()
-        for place, outcome in zip(places, request.outcomes, strict=True):
+        for place, outcome in zip(to_do, request.outcomes, strict=True):
             outcomes[place] = outcome
         answers.queue, answers.inference = request.entered - request.came, request.ended - request.entered
         return answers
@@ -278,7 +318,8 @@ class Service:
             "max_batch_tokens": settings.max_batch_tokens,
             "max_batch_requests": None,
             "max_client_batch_size": settings.max_client_batch_size,
-            "auto_truncate": not settings.refuse_long,
+            "auto_truncate": settings.long_texts == "cut",
+            "long_texts": settings.long_texts,
             "tokenization_workers": settings.tokenization_workers,
             "version": version("magic-pyramid"),
             "task": config.task,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 SCHEDULES = {"greedy": 1, "depth-wise": 3}  # groups of texts that are in at a time
+LONG_TEXTS = ("cut", "windows", "refuse")
 # Variables, read when torch is imported, by which threads that wait for work give their processor away at once: a server's
 # other threads need it.
 WAITING = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0", "TOKENIZERS_PARALLELISM": "false"}
@@ -31,7 +32,12 @@ class ServerSettings:
     relax_to: Annotated[str | None, "Level down to which quality may fall under load, before requests are refused."] = (
         None
     )
-    refuse_long: Annotated[bool, "Refuse texts of too many tokens, not cut them, where a request says nothing."] = False
+    long_texts: Annotated[
+        str,
+        "Texts of too many tokens, where a request says nothing: cut, windows (read one after the other, until the text is "
+        "certain) or refuse.",
+    ] = "cut"
+    cache: Annotated[int, "Answers that are kept for texts that come again; 0: none."] = 0
     schedule: Annotated[
         str, "Order of the work: greedy: all that waits together; or depth-wise: with those before."
     ] = "greedy"
@@ -64,6 +70,7 @@ class ServerSettings:
             "max_queue_tokens": 1,
             "max_client_batch_size": 1,
             "payload_limit": 1,
+            "cache": 0,
             "timeout_ms": 0,
             "audit": 0,
             "drain_seconds": 0,
@@ -78,8 +85,9 @@ class ServerSettings:
             raise ValueError(f"--audit is a share, 0 to 1; got {self.audit}")
         if self.audit_tighten and not self.audit:
             raise ValueError("--audit-tighten goes by what an audit sees; give --audit too")
-        if self.schedule not in SCHEDULES:
-            raise ValueError(f"--schedule must be {' or '.join(SCHEDULES)}; got {self.schedule!r}")
+        for name, known in {"schedule": SCHEDULES, "long_texts": LONG_TEXTS}.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{_option(name)} must be {' or '.join(known)}; got {getattr(self, name)!r}")
         if self.exit_threshold is not None and self.quality is not None:
             raise ValueError("--exit-threshold and --quality both choose exit thresholds; give one of them")
         if self.api_key == "":

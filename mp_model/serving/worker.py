@@ -16,13 +16,21 @@ import torch
 from torch import Tensor
 
 from ..configuration import ONE_LABEL
-from ..engine import Alive, Arrived, Decided, StepResult
+from ..engine import Alive, Arrived, Decided, StepResult, uncertainty_of
 from ..inputs import pack_tokens
 from ..schedule import BUDGET, Schedule
-from .admission import ExpiredError, GoneError, InvalidError, OverloadedError, RefusedError, UnhealthyError
-from .classifier import Answer, Classifier, scores_of
+from .admission import (
+    ExpiredError,
+    GoneError,
+    InvalidError,
+    OverloadedError,
+    RefusedError,
+    TokenizerError,
+    UnhealthyError,
+)
+from .classifier import Answer, Classifier, LongText, scores_of
 from .policy import ADMIT, InGroups, Policy
-from .requests import Inbox, OnItsWay, Request, Result, joined, texts_of
+from .requests import Inbox, OnItsWay, Request, Result, joined, next_window, texts_of
 
 CALL = -1  # in the place of a layer: a function that somebody wants to have run
 ASKED = -1.0  # a threshold by which nobody leaves, though the exit is asked: of texts that are audited
@@ -294,6 +302,12 @@ class Worker:
                 continue
             if leaves:
                 del self._on_their_way[number]
+            text.kept += kept
+            if text.encoded.long is not None:
+                whole = self._with_window(text, text.encoded.long, decided.layer, logits)
+                if whole is None:
+                    continue
+                best, row, logits, uncertainty = whole
             if text.early is not None:
                 if leaves:
                     self.observer.audited(text.request.level, *text.early, self.names[best])
@@ -309,14 +323,46 @@ class Worker:
                 scores=dict(zip(self.names, row, strict=True)),
                 exit_layer=decided.layer,
                 uncertainty=uncertainty if self.task == ONE_LABEL else None,
-                tokens=text.tokens,
+                tokens=text.read + text.tokens,
                 flops=text.work,
             )
             if text.audited:
                 text.early = answer.label, answer.exit_layer
                 if leaves:
                     self.observer.audited(text.request.level, *text.early, answer.label)
-            self._answer(text, Result(answer, logits, kept))
+            self._answer(text, Result(answer, logits, text.kept))
+
+    def _with_window(
+        self, text: OnItsWay, long: LongText, layer: int, logits: list[float]
+    ) -> tuple[int, list[float], list[float], float] | None:
+        """The best label, the scores, the logits and the uncertainty of a text that is read in windows, after one more.
+
+        None: it is not certain yet, and waits to be let in with its next window, behind the others; or it cannot be read on.
+
+        Args:
+            text: the text.
+            long: its windows.
+            layer: the layer that answered this window.
+            logits: its logits.
+        """
+        mean = long.mean_with(torch.tensor(logits))[None]
+        uncertainty = float(uncertainty_of(mean)) if self.task == ONE_LABEL else math.nan
+        row = text.request.thresholds[text.place]
+        column = self.columns.get(layer, len(row) - 1)
+        if not (len(row) and uncertainty <= row[column]):
+            try:
+                window = next_window(long)
+            except Exception as error:  # of any library that a tokenizer may call
+                self._refuse(text, TokenizerError(error))
+                return None
+            if window is not None:
+                with self._changed:
+                    self.tokens += len(window.ids) - text.tokens
+                    text.read, text.encoded = text.read + text.tokens, window
+                    self._inbox.add([text])
+                return None
+        scores = scores_of(mean, self.task)
+        return int(scores.argmax()), scores[0].tolist(), mean[0].tolist(), uncertainty
 
     def _would_leave(self, text: OnItsWay, layer: int, uncertainty: float) -> bool:
         """Whether a text that is audited would leave here."""

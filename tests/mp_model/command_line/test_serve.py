@@ -241,7 +241,7 @@ def test_every_option_can_come_from_the_environment(folder: Path, tmp_path: Path
         "MAGIC_PYRAMID_API_KEY": "secret",
         "MAGIC_PYRAMID_MODEL_ID": "news",
         "MAGIC_PYRAMID_SCHEDULE": "depth-wise",
-        "MAGIC_PYRAMID_REFUSE_LONG": "1",
+        "MAGIC_PYRAMID_LONG_TEXTS": "windows",
     }
     with serving(folder, environment=environment) as process:
         assert process.url == f"unix:{tmp_path / 'socket'}"
@@ -295,6 +295,8 @@ def test_a_port_that_is_taken_is_known_before_anything_is_loaded(magic_pyramid: 
         (["--audit", "nan"], "--audit must be at least 0; got nan"),
         (["--audit-tighten"], "--audit-tighten goes by what an audit sees"),
         (["--schedule", "lazy"], "--schedule must be greedy or depth-wise; got 'lazy'"),
+        (["--long-texts", "burn"], "--long-texts must be cut or windows or refuse; got 'burn'"),
+        (["--cache", "-1"], "--cache must be at least 0; got -1"),
         (["--quality", "exact", "--exit-threshold", "0.1"], "give one of them"),
         (["--port", "0", "--quality", "best"], "quality must be one of 'exact', 'default'; got 'best'"),
         (["--port", "0", "--precision", "int3"], "precision must be"),

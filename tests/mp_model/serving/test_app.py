@@ -86,7 +86,7 @@ def test_long_texts_are_cut_where_asked(served: Classifier) -> None:
         right = client.post("/predict", json={"inputs": text}).json()
         left = client.post("/predict", json={"inputs": text, "truncate": True, "truncation_direction": "left"})
         refused = client.post("/predict", json={"inputs": text, "truncate": False})
-    with server(served, refuse_long=True) as client:
+    with server(served, long_texts="refuse") as client:
         by_default = client.post("/predict", json={"inputs": text})
         cut = client.post("/predict", json={"inputs": text, "truncate": True})
     assert right == cut.json() == ranked(served(["the " * 62])[0])

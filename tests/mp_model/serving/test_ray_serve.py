@@ -266,10 +266,10 @@ def deployment_of(application: Application) -> Any:
 
 def test_the_application_is_made_from_words(served_folder: Path) -> None:
     """As ``serve run`` gives them."""
-    built = ray_serve.app({"folder": str(served_folder), "replicas": "3", "threads": "2", "refuse_long": "true"})
+    built = ray_serve.app({"folder": str(served_folder), "replicas": "3", "threads": "2", "long_texts": "windows"})
     deployment = deployment_of(built)
     folder, settings, _ = deployment.init_args
-    assert (folder, settings) == (str(served_folder), ServerSettings(threads=2, refuse_long=True))
+    assert (folder, settings) == (str(served_folder), ServerSettings(threads=2, long_texts="windows"))
     assert deployment.num_replicas == 3
     assert deployment.max_ongoing_requests == settings.max_concurrent_requests
     assert deployment.ray_actor_options["num_cpus"] == 2

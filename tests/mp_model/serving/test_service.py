@@ -11,7 +11,7 @@ import pytest
 
 from mp_model import Classifier
 from mp_model.measuring.levels import Level
-from mp_model.serving.admission import ExpiredError, GoneError
+from mp_model.serving.admission import EmptyError, ExpiredError, GoneError
 from mp_model.serving.service import Service, Wishes
 from mp_model.serving.settings import ServerSettings
 from support.serving import TEXTS, assert_like, eventually
@@ -106,3 +106,52 @@ def test_quality_falls_before_texts_are_refused_too(
         return await asyncio.gather(*asking)
 
     assert [answers.quality for answers in run(ask())] == ["default"] * 2 + ["lowest"] * 6
+
+
+def test_texts_that_come_again_are_answered_from_the_cache(started: Started, served: Classifier) -> None:
+    service = started(cache=3)
+    steps = lambda: service.worker.schedule.steps  # noqa: E731
+
+    def ask(texts: Any, **wishes: Any) -> Any:
+        return run(service.answer(texts, Wishes(**wishes)))
+
+    first = ask(TEXTS[:2])
+    before = steps()
+    again = ask([TEXTS[1], (TEXTS[0], TEXTS[1]), TEXTS[0]])
+    assert [again.outcomes[2], again.outcomes[0]] == first.outcomes
+    assert_like(served, again.outcomes, [TEXTS[1], (TEXTS[0], TEXTS[1]), TEXTS[0]])
+    assert steps() > before, "the pair had to be computed"
+    before = steps()
+    assert ask(TEXTS[:2]).outcomes == first.outcomes
+    assert steps() == before
+    assert service.metrics.cached._value.get() == 4
+    for wishes in ({"exit_threshold": "never"}, {"truncate": False}, {"exit_threshold": 0.9}):
+        before = steps()
+        assert_like(served, ask(TEXTS[:1], **wishes).outcomes, TEXTS[:1], wishes.get("exit_threshold"))
+        assert steps() > before, "an answer to another question is not taken"
+    assert service.cache is not None
+    assert len(service.cache) == 3, "no more are kept"
+
+
+def test_without_the_option_nothing_is_kept_and_refusals_never_are(started: Started) -> None:
+    service = started()
+    for _ in range(2):
+        before = service.worker.schedule.steps
+        run(service.answer(TEXTS[:1]))
+        assert service.worker.schedule.steps > before
+    assert service.cache is None
+    service = started(cache=5)
+    for _ in range(2):
+        (outcome,) = run(service.answer([""])).outcomes
+        assert isinstance(outcome, EmptyError)
+    assert service.cache is not None
+    assert len(service.cache) == 0
+
+
+def test_audited_texts_are_computed_though_their_answers_are_kept(started: Started) -> None:
+    service = started(cache=5, audit=1.0)
+    for number in range(3):
+        run(service.answer(TEXTS[:1]))
+        eventually(lambda number=number: [x["texts"] for x in service.audit.seen().values()] == [number + 1])
+    assert service.cache is not None
+    assert len(service.cache) == 0
