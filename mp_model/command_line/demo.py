@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 SPLITS = {"train": 400, "dev": 200, "test": 160}  # articles
 # Thresholds of pruning stay where they start, up to 0.8 of the mean importance in a text of median length: learning them
 # takes a backward pass through every layer, minutes on two cores.
-FIT = "--freeze-backbone --exit-epochs 30 --soft-epochs 0 --final-threshold 0.0018 --importance-normalizer alive"
+FIT = "--freeze-backbone --train-head --exit-epochs 30 "
+FIT += "--soft-epochs 0 --final-threshold 0.0018 --importance-normalizer alive"
 TUNE = "--max-drop 2 --confidence 0.9"
 EVALUATE = "--exit-thresholds 0.05,0.2,0.5 --buckets 250,500 --rounds 1"
 

@@ -57,7 +57,13 @@ def fit(
         typer.Option(help="Training of exits: joint (with the backbone) or frozen (under it); else the recipe's way."),
     ] = None,
     freeze_backbone: Annotated[
-        bool, typer.Option("--freeze-backbone", help="Learn thresholds and heads alone: minutes, not hours.")
+        bool, typer.Option("--freeze-backbone", help="Learn thresholds and exit heads alone: minutes, not hours.")
+    ] = False,
+    train_head: Annotated[
+        bool,
+        typer.Option(
+            "--train-head", help="With --freeze-backbone: train the model's own head first, as of an encoder."
+        ),
     ] = False,
     max_drop: Annotated[float, typer.Option(min=0, help="Points of validation accuracy that exits may cost.")] = 0.5,
     precision: Annotated[str, typer.Option(help="Precision to set exits in: float32, bfloat16 or int8.")] = "float32",
@@ -79,6 +85,8 @@ def fit(
         magic-pyramid fit train.tsv --validation dev.tsv --model ./minilm --output fits/mp --recipe mp --epochs 5
 
         magic-pyramid fit train.tsv --model ./my-classifier --output fits/quick --freeze-backbone
+
+        magic-pyramid fit train.tsv --model ./my-encoder --output fits/quick --freeze-backbone --train-head
     """
     import torch
     from rich.console import Console
@@ -102,6 +110,7 @@ def fit(
         stages=None if stages is None else words_of(stages),
         exit_training=exit_training,
         freeze_backbone=freeze_backbone,
+        train_head=train_head,
         quiet=not console.is_terminal,
     )
     summary = _train(prepared, max_drop / 100, precision, console)

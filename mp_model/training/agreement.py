@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..data.labels import is_nameless, numbers_of
+from ..data.labels import numbers_of
 from ..data.values import listed, normal_label
 from .tasks import Task
+
+TRAIN_ONE = (
+    "train one: with --train-head on the frozen backbone, or without --freeze-backbone; where --stages are given, begin "
+    "with fine-tune or head"
+)
 
 
 @dataclass(frozen=True)
@@ -25,24 +30,22 @@ class Agreement:
     said: str | None = None
 
 
-def agree(task: Task, classifier: Sequence[str] | None, *, new_head: bool, bare_head: bool) -> Agreement:
+def agree(task: Task, classifier: Sequence[str] | None, *, new_head: bool) -> Agreement:
     """The labels of a fit, in the order in which the checkpoint's classifier has them.
 
     Args:
         task: the texts, with the names of their labels.
         classifier: names of the labels of the checkpoint's classifier, by number; None: it has no classifier.
-        new_head: whether the fit can train a new classifier in the place of one for other labels.
-        bare_head: whether it can train one for a checkpoint that has none, or a nameless one for another number of labels.
+        new_head: whether the fit begins by training a classifier, and can do so with a new one.
 
     Raises:
-        ValueError: the classifier's labels are others, and no new one is to be trained; the message lists both.
+        ValueError: there is no classifier, or its labels are others, and no new one is to be trained, so that exits would
+            learn from a random one; the message lists both sets of labels.
     """
     wanted = task.label_names
     if classifier is None:
-        if not (new_head or bare_head):
-            raise ValueError(
-                "the checkpoint has no classifier, and the first stage goes by one; begin with the stage fine-tune or head"
-            )
+        if not new_head:
+            raise ValueError(f"the checkpoint has no classifier, and exits would learn from a random one; {TRAIN_ONE}")
         return Agreement(wanted, False, f"the checkpoint has no classifier: a new one learns {listed(wanted)}")
     classifier = [normal_label(name) for name in classifier]
     if task.ordered and len(wanted) == len(classifier):
@@ -53,11 +56,10 @@ def agree(task: Task, classifier: Sequence[str] | None, *, new_head: bool, bare_
         names = sorted(numbers, key=lambda name: numbers[name])
         said = f"the classifier's labels {listed(classifier)} are matched by number: {listed(names)}"
         return Agreement(names, True, None if names == classifier else said)
-    bare = is_nameless(classifier) and len(classifier) != len(wanted)
     difference = f"the checkpoint's classifier has the labels {listed(classifier)}; the texts have {listed(wanted)}"
-    if not (new_head or (bare and bare_head)):
+    if not new_head:
         raise ValueError(
             f"{difference}. Give --labels with the names of the classifier's {len(classifier)} labels in the order of their "
-            "numbers, or fine-tune, without --freeze-backbone, which trains a new classifier"
+            f"numbers; or, for a new classifier, {TRAIN_ONE}"
         )
     return Agreement(wanted, False, f"{difference}: a new classifier is trained")

@@ -86,6 +86,7 @@ def fit(
     stages: Sequence[str] | None = None,
     exit_training: str | None = None,
     freeze_backbone: bool = False,
+    train_head: bool = False,
     max_drop: float = 0.005,
     precision: str = "float32",
     quiet: bool = False,
@@ -100,8 +101,9 @@ def fit(
         settings: settings of the stages; None: the usual ones.
         stages: names of stages to run instead of the recipe's, in their order.
         exit_training: ``"joint"`` with the backbone or ``"frozen"`` under it; None: the recipe's.
-        freeze_backbone: whether to learn thresholds and heads alone: exit heads for a classifier that is finished, the main
-            head too for a checkpoint without a classifier.
+        freeze_backbone: whether to learn thresholds and exit heads alone, for a classifier that is finished.
+        train_head: whether to train the model's own head first, on the frozen backbone, such as for a checkpoint without a
+            classifier.
         max_drop: accuracy on the validation texts that exits may cost, as a share.
         precision: precision that the model will be used in, and in which its exit thresholds are chosen: ``"float32"``,
             ``"bfloat16"`` or ``"int8"``. Weights are trained and saved in float32.
@@ -124,6 +126,7 @@ def fit(
         stages=stages,
         exit_training=exit_training,
         freeze_backbone=freeze_backbone,
+        train_head=train_head,
         quiet=quiet,
     )
     return run_fit(prepared, max_drop, precision)

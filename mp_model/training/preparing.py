@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +22,8 @@ from .identity import checkpoint_identity, texts_identity
 from .recipes import RECIPES, STAGES, Recipe, Settings, model_settings
 from .tasks import EncodedTexts, Task
 
-# First stages under which a new classifier learns the labels; the others go by the classifier that there is.
+# First stages under which a new classifier learns the labels; the others go by the classifier that there is, and so does
+# "soft" with a frozen backbone.
 TEACH_THE_HEAD = ("fine-tune", "head", "soft", "hard", "joint")
 
 
@@ -75,12 +77,13 @@ def prepare(
     stages: Sequence[str] | None = None,
     exit_training: str | None = None,
     freeze_backbone: bool = False,
+    train_head: bool = False,
     quiet: bool = False,
 ) -> Prepared:
     """Reads and checks what a fit is made from, and writes nothing.
 
     Args:
-        checkpoint, task, output, recipe_name, settings, stages, exit_training, freeze_backbone, quiet: as for
+        checkpoint, task, output, recipe_name, settings, stages, exit_training, freeze_backbone, train_head, quiet: as for
             :func:`mp_model.training.fitting.fit`.
 
     Raises:
@@ -94,16 +97,14 @@ def prepare(
         raise ValueError(f"recipe must be one of {', '.join(RECIPES)}; got {recipe_name!r}")
     recipe = RECIPES[recipe_name]
     if stages is None:
-        stages = recipe.planned_stages(exit_training, freeze_backbone)
-    elif exit_training is not None or freeze_backbone:
+        stages = recipe.planned_stages(exit_training, freeze_backbone, train_head)
+    elif exit_training is not None or freeze_backbone or train_head:
         raise ValueError("give the stages themselves, or how exits are trained and what is frozen; not both")
     _check_stages(stages, recipe, recipe_name)
     settings = settings.for_texts(len(task.train))
     tokenizer = load_tokenizer(checkpoint)
     model, agreement, notes = _load(checkpoint, recipe, settings, task, stages, freeze_backbone)
     task = task.in_the_order_of(agreement.label_names)
-    if freeze_backbone and not agreement.keeps_head and "head" not in stages:
-        stages = ("head", *stages)
     positions = model.config.positions
     if (settings.max_length or 0) > positions:
         raise ValueError(f"max_length must not exceed the model's {positions} positions; got {settings.max_length}")
@@ -167,8 +168,7 @@ def _load(
     agreement = agree(
         task,
         None if found.is_bare else config.label_names,
-        new_head=not freeze_backbone and stages[0] in TEACH_THE_HEAD,
-        bare_head=freeze_backbone,
+        new_head=stages[0] in TEACH_THE_HEAD and not (freeze_backbone and stages[0] == "soft"),
     )
     notes = [] if agreement.said is None else [agreement.said]
     if config.task != ONE_LABEL:
@@ -201,11 +201,17 @@ def _reset_heads(model: PyramidForSequenceClassification) -> None:
 def _notes_on(task: Task) -> list[str]:
     """A line for labels that were not matched by name, and for those that no training or no validation text has."""
     notes = []
-    for kind, data in (("training", task.train), ("validation", task.validation)):
+    counts = [Counter(data.labels) for data in (task.train, task.validation)]
+    for kind, data, count in zip(("training", "validation"), (task.train, task.validation), counts, strict=True):
         if data.note is not None:
             notes.append(data.note)
-        there = set(data.labels)
-        missing = [name for number, name in enumerate(task.label_names) if number not in there]
+        missing = [name for number, name in enumerate(task.label_names) if not count[number]]
         if missing:
             notes.append(f"labels without a {kind} text: {listed(missing)}")
+    untaught = sum(counts[1][number] for number in counts[1].keys() - counts[0].keys())
+    if untaught:
+        notes.append(
+            f"{untaught} of {len(task.validation)} validation texts have a label that no training text teaches; they count "
+            "in the accuracy all the same"
+        )
     return notes

@@ -33,15 +33,19 @@ class Recipe:
 
         return self.config["exit_layers"] != [] and not EXIT_HEADS[self.config["exit_head"]].reads_survivors
 
-    def planned_stages(self, exit_training: str | None = None, freeze_backbone: bool = False) -> tuple[str, ...]:
+    def planned_stages(
+        self, exit_training: str | None = None, freeze_backbone: bool = False, train_head: bool = False
+    ) -> tuple[str, ...]:
         """The stages of a fit.
 
         Args:
             exit_training: ``"joint"`` with the backbone or ``"frozen"`` under it; None: the recipe's way.
             freeze_backbone: whether to leave out every stage that changes the backbone.
+            train_head: whether to train the model's own head first, on the frozen backbone.
 
         Raises:
-            ValueError: the recipe has no exits to be trained so, or trains nothing but the backbone.
+            ValueError: the recipe has no exits to be trained so, or trains nothing but the backbone; a head is to be trained
+                on a backbone that is not frozen.
         """
         stages = self.stages
         if exit_training is not None:
@@ -54,10 +58,16 @@ class Recipe:
         if freeze_backbone:
             if exit_training == "joint":
                 raise ValueError("exits that are trained jointly with the backbone do not leave it frozen")
+            head = ("head",) if train_head else ()
             exits = ("exits",) if self.config["exit_layers"] != [] else ()
-            stages = (*(stage for stage in stages if stage == "soft"), *exits)
+            stages = (*head, *(stage for stage in stages if stage == "soft"), *exits)
             if not stages:
                 raise ValueError("this recipe trains nothing but the backbone, which is to be frozen")
+        elif train_head:
+            raise ValueError(
+                "a head by itself is trained on a frozen backbone; give --freeze-backbone too, or leave --train-head out: "
+                "fine-tuning trains both"
+            )
         return stages
 
 

@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -62,30 +63,33 @@ def load_task(
 ) -> Task:
     """Reads the training texts and the validation texts.
 
+    A label that only validation texts have is one of the task's, though nothing teaches it.
+
     Args:
         train: a file, or a data set's name.
         validation: a file, or a data set's name; None: a tenth of the training texts is held out, of each label alike.
         seed: random seed of the texts that are held out.
-        labels: names of all labels, in the order of a checkpoint's numbers; None: those of the training texts, in order.
+        labels: names of all labels, in the order of a checkpoint's numbers; None: those of the texts, in order.
 
     Raises:
-        TableError: a source that cannot be read or is empty; fewer than two labels; a validation text whose label no
-            training text has, or a text whose label is not among ``labels``; no text that could be held out.
+        TableError: a source that cannot be read or is empty; training texts of fewer than two labels; a text whose label is
+            not among ``labels``; no text that could be held out.
         ValueError: ``labels`` has a name twice.
     """
     rows = read_rows(train, ("train",))
-    names = in_order({label for _, label in rows})
-    if len(names) < 2:
-        raise TableError(f"{train}: expected two labels or more; all {len(rows)} rows have {names[0]!r}")
-    if labels is not None:
+    others = [] if validation is None else read_rows(validation, VALIDATION)
+    if len({label for _, label in rows}) < 2:
+        raise TableError(f"{train}: expected two labels or more; all {len(rows)} rows have {rows[0][1]!r}")
+    ordered = labels is not None
+    if labels is None:
+        names = in_order({label for _, label in chain(rows, others)})
+    else:
         names = [normal_label(name) for name in labels]
         if len(set(names)) < len(names):
             raise ValueError(f"labels must be the names of different labels; got {', '.join(names)}")
-    ordered = labels is not None
-    _check_labels(rows, names, train, ordered)
+        _check_labels(rows, names, train)
+        _check_labels(others, names, validation)
     if validation is not None:
-        others = read_rows(validation, VALIDATION)
-        _check_labels(others, names, validation, ordered)
         learn, choose = numbered(rows, names, train), numbered(others, names, validation)
         return Task(names, learn, choose, held_out=False, ordered=ordered)
     chosen = held_out_places([label for _, label in rows], seed)
@@ -96,19 +100,13 @@ def load_task(
     return Task(names, learn, choose, held_out=True, ordered=ordered)
 
 
-def _check_labels(rows: Sequence[tuple[Text, str]], names: Sequence[str], source: str | Path, ordered: bool) -> None:
-    """Raises TableError for labels that are not among the task's; ordered: whether somebody gave the task's."""
+def _check_labels(rows: Sequence[tuple[Text, str]], names: Sequence[str], source: str | Path | None) -> None:
+    """Raises TableError for labels that are not among those that somebody gave."""
     unknown = in_order({label for _, label in rows}.difference(names))
-    if not unknown:
-        return
-    if ordered:
+    if unknown:
         raise TableError(
             f"{source}: labels that --labels does not name: {listed(unknown)}; name them too, or take them out"
         )
-    raise TableError(
-        f"{source}: labels that no training text has: {listed(unknown)}; take their texts out, or name all labels with "
-        "--labels"
-    )
 
 
 def held_out_places(labels: Sequence[str], seed: int) -> list[int]:

@@ -152,30 +152,31 @@ def test_labels_are_named_by_an_option(finished: Path, files: tuple[Path, Path],
 
 
 @pytest.mark.parametrize(
-    ("texts", "classifier", "frozen", "expected"),
+    ("texts", "classifier", "new_head", "expected"),
     [
-        (["a", "b"], ["a", "b"], True, (["a", "b"], True)),
-        (["a", "b"], ["b", "a"], False, (["b", "a"], True)),
-        (["1", "2"], ["2.0", " 1"], True, (["2", "1"], True)),
+        (["a", "b"], ["a", "b"], False, (["a", "b"], True)),
+        (["a", "b"], ["b", "a"], True, (["b", "a"], True)),
+        (["1", "2"], ["2.0", " 1"], False, (["2", "1"], True)),
+        (["a", "b"], None, False, None),
         (["a", "b"], None, True, (["a", "b"], False)),
-        (["a", "b"], None, False, (["a", "b"], False)),
+        (["a", "b"], ["LABEL_0", "LABEL_1", "LABEL_2"], False, None),
         (["a", "b"], ["LABEL_0", "LABEL_1", "LABEL_2"], True, (["a", "b"], False)),
-        (["0", "1"], ["LABEL_0", "LABEL_1", "LABEL_2"], True, (["0", "1"], False)),
-        (["0", "1", "2"], ["LABEL_0", "LABEL_1", "LABEL_2"], True, (["0", "1", "2"], True)),
-        (["a", "b"], ["LABEL_0", "LABEL_1"], False, (["a", "b"], False)),
-        (["a", "b"], ["a", "b", "c"], True, None),
-        (["a", "b", "c"], ["a", "b"], True, None),
-        (["0", "1"], ["LABEL_1", "LABEL_0"], True, (["1", "0"], True)),
-        (["1", "2"], ["LABEL_0", "LABEL_1"], True, None),
+        (["0", "1"], ["LABEL_0", "LABEL_1", "LABEL_2"], False, None),
+        (["0", "1", "2"], ["LABEL_0", "LABEL_1", "LABEL_2"], False, (["0", "1", "2"], True)),
+        (["a", "b"], ["LABEL_0", "LABEL_1"], True, (["a", "b"], False)),
+        (["a", "b"], ["a", "b", "c"], False, None),
+        (["a", "b", "c"], ["a", "b"], False, None),
+        (["0", "1"], ["LABEL_1", "LABEL_0"], False, (["1", "0"], True)),
+        (["1", "2"], ["LABEL_0", "LABEL_1"], False, None),
     ],
 )
-def test_agreements(texts: list[str], classifier: list[str] | None, frozen: bool, expected: tuple | None) -> None:
+def test_agreements(texts: list[str], classifier: list[str] | None, new_head: bool, expected: tuple | None) -> None:
     task = Task(texts, LabelledTexts(["x"], [0]), LabelledTexts(["y"], [0]), held_out=False)
     if expected is None:
-        with pytest.raises(ValueError, match="Give --labels"):
-            agree(task, classifier, new_head=not frozen, bare_head=frozen)
+        with pytest.raises(ValueError, match="train one: with --train-head on the frozen backbone"):
+            agree(task, classifier, new_head=new_head)
         return
-    found: Agreement = agree(task, classifier, new_head=not frozen, bare_head=frozen)
+    found: Agreement = agree(task, classifier, new_head=new_head)
     assert (found.label_names, found.keeps_head) == expected
 
 
@@ -192,13 +193,29 @@ def test_a_label_without_texts_is_named_and_kept(finished: Path, files: tuple[Pa
     assert "labels without a validation text: 'maybe'" in summary.notes
 
 
-def test_exits_under_a_random_head_are_refused(files: tuple[Path, Path], tmp_path: Path) -> None:
+@situation(
+    "checkpoint",
+    "an encoder without a classifier, or a classifier for other labels, `fit --freeze-backbone`",
+    "refused, since exits would learn from a random head; nothing is written",
+)
+def test_exits_under_a_random_head_are_refused(checkpoint: Path, files: tuple[Path, Path], tmp_path: Path) -> None:
     bare = save(tiny.encoder_of(tiny.classifier(vocab_size=VOCABULARY)), tmp_path / "bare")
-    with pytest.raises(
-        ValueError, match="no classifier, and the first stage goes by one; begin with the stage fine-tune"
+    no_classifier = (
+        "the checkpoint has no classifier, and exits would learn from a random one; train one: with --train-head"
+    )
+    for folder, message in (
+        (bare, no_classifier),
+        (checkpoint, "the labels 'LABEL_0', 'LABEL_1', 'LABEL_2'; the texts"),
     ):
-        train_stages(bare, load_task(*files), tmp_path / "fit", "mp", QUICK, stages=["exits"], quiet=True)
-    assert not (tmp_path / "fit").exists()
+        result = command(files[0], folder, tmp_path / "fit", *FROZEN)
+        assert isinstance(result.exception, ValueError)
+        assert message in str(result.exception)
+        with pytest.raises(ValueError, match=message):
+            train_stages(folder, load_task(*files), tmp_path / "fit", "mp", QUICK, stages=["exits"], quiet=True)
+        assert not (tmp_path / "fit").exists()
+    result = command(files[0], bare, tmp_path / "fit", *FROZEN, "--train-head")
+    assert result.exit_code == 0, result.exception
+    assert "head: " in result.stderr
 
 
 @situation(

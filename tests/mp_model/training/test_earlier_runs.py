@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from mp_model import Classifier
 from mp_model.command_line import app
-from mp_model.data.tables import TableError
+from mp_model.data.tables import TableError, read_labelled
 from mp_model.data.tokens import Tokeniser
 from mp_model.training import fit, folder, load_task
 from mp_model.training.folder import claimed
@@ -363,20 +363,25 @@ def test_a_label_with_a_single_text_stays_in_training(checkpoint: Path, tmp_path
 @situation(
     "file",
     "labels that only validation texts have",
-    "refused in a line with their names; `--labels` lets them be known",
+    "said; nothing teaches the model their texts, which count as errors",
 )
 def test_labels_that_only_validation_texts_have(checkpoint: Path, tmp_path: Path) -> None:
-    table, validation = (write_rows(tmp_path / f"{name}.tsv", 50, seed) for name, seed in (("train", 0), ("dev", 1)))
-    append(validation, "rare\ta b c\n")
-    refused = command(table, checkpoint, tmp_path / "fit", "--validation", str(validation))
-    assert isinstance(refused.exception, TableError)
-    assert str(refused.exception) == (
-        f"{validation}: labels that no training text has: 'rare'; take their texts out, or name all labels with --labels"
-    )
-    told = ["--validation", str(validation), "--labels", "no,rare,yes"]
-    done = command(table, checkpoint, tmp_path / "fit", *told)
+    table = write_rows(tmp_path / "train.tsv", 400, 0)
+    validation = write_rows(tmp_path / "dev.tsv", 120, 1)
+    append(validation, "rare\tthe a b\n" * 30)  # "the" says "no" in all other texts
+    options = ["--validation", str(validation), "--epochs", "8", "--json"]
+    done = command(table, checkpoint, tmp_path / "fit", *options)
     assert done.exit_code == 0, done.exception
-    assert "labels without a training text: 'rare'" in done.stderr
+    assert "labels without a training text: 'rare'\n" in done.stderr
+    assert "30 of 150 validation texts have a label that no training text teaches; they count in the" in done.stderr
+    found = json.loads(done.stdout)
+    assert found["label_names"] == ["no", "rare", "yes"]
+    assert found["notes"][-1] == "labels that validation texts have and the model gave to none: 'rare'"
+    texts, labels = zip(*read_labelled(validation), strict=True)
+    given = [answer.label for answer in Classifier.load(tmp_path / "fit" / "model")(texts)]
+    assert "rare" not in given
+    assert found["validation_accuracy"] == sum(map(str.__eq__, given, labels)) / 150
+    assert 0.7 < found["validation_accuracy"] <= 120 / 150
 
 
 @situation("file", "labels of validation texts that the model never gives", "named in a line at the end of the fit")

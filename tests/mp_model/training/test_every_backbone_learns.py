@@ -78,6 +78,7 @@ def test_a_head_on_a_frozen_encoder(kind: str, files: tuple[Path, Path], tmp_pat
         QUICK,
         max_drop=0.02,
         freeze_backbone=True,
+        train_head=True,
         quiet=True,
     )
     assert next(iter(summary.stages)) == "head"

@@ -33,6 +33,7 @@ from mp_model.training.running import LossNotFiniteError, complete_checkpoint, p
 from mp_model.training.tasks import EncodedTexts
 from support import tiny, wordpiece
 from support.fits import QUICK
+from support.situations import situation
 
 
 def run(checkpoint: Path, files: tuple[Path, Path], output: Path, recipe: str, **changes: Any) -> Summary:
@@ -122,14 +123,18 @@ def test_a_finished_classifier_gets_exits_and_keeps_its_backbone(
         assert max(after.config.prune_thresholds) > 0
 
 
+@situation(
+    "checkpoint",
+    "the same, with `--train-head`",
+    "the head is trained first, on the frozen backbone, and then exits learn from it",
+)
 def test_a_checkpoint_without_a_classifier_gets_one_on_its_frozen_backbone(
     checkpoint: Path, files: tuple, tmp_path: Path
 ) -> None:
     """The checkpoint's classifier is for three labels, so it does not count."""
     settings = dataclasses.replace(QUICK, soft_epochs=0, exit_epochs=40)
-    summary = fit(
-        str(checkpoint), load_task(*files), tmp_path / "fit", "pyramid", settings, freeze_backbone=True, quiet=True
-    )
+    options = {"freeze_backbone": True, "train_head": True, "quiet": True}
+    summary = fit(str(checkpoint), load_task(*files), tmp_path / "fit", "pyramid", settings, **options)
     assert list(summary.stages) == ["head", "soft", "exits"]
     before, after = (
         PyramidBertForSequenceClassification.from_pretrained(folder).state_dict()
@@ -154,6 +159,8 @@ def test_a_checkpoint_without_a_classifier_gets_one_on_its_frozen_backbone(
         ("bert", {"exit_training": "joint"}, "exit training can be chosen where"),
         ("pyramid", {"exit_training": "joint", "freeze_backbone": True}, "do not leave it frozen"),
         ("bert", {"freeze_backbone": True}, "trains nothing but the backbone"),
+        ("mp", {"train_head": True}, "a head by itself is trained on a frozen backbone; give --freeze-backbone too"),
+        ("mp", {"stages": ["exits"], "train_head": True}, "not both"),
     ],
 )
 def test_stages_that_make_no_sense(
@@ -168,6 +175,8 @@ def test_planned_stages() -> None:
     assert RECIPES["pyramid"].planned_stages("frozen") == ("fine-tune", "soft", "hard", "exits")
     assert RECIPES["mp"].planned_stages("joint") == ("fine-tune", "soft", "joint", "exits")
     assert RECIPES["mp"].planned_stages() == RECIPES["mp"].stages
+    assert RECIPES["mp"].planned_stages(freeze_backbone=True, train_head=True) == ("head", "soft", "exits")
+    assert RECIPES["bert"].planned_stages(freeze_backbone=True, train_head=True) == ("head",)
 
 
 # What another process runs: a fit by a recipe, with settings as JSON; its stages are left beside it, by rank.
