@@ -22,6 +22,11 @@ from .flops import Step
 from .inputs import PaddedInputs, first_columns
 from .pruning import Pruning
 
+NO_SINGLE_GRAPH = (
+    "where tokens are pruned or exits are open, sizes depend on the texts, which no single graph can follow: leave "
+    "fullgraph=True out, or call with prune_thresholds=[0.0] * layers and exit_threshold='never'"
+)
+
 
 def is_traced() -> bool:
     """Whether one graph is being made of the model, for all inputs to come."""

@@ -28,7 +28,7 @@ from .engine import Pyramid
 from .exits import Exits, make_exit_heads
 from .flops import Work
 from .inputs import PaddedInputs, checked_values, pack_inputs, padded_inputs
-from .masked import MaskedRun, Wanted, is_traced, run_masked, uncertainty_of
+from .masked import NO_SINGLE_GRAPH, MaskedRun, Wanted, is_traced, run_masked, uncertainty_of
 from .pruning import Pruning
 from .schedule import run_batch
 
@@ -267,6 +267,8 @@ class PyramidModel(PyramidPreTrainedModel):
             run = self.run_masked(inputs, pruning, wanted.attentions)
             states, first, outputs = run.states[-1], run.first(), run.outputs(wanted)
         else:
+            if torch.compiler.is_compiling():
+                torch._dynamo.graph_break(msg=NO_SINGLE_GRAPH)
             batch = self.embed_packed(pack_inputs(self.config, inputs))
             values = self.read(engine.run_encoder(layers, batch, pruning))
             first = backbones.first_rows(values, batch)
@@ -399,6 +401,8 @@ class PyramidForSequenceClassification(PyramidPreTrainedModel):
         padded = self.base_model.padded(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         if wanted.runs_masked(pyramid.pruning, pyramid.exits, len(pyramid.layers)):
             return self._classify_masked(padded, labels, pyramid, wanted, follow_tokens)
+        if torch.compiler.is_compiling():
+            torch._dynamo.graph_break(msg=NO_SINGLE_GRAPH)
         return self._classify_packed(padded, labels, pyramid, exit_threshold if own else None, follow_tokens)
 
     def _note_task(self, labels: Tensor | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from codecs import BOM_UTF8
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,6 +42,9 @@ def _why(path: Path) -> str | None:
         if stream.read(len(POINTER)) == POINTER:
             return "is a git-LFS pointer, not the file itself; fetch it with `git lfs pull`"
     if path.suffix == ".json" and not _is_json(path):
+        with path.open("rb") as stream:
+            if stream.read(len(BOM_UTF8)) == BOM_UTF8:
+                return "begins with a byte order mark, which JSON does not have; save it as UTF-8 without one"
         return "is not JSON: it is cut short or damaged; copy it again"
     if path.name.endswith(".index.json"):
         shards = _shards(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -16,6 +17,7 @@ Row = dict[str, Any] | RowError
 FORMATS = ("tsv", "csv", "jsonl", "json", "parquet", "txt")
 LONGEST_FIELD = 1 << 26  # characters; a quotation mark that is never closed would take the rest of a csv file for one
 
+ARRAY_OF_OBJECTS = re.compile(r"\s*\[\s*(\{|$)")
 LEAST_HALVES = 4  # NULs by which a line is taken for UTF-16
 UTF16 = "the file is UTF-16; convert it: iconv -f UTF-16 -t UTF-8"
 BEGINNINGS = {  # of files that hold no text in UTF-8
@@ -128,6 +130,8 @@ def _json_rows(lines: Iterable[str]) -> Iterator[Row]:
 
 
 def _json_row(line: str) -> Row:
+    if ARRAY_OF_OBJECTS.match(line):
+        return RowError("begins a JSON array, where each line should be an object; rename a file of one array to .json")
     try:
         return _row_of(_parsed(line))
     except RowError as error:

@@ -245,6 +245,27 @@ def test_compiled_in_one_graph(more: dict[str, bool]) -> None:
     torch.compiler.reset()
 
 
+@situation(
+    "drop-in",
+    "`torch.compile(model, fullgraph=True)` of a model that prunes or has open exits",
+    "refused, with the settings under which one graph can be made; without `fullgraph` it works",
+)
+@pytest.mark.parametrize("settings", [{"prune_thresholds": [0.01] * LAYERS}, {"exit_threshold": 0.5}])
+def test_pruning_and_exits_are_in_no_single_graph(settings: dict[str, Any]) -> None:
+    model, inputs = tiny.classifier(**settings), BATCH.padded()
+    called = parts(model) if "prune_thresholds" in settings else [model]
+    for part in called:
+        torch.compiler.reset()
+        with pytest.raises(
+            torch._dynamo.exc.Unsupported, match="which no single graph can follow: leave fullgraph=True out"
+        ):
+            torch.compile(part, backend="aot_eager", fullgraph=True)(**inputs)
+        with torch.no_grad():
+            got, expected = torch.compile(part, backend="aot_eager")(**inputs), part(**inputs)
+        torch.testing.assert_close(got[0], expected[0], atol=1e-5, rtol=0)
+    torch.compiler.reset()
+
+
 def test_gradients_of_one_graph_are_the_engines() -> None:
     model = tiny.classifier().train()
     torch.compiler.reset()

@@ -149,6 +149,15 @@ def test_a_configuration_that_is_none(run: Command, folder: Path, text: str) -> 
     assert_refused(run, "info", folder, f"{folder / 'config.json'} ")
 
 
+@situation("checkpoint", "a config.json with a byte order mark", "the line says so; status 2")
+def test_a_byte_order_mark(run: Command, folder: Path) -> None:
+    path = folder / "config.json"
+    path.write_text(path.read_text(encoding="utf-8"), encoding="utf-8-sig")
+    assert_refused(
+        run, "info", folder, f"{path} begins with a byte order mark, which JSON does not have; save it as UTF-8"
+    )
+
+
 @situation("checkpoint", "a setting of config.json that no BERT can have", "the line names file, setting and value")
 @pytest.mark.parametrize(
     ("name", "value", "words"),

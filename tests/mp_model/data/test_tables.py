@@ -116,6 +116,17 @@ def test_json_array(write: Write, content: str) -> None:
     assert read(write("a.txt", content), "json") == ["one", "two"]
 
 
+@situation("file", "a JSON array in a .jsonl file", "one line: rename it to .json")
+@pytest.mark.parametrize(
+    "content", ['[{"text": "one"}, {"text": "two"}]', '\n [\n{"text": "one"},\n{"text": "two"}]\n']
+)
+def test_json_array_among_lines(write: Write, content: str) -> None:
+    with pytest.raises(
+        TableError, match=r"row 1 begins a JSON array, where each .* rename a file of one array to \.json"
+    ):
+        read(write("a.jsonl", content))
+
+
 @pytest.mark.parametrize("content", ["[]", "", " \n"])
 def test_json_without_rows(write: Write, content: str) -> None:
     assert read(write("a.json", content)) == []
@@ -328,7 +339,7 @@ WRONG = {
         '[{"text": "a"}, 3]',
         "a.json: row 2 is no JSON object with 'text', but the number 3",
     ),
-    "array in lines": ("a.jsonl", '[{"text": "a"}]', "a.jsonl: row 1 is no JSON object with 'text', but a list"),
+    "array in lines": ("a.jsonl", '[{"text": "a"}]', "a.jsonl: row 1 begins a JSON array"),
     "object over several lines": (
         "a.json",
         '{\n"text": "a"}',
