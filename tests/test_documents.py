@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import importlib
 import io
 import os
 import random
@@ -25,7 +26,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from transformers import (
@@ -54,6 +55,9 @@ INSTEAD = {
     "distilbert-base-uncased": "tiny-distilbert",
     "bhadresh-savani/distilbert-base-uncased-emotion": "tiny-distilbert",
     "SamLowe/roberta-base-go_emotions": "tiny-roberta",
+    "/share/model": "demo-output/model",
+    "/share/articles": "articles",
+    "/share/answers": "shared-answers",
 }
 SPLITS = {"dair-ai/emotion": {"fit": "train.tsv", "tune": "dev.tsv", "evaluate": "test.tsv", "report": "test.tsv"}}
 PORT = "8080"  # in documents; the reader's servers take one that is free
@@ -128,7 +132,8 @@ class Reader:
     def shell(self, line: str, where: str) -> None:
         """Follows one line.
 
-        Understood are a comment, ``NAME=value`` first, ``echo ... |`` or ``cat FILE |`` before a command, ``> FILE`` after
+        Ray's own commands are only read, for they would start a cluster, or end all that this machine has. Understood are a
+        comment, ``NAME=value`` first, ``echo ... |`` or ``cat FILE |`` before a command, ``> FILE`` after
         it, and ``&`` after a server, which ``kill %1`` stops.
         """
         words = shlex.shlex(line, posix=True, punctuation_chars="|>&")
@@ -165,6 +170,11 @@ class Reader:
             assert command[1] in make_targets(), f"{where}: the Makefile has no target {command[1]!r}"
         elif command[:2] == ["pip", "install"]:
             self.install(command[2:], where)
+        elif command[0] == "export" and len(command) == 2:
+            name, _, value = command[1].partition("=")
+            assert name in os.environ or callable(named(value)), where
+        elif command[:2] in (["ray", "start"], ["serve", "run"]):
+            self.of_ray(command)
         elif command == ["source", ".venv/bin/activate"]:
             assert "-m venv .venv" in (ROOT / "Makefile").read_text()
         else:
@@ -177,6 +187,16 @@ class Reader:
         assert extras is not None, f"{where}: what is installed is not this folder"
         known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
         assert set((extras[1] or "").split(",")) <= {"", *known}, f"{where}: no such extras"
+
+    def of_ray(self, command: list[str]) -> None:
+        """Reads a command of Ray's own, whose options must be known to it, and makes the application that it names."""
+        from ray.scripts.scripts import start
+        from ray.serve.scripts import run
+
+        given = (start if command[0] == "ray" else run).make_context(command[1], command[2:]).params
+        if command[0] == "serve":
+            arguments = dict(word.split("=") for word in given["arguments"])
+            named(given["config_or_import_path"])({key: INSTEAD.get(word, word) for key, word in arguments.items()})
 
     def own(self, command: list[str]) -> list[str]:
         """A command with the reader's files in the place of those that have to be fetched."""
@@ -246,6 +266,12 @@ class Reader:
         assert job.wait(60) == 0, f"{where}: {(self.folder / 'server.log').read_text()}"
 
 
+def named(path: str) -> Any:
+    """The thing that ``module:name`` names."""
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
 def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
@@ -298,11 +324,50 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Reader]:
         job.kill()
 
 
-@pytest.mark.parametrize("document", [path for path in DOCUMENTS if list(blocks_of(path))], ids=name_of)
+WITH_RAY = ROOT / "docs" / "many-machines.md"
+WITH_BLOCKS = [path for path in DOCUMENTS if path != WITH_RAY and list(blocks_of(path))]
+
+
+@pytest.mark.parametrize("document", WITH_BLOCKS, ids=name_of)
 def test_code_blocks_run(document: Path, reader: Reader) -> None:
     for block in blocks_of(document):
         reader.follow(block)
     assert not reader.jobs, f"{name_of(document)} leaves a server running"
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # of what Ray does itself
+def test_code_blocks_about_many_machines_run(reader: Reader) -> None:
+    """With one cluster for all commands of the page but the server, which has its own."""
+    pytest.importorskip("ray", reason="pip install -e .[ray]")
+    import pandas
+
+    from mp_model.serving.ray_cluster import cluster
+
+    (reader.folder / "articles").symlink_to(reader.folder / "demo-output" / "articles")
+    pandas.read_csv(reader.folder / "test.tsv", sep="\t").to_parquet(reader.folder / "articles.parquet")
+    with cluster(1):
+        for block in blocks_of(WITH_RAY):
+            reader.follow(block)
+    assert not reader.jobs, "a server is left running"
+    answered = sorted((reader.folder / "shared-answers").glob("*.jsonl"))
+    assert [path.name for path in answered] == ["dev.tsv.jsonl", "test.tsv.jsonl", "train.tsv.jsonl"]
+    assert len((reader.folder / "answers.jsonl").read_text().splitlines()) == 80
+
+
+@pytest.mark.parametrize(
+    ("language", "text"),
+    [
+        ("bash", "ray start --hed"),
+        ("bash", "serve run mp_model.serving.ray_serve:application folder=/share/model"),
+        ("bash", "serve run mp_model.serving.ray_serve:app folder=/share/model machines=8"),
+        ("bash", "export RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=mp_model.serving.ray_serve:nothing"),
+    ],
+)
+def test_commands_of_ray_that_cannot_be_followed_fail(reader: Reader, language: str, text: str) -> None:
+    click = pytest.importorskip("click")
+    pytest.importorskip("ray", reason="pip install -e .[ray]")
+    with pytest.raises((AttributeError, ValueError, click.ClickException)):
+        reader.follow(Block("docs/many-machines.md", 1, language, text))
 
 
 @pytest.mark.parametrize(

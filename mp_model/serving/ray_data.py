@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -180,9 +181,12 @@ def _take(answered: Any, found: _Found, progress: Callable[[int], Any]) -> None:
         OSError: Ray has failed.
     """
     try:
-        for part in answered.iter_rows():
-            found.take(part)
-            progress(part["rows"])
+        with warnings.catch_warnings():
+            # Ray warns where there are fewer parts than processes, which nobody can know before.
+            warnings.filterwarnings("ignore", "The minimum number of concurrent actors", UserWarning)
+            for part in answered.iter_rows():
+                found.take(part)
+                progress(part["rows"])
     except RayError as error:
         raise OSError(f"Ray has failed: {_last_line(error)}") from error
 

@@ -40,6 +40,8 @@ NAME = "magic-pyramid"
 # What a replica has no say in: where Ray's proxies listen, and how they drain.
 NOT_HERE = ("uds", "drain_seconds")
 LOST = "the replica that had this request is gone; send it again"
+NOBODY = "no replica serves this path yet, or any longer; send it again"
+NO_ROUTE = b"Path '"  # the beginning of the answer of Ray's own proxy where no application is there
 PROXY = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"  # variable that names what Ray's proxies put around themselves
 
 log = logging.getLogger("magic_pyramid")
@@ -102,7 +104,8 @@ class TokensWaiting:
 
 
 class LostRequests:
-    """What stands around a proxy of Ray's: a request whose replica dies is answered by 503 and ``Retry-After``.
+    """What stands around a proxy of Ray's: 503 and ``Retry-After`` for a request whose replica dies, and for one that comes
+    before there is an application, or after.
 
     An answer begins when its body is there, so a client gets all of it or nothing.
     """
@@ -115,12 +118,15 @@ class LostRequests:
             await self.app(scope, receive, send)
             return
         start: Message | None = None
-        answered = False
+        answered, reason = False, LOST
 
         async def with_its_body(message: Message) -> None:
-            nonlocal start, answered
+            nonlocal start, answered, reason
             if message["type"] == "http.response.start":
                 start = {**message, "headers": list(dict.fromkeys(map(tuple, message["headers"])))}  # Ray repeats one
+                return
+            if start is not None and start["status"] == 404 and message.get("body", b"").startswith(NO_ROUTE):
+                reason = NOBODY
                 return
             if start is not None and not answered:
                 answered = True
@@ -131,7 +137,7 @@ class LostRequests:
             await self.app(scope, receive, with_its_body)
         finally:
             if not answered:
-                content = {"error": LOST, "error_type": "Unhealthy"}
+                content = {"error": reason, "error_type": "Unhealthy"}
                 await JSONResponse(content, 503, {"retry-after": "1"})(scope, receive, send)
 
 

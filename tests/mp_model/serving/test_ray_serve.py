@@ -243,6 +243,18 @@ def test_a_request_without_an_answer_may_be_sent_again(messages: list[dict[str, 
     assert json.loads(body["body"]) == {"error": ray_serve.LOST, "error_type": "Unhealthy"}
 
 
+def test_where_nobody_serves_yet_one_may_try_again() -> None:
+    """Ray's own proxy says 404 then, which nobody tries again; a page that the application lacks stays one."""
+    not_found = {**START, "status": 404}
+    from_ray = {**BODY, "body": b"Path '/predict' not found. Ping http://.../-/routes for available routes."}
+    start, body = said_through([not_found, from_ray])
+    assert start["status"] == 503
+    assert (b"retry-after", b"1") in start["headers"]
+    assert json.loads(body["body"]) == {"error": ray_serve.NOBODY, "error_type": "Unhealthy"}
+    ours = [not_found, {**BODY, "body": b'{"error":"there is nothing at /nowhere"}'}]
+    assert said_through(ours) == ours
+
+
 @pytest.mark.parametrize(("waiting", "wanted"), [(0, 1), (100, 1), (101, 2), (350, 4), (10_000, 5)])
 def test_replicas_follow_the_tokens_that_wait(waiting: int, wanted: int) -> None:
     context = SimpleNamespace(
