@@ -20,7 +20,7 @@ from . import wire
 from .admission import InvalidError, OverloadedError, RefusedError, UnhealthyError
 from .gate import Gate, new_id
 from .requests import Result
-from .service import Answers, Service, Wishes
+from .service import Answers, Service, Wishes, characters_of
 
 PAGE = Path(__file__).parent / "page" / "index.html"
 # The page loads nothing, and speaks to nobody but its server.
@@ -241,11 +241,10 @@ def _classified(results: Sequence[Result], body: wire.ClassifyRequest, name: str
 
 def headers_of(answers: Answers, texts: Sequence[Text], service: Service) -> dict[str, str]:
     """The headers of text-embeddings-inference, times in whole milliseconds, and ours."""
-    characters = sum(len(text) if isinstance(text, str) else sum(map(len, text)) for text in texts)
     layers = [str(x.answer.exit_layer) if isinstance(x, Result) else "-" for x in answers.outcomes]
     headers = {
         "x-compute-type": service.classifier.model.device.type,
-        "x-compute-characters": str(characters),
+        "x-compute-characters": str(sum(map(characters_of, texts))),
         "x-compute-tokens": str(sum(result.answer.tokens for result in answers.results)),
         "x-exit-layer": ",".join(layers),
     }

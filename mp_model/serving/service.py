@@ -28,6 +28,7 @@ from .requests import Encoded, Request, Result
 from .settings import SCHEDULES, ServerSettings
 from .worker import Worker
 
+QUICK = 2000  # characters that are tokenised in less time than a thread takes to wake up
 RECENT = 1000  # requests whose times the live figures are made from
 
 # What shades a text by the way that it takes through the model, given an exit threshold.
@@ -193,11 +194,18 @@ class Service:
         others = [place for place, answer in enumerate(found) if answer is None]
         if others:
             given = [texts[place] for place in others], self._way_of(wishes), wishes.direction
-            loop = asyncio.get_running_loop()
-            encoded = await loop.run_in_executor(self._threads, self.encode, *given)
+            if self._is_quick(given[0]):
+                encoded = self.encode(*given)
+            else:
+                loop = asyncio.get_running_loop()
+                encoded = await loop.run_in_executor(self._threads, self.encode, *given)
             for place, tokens in zip(others, encoded, strict=True):
                 found[place] = tokens
         return found
+
+    def _is_quick(self, texts: Sequence[Text]) -> bool:
+        """Whether nobody else would be held up if texts were tokenised without a thread, which takes longer to wake up."""
+        return self.permits.held <= len(texts) and sum(map(characters_of, texts)) <= QUICK
 
     def _keep(self, keys: Sequence[Hashable | None], outcomes: Sequence[Result | RefusedError]) -> None:
         if self.cache is not None:
@@ -354,6 +362,11 @@ class Service:
             "exits": list(self.metrics.exits),
             "drift": self.audit.drift,
         }
+
+
+def characters_of(text: Text) -> int:
+    """Number of characters of a text, or of both of a pair."""
+    return len(text) if isinstance(text, str) else sum(map(len, text))
 
 
 async def _first_of(answered: asyncio.Future[None], gone: asyncio.Future[Any] | None, deadline: float | None) -> None:

@@ -12,7 +12,7 @@ import pytest
 from mp_model import Classifier
 from mp_model.measuring.levels import Level
 from mp_model.serving.admission import EmptyError, ExpiredError, GoneError
-from mp_model.serving.service import Service, Wishes
+from mp_model.serving.service import QUICK, Service, Wishes
 from mp_model.serving.settings import ServerSettings
 from support.serving import TEXTS, assert_like, eventually
 
@@ -155,3 +155,24 @@ def test_audited_texts_are_computed_though_their_answers_are_kept(started: Start
         eventually(lambda number=number: [x["texts"] for x in service.audit.seen().values()] == [number + 1])
     assert service.cache is not None
     assert len(service.cache) == 0
+
+
+def test_a_lone_short_text_is_tokenised_without_a_thread(started: Started, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for the loop meanwhile; where others are there, or the text is long, a thread does it."""
+    service = started()
+    encode, threads = service.encode, []
+
+    def noted(*given: Any) -> Any:
+        threads.append(threading.current_thread().name)
+        return encode(*given)
+
+    monkeypatch.setattr(service, "encode", noted)
+    run(service.answer(TEXTS[:1]))
+    run(service.answer(["a " * QUICK]))
+
+    async def several() -> None:
+        await asyncio.gather(*(service.answer([text]) for text in TEXTS[:4]))
+
+    run(several())
+    assert threads[0] == threading.current_thread().name
+    assert all(name.startswith("tokenise") for name in [threads[1], *threads[3:]])
