@@ -38,8 +38,8 @@ class PyramidConfig(PreTrainedConfig):
             1 to L - 1.
         importance_normalizer: divisor of importance: ``"alive"`` (tokens entering the layer), ``"input"`` (tokens
             the sample came with), or a number (LTP's released code: its padded width).
-        precision: form of the weights of layers and word embeddings: ``"float"``, of the checkpoint's dtype, or ``"int8"``,
-            for inference alone (:func:`mp_model.backbones.int8.to_int8`).
+        precision: form of the weights of layers and word embeddings: ``"float"``, of the checkpoint's dtype; for inference
+            alone ``"bfloat16"``, or ``"int8"`` (:func:`mp_model.backbones.int8.to_int8`).
         untrained_exits: exit layers whose heads are as they were drawn. Loading adds those that the checkpoint has no
             weights for, and it is saved with the model; whoever trains heads takes them out again. None: all are trained.
         tuned_for: the record of what ``exit_threshold`` was tuned for (:mod:`mp_model.checkpoints.tuned_for`); None: nobody
@@ -91,8 +91,8 @@ class PyramidConfig(PreTrainedConfig):
             )
         if self.prune_thresholds is not None and self.top_k is not None:
             raise ValueError("prune_thresholds and top_k are two ways to prune; set one of them to None")
-        if self.precision not in ("float", "int8"):
-            raise ValueError(f"precision must be 'float' or 'int8'; got {self.precision!r}")
+        if self.precision not in ("float", "bfloat16", "int8"):
+            raise ValueError(f"precision must be 'float', 'bfloat16' or 'int8'; got {self.precision!r}")
         normalizer = self.importance_normalizer
         if normalizer not in ("alive", "input") and not (_is_number(normalizer) and 0 < normalizer < math.inf):
             raise ValueError(f"importance_normalizer must be 'alive', 'input' or a positive number; got {normalizer!r}")

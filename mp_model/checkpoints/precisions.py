@@ -25,11 +25,6 @@ class Precision:
     name: str
     why: str
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the weights that are no integers."""
-        return torch.bfloat16 if self.name == "bfloat16" else torch.float32
-
 
 def precision_of(model: PyramidForSequenceClassification) -> str:
     """The precision of a model's products, of :data:`PRECISIONS` or another dtype."""
@@ -46,6 +41,14 @@ def why_unfit(precision: str, device: str) -> str | None:
     if precision == "int8" and not (torch.cpu._is_vnni_supported() or torch.cpu._is_amx_tile_supported()):
         return "this processor lacks AVX-512 VNNI and AMX, without which int8 products are slow, or overflow"
     return None
+
+
+def check_kept(config: Any, precision: str) -> None:
+    """Raises ValueError for a precision that weights as a checkpoint's configuration has them no longer have."""
+    if config.precision == "int8" and precision != "int8":
+        raise ValueError(
+            f"precision {precision!r} cannot be had of int8 weights; load the checkpoint that they were made from"
+        )
 
 
 def check_precision(asked: str, device: str) -> None:
@@ -73,15 +76,23 @@ def choose_precision(asked: str, config: Any, device: str) -> Precision:
     """
     if asked not in (AUTO, *PRECISIONS):
         raise ValueError(f"precision must be {AUTO!r} or one of {', '.join(map(repr, PRECISIONS))}; got {asked!r}")
-    kept_in_int8 = config.precision == "int8"
-    if kept_in_int8 and asked not in (AUTO, "int8"):
-        raise ValueError(
-            f"precision {asked!r} cannot be had of int8 weights; load the checkpoint that they were made from"
+    kept = config.precision
+    if kept == "int8":
+        check_kept(config, "int8" if asked == AUTO else asked)
+        unfit = why_unfit(kept, device)
+        if unfit is not None:
+            raise ValueError(f"the weights are int8: {unfit}; load the checkpoint that they were made from")
+        return Precision(kept, "the weights are")
+    if asked != AUTO:
+        check_precision(asked, device)
+        return Precision(asked, "it was asked for")
+    if kept != "float":
+        unfit = why_unfit(kept, device)
+        return (
+            Precision("float32", f"the weights are {kept}, but {unfit}")
+            if unfit
+            else Precision(kept, "the weights are")
         )
-    if kept_in_int8 or asked != AUTO:
-        name, why = ("int8", "the weights are") if kept_in_int8 else (asked, "it was asked for")
-        check_precision(name, device)
-        return Precision(name, why)
     tuned = (config.tuned_for or {}).get("precision", "float32")
     if config.exit_threshold is None or tuned == "float32":
         return Precision("float32", "nothing was tuned for another precision")

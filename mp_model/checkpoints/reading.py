@@ -14,9 +14,11 @@ from typing import Any
 
 import torch
 
+from ..backbones.int8 import to_int8
 from ..registration import PyramidForSequenceClassification
 from .configurations import read_config
 from .files import WEIGHTS, why_unreadable
+from .precisions import check_kept
 
 EXITS = "exits."
 LAYER = re.compile(r"\blayers?\.\d+\.")
@@ -90,6 +92,25 @@ def read_classifier(
     return Loaded(model, drawn)
 
 
+def read_in_precision(checkpoint: str | Path, precision: str) -> PyramidForSequenceClassification:
+    """The finished classifier of a checkpoint with its weights in a precision, whatever this processor computes fast.
+
+    Weights that a folder keeps in a precision are never there in another one; int8 ones are made of float32.
+
+    Args:
+        checkpoint: the folder or the name.
+        precision: one of :data:`.precisions.PRECISIONS`.
+
+    Raises:
+        ValueError: as for :func:`read_classifier`; int8 weights, and another precision.
+    """
+    check_kept(read_config(checkpoint), precision)
+    model = read_classifier(checkpoint, dtype=torch.bfloat16 if precision == "bfloat16" else torch.float32).model
+    if precision == "int8":
+        to_int8(model)
+    return model
+
+
 def _check_sizes(checkpoint: str | Path, unfit: dict[str, tuple[Any, Any]]) -> None:
     if unfit:
         name = min(unfit)
@@ -142,21 +163,29 @@ def _and_more(names: Collection[str]) -> str:
 @contextmanager
 def _own_words() -> Iterator[None]:
     """Leaves out, for this thread, transformers' table of missing weights, which is said here in a sentence, and its bar."""
-    from transformers.utils import logging as transformers_logging
-
     thread, logger = threading.get_ident(), logging.getLogger("transformers.modeling_utils")
 
     def is_wanted(record: logging.LogRecord) -> bool:
         return record.thread != thread or record.funcName != "log_state_dict_report"
 
-    bars = transformers_logging.is_progress_bar_enabled()
     logger.addFilter(is_wanted)
-    transformers_logging.disable_progress_bar()
     try:
-        with warnings.catch_warnings():
+        with without_bars(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Detected pickle protocol")
             yield
     finally:
         logger.removeFilter(is_wanted)
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Leaves out transformers' progress bars on loading and saving."""
+    from transformers.utils import logging as transformers_logging
+
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
         if bars:
             transformers_logging.enable_progress_bar()

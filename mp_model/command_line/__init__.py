@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from . import classify, demo, doctor, evaluate, fit, info, report, serve, tune
+from . import classify, convert, demo, doctor, evaluate, fit, info, report, serve, tune
 from .endings import status_of
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("classify")(classify.classify)
+app.command("convert")(convert.convert)
 app.command("demo")(demo.demo)
 app.command("doctor")(doctor.doctor)
 app.command("evaluate")(evaluate.evaluate)

@@ -283,7 +283,7 @@ def _in_float32(
     from ..checkpoints.configurations import read_config
     from ..checkpoints.reading import read_classifier
 
-    if classifier.precision.name == "float32" or read_config(folder).precision == "int8":
+    if classifier.precision.name == "float32" or read_config(folder).precision != "float":
         return None
     model = read_classifier(folder).model.to(classifier.model.device)
     own = model.config.exit_threshold

@@ -18,14 +18,15 @@ from torch import Tensor
 
 import mp_kernels
 
-from ..backbones.int8 import to_int8
 from ..checkpoints.configurations import read_config
 from ..checkpoints.precisions import Precision, choose_precision, precision_of
-from ..checkpoints.reading import read_classifier
+from ..checkpoints.reading import read_in_precision
+from ..checkpoints.saving import save_for_inference
 from ..checkpoints.tokenizers import load_tokenizer, max_length_of
 from ..checkpoints.tuned_for import warn_where_it_no_longer_holds
 from ..configuration import ONE_LABEL, SEVERAL_LABELS
 from ..data.batches import Text
+from ..data.files import check_folder
 from ..data.tokens import Tokeniser, Tokens
 from ..data.windows import Window, Windows, tokens_of, with_windows
 from ..engine import Arrived, Pyramid, StepResult
@@ -145,14 +146,28 @@ class Classifier:
         chosen = choose_precision(precision, read_config(folder), device)
         if threads:
             torch.set_num_threads(threads)
-        model = read_classifier(folder, dtype=chosen.dtype).model
-        if chosen.name == "int8":
-            to_int8(model)
+        model = read_in_precision(folder, chosen.name)
         model.to(torch.device(device))  # type: ignore[arg-type]  # transformers' decorator hides self
         classifier = cls(model, load_tokenizer(folder), cache, long_texts)
         classifier.precision = chosen
         warn_where_it_no_longer_holds(classifier.model, classifier.tokenise.max_length)
         return classifier
+
+    def save(self, folder: str | Path) -> None:
+        """Writes the model, in the precision that it has, and its tokenizer into a new folder.
+
+        Whoever loads the folder gets the same answers, bit by bit, and never holds the weights of layers in another
+        precision. Those of ``"bfloat16"`` and ``"int8"`` are for inference alone: no fit goes on from them.
+
+        Args:
+            folder: a folder that is empty, or yet to be made.
+
+        Raises:
+            ValueError: the folder is not empty.
+            OSError: it cannot be written.
+        """
+        check_folder(Path(folder))
+        save_for_inference(self.model, Path(folder), self.tokenizer)
 
     def pyramid(self, exit_threshold: float | str | Sequence[float] | None) -> Pyramid:
         """The model with a call's exit threshold.

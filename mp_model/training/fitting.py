@@ -19,6 +19,7 @@ import torch
 
 from ..backbones.int8 import to_int8
 from ..checkpoints.precisions import check_precision
+from ..checkpoints.saving import save_whole
 from ..checkpoints.tuned_for import record_of
 from ..data.batches import length_sorted_batches
 from ..data.files import whole_file
@@ -27,7 +28,7 @@ from ..measuring.all_exits import read_all_exits
 from ..measuring.levels import priced_levels
 from ..measuring.tuning import Outcome, trade_off
 from ..modelling import PyramidForSequenceClassification
-from .folder import processes, save_whole
+from .folder import processes
 from .preparing import Prepared, prepare
 from .recipes import Settings
 from .stages import Trained, claimed_for, run_stages

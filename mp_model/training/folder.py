@@ -16,7 +16,6 @@ from accelerate import PartialState
 from safetensors import SafetensorError
 
 from ..data.files import check_folder, read_record, whole_file
-from ..modelling import PyramidForSequenceClassification
 from .identity import changes
 
 LOCK = ".lock"
@@ -107,18 +106,3 @@ def _claim(output: Path, identity: dict[str, Any]) -> None:
         raise ValueError(f"{output} is not empty and holds no fit to go on with; choose another folder")
     with whole_file(path) as stream:
         json.dump(identity, stream, indent=1)
-
-
-def save_whole(model: PyramidForSequenceClassification, folder: Path, tokenizer: Any) -> None:
-    """A folder with model and tokenizer that is there whole or not at all."""
-    unfinished = folder.with_name(f".{folder.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    model.save_pretrained(unfinished)
-    tokenizer.save_pretrained(unfinished)
-    for path in unfinished.iterdir():  # safetensors leaves the weights to their owner alone, whatever the umask
-        path.chmod(unfinished.stat().st_mode & 0o666)
-    if (folder / "README.md").is_file():  # somebody may have written it
-        shutil.copy2(folder / "README.md", unfinished)
-    if folder.exists():
-        shutil.rmtree(folder)
-    os.replace(unfinished, folder)

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 from transformers import set_seed
 
+from ..checkpoints.configurations import read_config
 from ..checkpoints.reading import read_classifier
 from ..checkpoints.tokenizers import load_tokenizer, max_length_of
 from ..configuration import ONE_LABEL
@@ -89,7 +90,7 @@ def prepare(
     Raises:
         ValueError: no such recipe or stage, or a stage that the recipe has no use for; stages given twice over; labels that
             the checkpoint's classifier has not, where no new one is to be trained; texts longer than the model's positions
-            asked for; int8 weights.
+            asked for; weights for inference alone.
         OSError: ``output`` cannot be written to.
     """
     check_folder(output)
@@ -159,12 +160,14 @@ def _load(
     freeze_backbone: bool,
 ) -> tuple[PyramidForSequenceClassification, Agreement, list[str]]:
     """The model with the recipe's exits and the task's labels, what was agreed about these, and lines about both."""
+    kept = read_config(checkpoint).precision
+    if kept != "float":
+        raise ValueError(
+            f"{checkpoint} has {kept} weights for inference alone, which cannot be trained; give the checkpoint that it was "
+            "made from"
+        )
     found = read_classifier(checkpoint, needs_head=False, exit_layers=[], exit_threshold=None)
     config = found.model.config
-    if config.precision == "int8":
-        raise ValueError(
-            f"{checkpoint} has int8 weights, which cannot be trained; give the checkpoint that it was made from"
-        )
     agreement = agree(
         task,
         None if found.is_bare else config.label_names,

@@ -19,13 +19,14 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import DataCollatorWithPadding, set_seed
 
+from ..checkpoints.saving import save_whole
 from ..data.batches import length_sorted_batches
 from ..data.files import whole_file
 from ..exits import EXIT_HEADS
 from ..registration import PyramidForSequenceClassification
 from . import objectives
 from .features import Features, collect_features, read_standardised, standardise, unstandardise
-from .folder import claimed, processes, save_whole
+from .folder import claimed, processes
 from .preparing import Prepared, prepare
 from .recipes import STAGES, Settings
 from .running import remove_checkpoints, run_stage

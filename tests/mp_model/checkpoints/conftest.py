@@ -37,10 +37,16 @@ def table(tmp_path: Path) -> Path:
 @pytest.fixture
 def run(table: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
     """Runs a command on a model as the program does; texts and goals are filled in."""
-    needs = {"classify": [], "info": [], "evaluate": [str(table), "--no-time"], "tune": [str(table), "--max-drop", "1"]}
+    needs = {
+        "classify": [],
+        "info": [],
+        "convert": [],
+        "evaluate": [str(table), "--no-time"],
+        "tune": [str(table), "--max-drop", "1"],
+    }
 
     def run_command(command: str, model: Path, *options: str) -> Ended:
-        place = [str(model)] if command == "info" else ["--model", str(model)]
+        place = [str(model)] if command in ("info", "convert") else ["--model", str(model)]
         monkeypatch.setattr(sys, "argv", ["magic-pyramid", command, *place, *needs[command], *options])
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("\n".join(TEXTS).encode())))
         capfd.readouterr()

@@ -10,10 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from mp_model import Classifier
-from mp_model.backbones.int8 import to_int8
 from mp_model.training import Summary, fit, load_task, preparing
-from support import tiny, wordpiece
-from support.checkpoints import save
 from support.fits import QUICK
 from support.situations import situation
 
@@ -67,12 +64,16 @@ def test_precisions_that_cannot_be_had(
     assert not (tmp_path / "fit").exists()
 
 
-@situation("fit", "a checkpoint whose weights are int8", "refused: such weights cannot be trained")
-def test_int8_weights_are_not_trained(files: tuple[Path, Path], tmp_path: Path) -> None:
-    model = tiny.classifier(vocab_size=len(wordpiece.VOCABULARY))
-    to_int8(model)
-    with pytest.raises(ValueError, match="has int8 weights, which cannot be trained; give the checkpoint"):
-        run(save(model, tmp_path / "int8"), files, tmp_path / "fit", "int8")
+@situation(
+    "fit", "a folder that was saved in int8 or bfloat16 for inference", "refused: such weights cannot be trained"
+)
+@pytest.mark.parametrize("precision", ["int8", "bfloat16"])
+def test_weights_for_inference_are_not_trained(
+    precision: str, checkpoint: Path, files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    Classifier.load(checkpoint, precision).save(tmp_path / "saved")
+    with pytest.raises(ValueError, match=f"has {precision} weights for inference alone, which cannot be trained; give"):
+        run(tmp_path / "saved", files, tmp_path / "fit", precision)
     assert not (tmp_path / "fit").exists()
 
 
