@@ -335,6 +335,7 @@ def test_code_blocks_run(document: Path, reader: Reader) -> None:
     assert not reader.jobs, f"{name_of(document)} leaves a server running"
 
 
+@pytest.mark.timeout(1200)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # of what Ray does itself
 def test_code_blocks_about_many_machines_run(reader: Reader) -> None:
     """With one cluster for all commands of the page but the server, which has its own."""

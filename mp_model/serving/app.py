@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,8 @@ from .gate import Gate, new_id
 from .requests import Result
 from .service import Answers, Service, Wishes, characters_of
 
-PAGE = Path(__file__).parent / "page" / "index.html"
-# The page loads nothing, and speaks to nobody but its server.
+PAGES = Path(__file__).parent / "page"
+# The pages load nothing, and speak to nobody but their server.
 ALONE = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; connect-src 'self'"
 STATUSES = {
     400: "No text.",
@@ -56,7 +57,15 @@ def create_app(service: Service, tracer: Any = None) -> FastAPI:
         yield
         await asyncio.get_running_loop().run_in_executor(None, service.close)
 
-    app = FastAPI(title="Magic Pyramid", summary="Text classification.", lifespan=lifespan)
+    # FastAPI's own pages on routes need a network.
+    app = FastAPI(
+        title="Magic Pyramid",
+        summary="Text classification.",
+        version=version("magic-pyramid"),
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
+    )
     app.state.service = service
     app.add_middleware(Gate, service=service, tracer=tracer)
     app.add_exception_handler(RefusedError, _refused)
@@ -152,7 +161,15 @@ def _add_describing(app: FastAPI, service: Service) -> None:
 
     @app.get("/", include_in_schema=False)
     async def page() -> HTMLResponse:
-        return HTMLResponse(PAGE.read_text(encoding="utf-8"), headers={"content-security-policy": ALONE})
+        return _page("index.html")
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return _page("docs.html")
+
+
+def _page(name: str) -> HTMLResponse:
+    return HTMLResponse((PAGES / name).read_text(encoding="utf-8"), headers={"content-security-policy": ALONE})
 
 
 async def _answer(

@@ -19,7 +19,8 @@ from .telemetry import Span
 if TYPE_CHECKING:
     from .service import Service
 
-OPEN_PATHS = {"/", "/health", "/ping", "/metrics", "/v2/health/live", "/v2/health/ready"}  # for GET, without a key
+# For GET, without a key.
+OPEN_PATHS = {"/", "/docs", "/openapi.json", "/health", "/ping", "/metrics", "/v2/health/live", "/v2/health/ready"}
 GOOD_ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
 
 log = logging.getLogger("magic_pyramid.requests")

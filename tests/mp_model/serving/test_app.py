@@ -356,7 +356,7 @@ def test_without_the_key_only_health_and_figures_are_seen(served: Classifier) ->
             response = client.post("/predict", json={"inputs": TEXT}, headers=headers)
             assert (response.status_code, response.json()["error_type"]) == (401, "Unauthorized")
             assert client.get("/info", headers=headers).status_code == 401
-        for path in ("/health", "/ping", "/metrics", "/"):
+        for path in ("/health", "/ping", "/metrics", "/", "/docs", "/openapi.json"):
             assert client.get(path).status_code == 200
         with_key = client.post("/predict", json={"inputs": TEXT}, headers={"authorization": "Bearer secret"})
         assert with_key.status_code == 200

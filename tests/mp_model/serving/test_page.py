@@ -1,7 +1,8 @@
-"""The page at /, in a headless Chromium: it shades words, follows the slider, and loads nothing from anywhere else."""
+"""The pages at / and /docs, in a headless Chromium: words are shaded, routes described, nothing comes from elsewhere."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -17,7 +18,7 @@ import uvicorn
 
 from mp_model import Classifier
 from mp_model.command_line.serve import shaded
-from mp_model.serving.app import PAGE, create_app
+from mp_model.serving.app import PAGES, create_app
 from mp_model.serving.service import Service
 from mp_model.serving.settings import ServerSettings
 from support.serving import TEXTS, eventually
@@ -26,8 +27,9 @@ TEXT = next(text for text in TEXTS if 6 < len(text.split()) < 15)
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
-def test_the_page_needs_no_network() -> None:
-    text = PAGE.read_text(encoding="utf-8")
+@pytest.mark.parametrize("name", ["index.html", "docs.html"])
+def test_the_pages_need_no_network(name: str) -> None:
+    text = (PAGES / name).read_text(encoding="utf-8")
     assert not re.findall(r"(?:https?:)?//\w[\w.]*", text)
     assert not re.findall(r"<(?:script|img|iframe|link)[^>]+(?:src|href)=\"(?!data:)", text)
     assert "innerHTML" not in text, "texts and labels are never taken for HTML"
@@ -120,3 +122,33 @@ def test_a_key_is_asked_for_where_the_server_wants_one(served: Classifier, brows
         page.click("#go")
         expect(page.locator("#caption")).to_contain_text(f"{served([TEXT])[0].label}, answered")
         page.close()
+
+
+def test_the_routes_are_described_without_a_network(url: str, browser: Any) -> None:
+    page, expect, asked, errors = browser.new_page(), waiting(), [], []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.goto(f"{url}/docs")
+    expect(page.locator("#title")).to_have_text(re.compile(r"Magic Pyramid \d"))
+    routes = page.evaluate("fetch('openapi.json').then(answer => answer.json())")["paths"]
+    assert page.locator("details").count() == sum(map(len, routes.values())) > 10
+    predict = page.locator("details", has=page.locator("summary code", has_text=re.compile("^/predict$")))
+    predict.locator("summary").click()
+    shown = predict.inner_text()
+    for said in (
+        "inputs",
+        "required",
+        "exit_threshold",
+        "number, at least 0, at most 1",
+        '"never"',
+        "429",
+        "Too much waits",
+    ):
+        assert said in shown
+    example = predict.locator("pre").inner_text()
+    assert example == f"curl {url}/predict -d '{json.dumps({'inputs': 'I like you.'}, separators=(',', ':'))}'"
+    if "MP_SCREENSHOTS" in os.environ:
+        page.screenshot(path=Path(os.environ["MP_SCREENSHOTS"]) / "docs.png", full_page=True)
+    assert not errors
+    assert all(address.startswith((url, "data:")) for address in asked)
