@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
@@ -25,6 +26,8 @@ from huggingface_hub import InferenceClient
 
 from mp_model import Classifier
 from mp_model.command_line.serve import WAITING
+from mp_model.serving import running
+from mp_model.serving.settings import ServerSettings
 from support.commands import Command
 from support.serving import TEXTS, eventually
 from support.situations import situation
@@ -251,6 +254,56 @@ def test_every_option_can_come_from_the_environment(folder: Path, tmp_path: Path
         assert (tmp_path / "socket").stat().st_mode & 0o777 == 0o660
         assert process.end() == 0
         assert not (tmp_path / "socket").exists()
+
+
+OTHERS = {
+    "host": "::1",
+    "port": 9,
+    "uds": "socket",
+    "api_key": "secret",
+    "model_id": "news",
+    "precision": "float32",
+    "device": "meta",
+    "threads": 3,
+    "tokenization_workers": 4,
+    "exit_threshold": "0.5,0.25",
+    "quality": None,  # not beside the exit threshold
+    "relax_to": "lowest",
+    "long_texts": "windows",
+    "cache": 7,
+    "schedule": "depth-wise",
+    "patience_ms": 1.5,
+    "max_batch_tokens": 100,
+    "max_concurrent_requests": 101,
+    "max_queue_tokens": 102,
+    "max_client_batch_size": 103,
+    "payload_limit": 104,
+    "timeout_ms": 105.5,
+    "audit": 0.25,
+    "audit_tighten": True,
+    "drain_seconds": 106.5,
+    "drain_timeout": 107.5,
+    "log_requests": True,
+    "json_logs": True,
+}
+
+
+@pytest.mark.usefixtures("as_it_was")
+def test_each_variable_is_its_option(magic_pyramid: Command, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAGIC_PYRAMID_FOLDER", str(folder))
+    for name, value in OTHERS.items():
+        if value is not None:
+            monkeypatch.setenv(f"MAGIC_PYRAMID_{name.upper()}", "1" if value is True else str(value))
+    seen: list[ServerSettings] = []
+
+    def bound_socket(settings: ServerSettings) -> socket.socket:
+        seen.append(settings)
+        raise ValueError("enough was seen")
+
+    monkeypatch.setattr(running, "bound_socket", bound_socket)
+    ended = magic_pyramid("serve")
+    assert ended.err.strip() == "error: enough was seen"
+    assert [dataclasses.asdict(settings) for settings in seen] == [OTHERS]
 
 
 def over_unix(path: Path, target: str, key: str) -> Any:

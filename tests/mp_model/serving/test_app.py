@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -442,3 +444,12 @@ def test_settings_that_a_model_cannot_follow_are_refused(served: Classifier) -> 
     ):
         with pytest.raises(ValueError, match=said):
             Service(served, ServerSettings(**settings))
+
+
+def test_a_classifier_needs_no_http() -> None:
+    program = (
+        "import sys\nfrom mp_model import Classifier\nimport mp_model.command_line\n"
+        "print(sorted({'fastapi', 'uvicorn', 'starlette', 'prometheus_client', 'pydantic'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -59,9 +59,10 @@ def test_nothing_else_imports_it() -> None:
 
 
 def commands() -> list[list[str]]:
-    """The words of the page's examples, without the variables before them."""
-    lines = [line.split() for line in PAGE.splitlines() if line.startswith("    ")]
-    return [[word for word in line if not re.match(r"[A-Z_]+=", word)] for line in lines]
+    """The words of the page's examples, without the variables before them and the ``&`` after them."""
+    blocks = re.findall(r"^```bash\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    lines = [line.split() for block in blocks for line in block.splitlines()]
+    return [[word for word in line if not re.match(r"[A-Z_]+=|&$", word)] for line in lines]
 
 
 def test_the_commands_of_the_page_are_those_that_there_are() -> None:
