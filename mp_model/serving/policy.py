@@ -51,7 +51,8 @@ class InGroups:
     group that is greedy: whatever waits goes in one forward. With more, the first of these that there is: the deepest layer
     whose queue holds a budget of tokens; the texts that wait to be let in, as the next group; the shallowest layer. So those
     who stay get company from later groups. A group is never split, so no layer runs more often than if each group went by
-    itself, and a text is answered within ``groups (L + 1)`` steps of being let in.
+    itself, and a text is answered within ``groups (L + 1)`` steps of being let in; where groups of A tokens are let in and N
+    tokens waited before it, that is within ``(2 groups + N / A) (L + 1)`` steps of its coming, without patience.
 
     Args:
         groups: most groups that are in at a time.

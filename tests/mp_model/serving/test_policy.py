@@ -131,14 +131,19 @@ def test_everybody_is_answered_once_and_within_the_stated_steps(
     """Whatever comes between two steps."""
     leaves, lengths, pauses = map(list, zip(*samples, strict=True))
     run = Simulated(InGroups(groups), leaves, lengths, budget)
+    came: list[tuple[int, int]] = []
     for number, pause in enumerate(pauses):
+        came.append((run.schedule.steps, sum(lengths[ahead] for ahead in run.waiting)))
         run.waiting.append(number)
         for _ in range(pause):
             run.step()
     while run.step():
         pass
     assert run.answered.keys() == set(range(len(samples)))
-    assert all(end - run.let_in[number] <= groups * (LAYERS + 1) for number, end in run.answered.items())
+    for number, end in run.answered.items():
+        assert end - run.let_in[number] <= groups * (LAYERS + 1)
+        step, ahead = came[number]
+        assert end - step <= (2 * groups + ahead // (EMBEDDED_BUDGETS * budget)) * (LAYERS + 1)
 
 
 @given(samples=SAMPLES, budget=st.integers(1, 12), groups=st.integers(2, 5))
