@@ -22,6 +22,9 @@ from .app import create_app
 from .service import Service
 from .settings import ServerSettings
 
+# Seconds for which a connection may be idle; more than proxies keep theirs, so that none sends a request to one that closes.
+KEEP_ALIVE = 75
+
 log = logging.getLogger("magic_pyramid")
 
 
@@ -129,6 +132,7 @@ def run(service: Service, bound: socket.socket, tracer: Any = None) -> None:
         log_config=None,
         access_log=False,
         lifespan="on",
+        timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=max(1, round(service.settings.drain_timeout)),
     )
     path = bound.getsockname() if bound.family == socket.AF_UNIX else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import http.client
 import json
 import logging
 import os
@@ -185,6 +186,20 @@ def test_clients_that_go_away_leave_nothing_behind(process: Process) -> None:
     assert process.post({"inputs": TEXT})[0] == 200
     assert "failed" not in process.log
     assert "Traceback" not in process.log
+
+
+def test_a_connection_may_be_idle_for_longer_than_uvicorns_five_seconds(process: Process) -> None:
+    """A proxy that keeps its connections for longer would send requests to those that are about to be closed."""
+    client = http.client.HTTPConnection(process.url.removeprefix("http://"), timeout=60)
+    addresses = set()
+    for pause in (0, 7):
+        time.sleep(pause)
+        client.request("POST", "/predict", json.dumps({"inputs": TEXT}))
+        response = client.getresponse()
+        assert (response.status, len(response.read()) > 0) == (200, True)
+        addresses.add(client.sock.getsockname())
+    assert len(addresses) == 1, "one connection was enough"
+    client.close()
 
 
 def test_logs_are_json(process: Process) -> None:
