@@ -260,7 +260,7 @@ def headers_of(answers: Answers, texts: Sequence[Text], service: Service) -> dic
     """The headers of text-embeddings-inference, times in whole milliseconds, and ours."""
     layers = [str(x.answer.exit_layer) if isinstance(x, Result) else "-" for x in answers.outcomes]
     headers = {
-        "x-compute-type": service.classifier.model.device.type,
+        "x-compute-type": service.device,
         "x-compute-characters": str(sum(map(characters_of, texts))),
         "x-compute-tokens": str(sum(result.answer.tokens for result in answers.results)),
         "x-exit-layer": ",".join(layers),

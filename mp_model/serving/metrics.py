@@ -51,6 +51,9 @@ class Metrics:
         self.phase_seconds = histogram(
             "phase_seconds", "Seconds of a request: tokenization, queue, inference, total.", SECONDS, "phase"
         )
+        self.phases = {
+            phase: self.phase_seconds.labels(phase) for phase in ("tokenization", "queue", "inference", "total")
+        }
         self.exit_layer = histogram("exit_layer", "Layer that answered.", tuple(range(layers + 1)))
         self.uncertainty = histogram("uncertainty", "Uncertainty of the answer.", SHARES)
         self.kept = histogram("tokens_kept", "Share of a text's tokens that entered the layer that answered.", SHARES)

@@ -142,10 +142,11 @@ def joined(texts: Sequence[Encoded]) -> Tokens:
 
 def separate(tokens: Tokens) -> list[Encoded]:
     """The texts of :class:`Tokens`, each by itself."""
-    cuts = np.cumsum(tokens.lengths)[:-1]
-    ids = np.split(tokens.ids, cuts)
-    types = [None] * len(ids) if tokens.types is None else np.split(tokens.types, cuts)
-    return [Encoded(*text) for text in zip(ids, types, strict=True)]
+    found, begin = [], 0
+    for length in tokens.lengths.tolist():
+        rows = slice(begin, begin := begin + length)
+        found.append(Encoded(tokens.ids[rows], None if tokens.types is None else tokens.types[rows]))
+    return found
 
 
 class Inbox:

@@ -108,6 +108,7 @@ class Service:
         self.cache: Cache[Result] | None = Cache(settings.cache) if settings.cache else None
         self.permits = Permits(settings.max_concurrent_requests)
         self.encode = Encoder(classifier)
+        self.device = classifier.model.device.type  # transformers looks for it among the parameters each time
         self.draining = False
         self.recent: deque[tuple[float, float]] = deque(maxlen=RECENT)  # when a request was answered, and its seconds
         self._threads = ThreadPoolExecutor(settings.tokenization_workers, thread_name_prefix="tokenise")
@@ -156,7 +157,7 @@ class Service:
             level, row = self._level_of(wishes)
             timeout = self.settings.timeout_ms if wishes.timeout is None else 1e3 * wishes.timeout
             deadline = None if timeout is None else began + timeout / 1e3
-            audited = self.audit.draw(len(texts)) if np.isfinite(row).all() and len(row) else []
+            audited = self.audit.draw(len(texts)) if self.audit.share and len(row) and np.isfinite(row).all() else []
             keys = self._keys(texts, wishes, row, audited)
             encoded = await self._encoded(texts, wishes, keys)
             tokenised = time.monotonic()
@@ -264,8 +265,8 @@ class Service:
 
     def _count(self, answers: Answers, ended: float) -> None:
         self.recent.append((ended, answers.total))
-        for phase in ("tokenization", "queue", "inference", "total"):
-            self.metrics.phase_seconds.labels(phase).observe(getattr(answers, phase))
+        for phase, seconds in self.metrics.phases.items():
+            seconds.observe(getattr(answers, phase))
         refused = [outcome for outcome in answers.outcomes if isinstance(outcome, RefusedError)]
         for outcome in (
             refused if answers.results else refused[1:]

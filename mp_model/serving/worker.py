@@ -97,7 +97,7 @@ class Worker:
         self.classifier, self.policy = classifier, policy or InGroups()
         self.most_tokens = most_tokens
         self.observer: Observer = observer or NobodyWatches()
-        config = classifier.model.config
+        config, self.device = classifier.model.config, classifier.model.device
         self.task, self.names = config.task, config.label_names
         self.exit_layers = exit_layers_of(classifier)
         self.columns = {layer: column for column, layer in enumerate(self.exit_layers)}
@@ -275,13 +275,13 @@ class Worker:
         return wanted
 
     def _packed(self, texts: Sequence[OnItsWay], first: int) -> Arrived:
-        model, tokens = self.classifier.model, joined([text.encoded for text in texts])
+        tokens = joined([text.encoded for text in texts])
         rows = [
             np.full_like(row, ASKED) if text.audited else row
             for text, row in ((text, text.request.thresholds[text.place]) for text in texts)
         ]
-        inputs = pack_tokens(model.config, tokens.ids, tokens.types, tokens.lengths, model.device)
-        thresholds = torch.from_numpy(np.stack(rows)).to(model.device) if self.exit_layers else None
+        inputs = pack_tokens(self.classifier.model.config, tokens.ids, tokens.types, tokens.lengths, self.device)
+        thresholds = torch.from_numpy(np.stack(rows)).to(self.device) if self.exit_layers else None
         return Arrived.of(inputs, first, thresholds)
 
     def _take(self, result: StepResult) -> None:
