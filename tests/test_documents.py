@@ -335,8 +335,11 @@ def test_code_blocks_run(document: Path, reader: Reader) -> None:
     assert not reader.jobs, f"{name_of(document)} leaves a server running"
 
 
+with_ray = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # of what Ray does itself
+
+
+@with_ray
 @pytest.mark.timeout(1200)
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # of what Ray does itself
 def test_code_blocks_about_many_machines_run(reader: Reader) -> None:
     """With one cluster for all commands of the page but the server, which has its own."""
     pytest.importorskip("ray", reason="pip install -e .[ray]")
@@ -355,6 +358,7 @@ def test_code_blocks_about_many_machines_run(reader: Reader) -> None:
     assert len((reader.folder / "answers.jsonl").read_text().splitlines()) == 80
 
 
+@with_ray
 @pytest.mark.parametrize(
     ("language", "text"),
     [
