@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
@@ -182,7 +184,7 @@ class Service:
             return [None] * len(texts)
         settings = row.tobytes(), self._way_of(wishes), wishes.direction
         computed = audited or [False] * len(texts)
-        return [None if own else (text, settings) for text, own in zip(texts, computed, strict=True)]
+        return [None if own else (digest_of(text), settings) for text, own in zip(texts, computed, strict=True)]
 
     async def _encoded(
         self, texts: Sequence[Text], wishes: Wishes, keys: Sequence[Hashable | None]
@@ -363,6 +365,11 @@ class Service:
             "exits": list(self.metrics.exits),
             "drift": self.audit.drift,
         }
+
+
+def digest_of(text: Text) -> bytes:
+    """32 bytes that stand for a text or a pair, however long it is, so that a cache of many needs little memory."""
+    return hashlib.sha256(json.dumps(text).encode()).digest()
 
 
 def characters_of(text: Text) -> int:

@@ -12,7 +12,7 @@ import pytest
 from mp_model import Classifier
 from mp_model.measuring.levels import Level
 from mp_model.serving.admission import EmptyError, ExpiredError, GoneError
-from mp_model.serving.service import QUICK, Service, Wishes
+from mp_model.serving.service import QUICK, Service, Wishes, digest_of
 from mp_model.serving.settings import ServerSettings
 from support.serving import TEXTS, assert_like, eventually
 
@@ -131,6 +131,13 @@ def test_texts_that_come_again_are_answered_from_the_cache(started: Started, ser
         assert steps() > before, "an answer to another question is not taken"
     assert service.cache is not None
     assert len(service.cache) == 3, "no more are kept"
+
+
+def test_pairs_and_texts_of_the_same_words_are_told_apart_by_digests_of_one_size() -> None:
+    texts = ["a b", ("a", "b"), ("a b", ""), ("", "a b"), '["a", "b"]', "a b " * 10_000]
+    digests = {digest_of(text) for text in texts}
+    assert len(digests) == len(texts)
+    assert {len(digest) for digest in digests} == {32}
 
 
 def test_without_the_option_nothing_is_kept_and_refusals_never_are(started: Started) -> None:
