@@ -10,7 +10,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from ..modelling import PyramidForSequenceClassification
-from .precisions import precision_of
+from .precisions import PRECISIONS, precision_of
 from .reading import without_bars
 
 
@@ -55,13 +55,18 @@ def save_for_inference(model: PyramidForSequenceClassification, folder: Path, to
         tokenizer: its tokenizer.
 
     Raises:
-        ValueError: the folder is not empty.
+        ValueError: the folder is not empty; a dtype that is none of :data:`.precisions.PRECISIONS`.
         OSError: it cannot be written.
     """
     check_new(folder)
     folder = Path(os.path.realpath(folder))
     kept = precision_of(model)
-    model.config.precision = kept if kept in ("bfloat16", "int8") else "float"
+    if kept not in PRECISIONS:
+        raise ValueError(
+            f"the model's weights are {kept}, in which no folder is loaded for inference; save it with "
+            "model.save_pretrained, or cast it to bfloat16 or float32 first"
+        )
+    model.config.precision = "float" if kept == "float32" else kept
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         save_whole(model, folder, tokenizer)

@@ -234,5 +234,7 @@ def _sentence(summary: Summary) -> str:
     whole = f"validation accuracy {summary.validation_accuracy:.1%}"
     if summary.exits_accuracy is None:
         return whole
+    if summary.exit_threshold is None:
+        return f"{whole}; exits stay closed, for no threshold meets --max-drop"
     at = f" in {summary.precision}" if summary.precision != "float32" else ""
     return f"{whole}, {summary.exits_accuracy:.1%} with exits at {summary.exit_threshold}{at}"

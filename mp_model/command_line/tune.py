@@ -116,6 +116,7 @@ def tune(
     from ..checkpoints.tuned_for import TunedForOtherWarning
     from ..data.files import check_folder
     from ..data.labels import VALIDATION, read_rows
+    from ..measuring.all_exits import check_task
     from ..serving.classifier import Classifier
 
     console = Console(stderr=True)
@@ -125,6 +126,7 @@ def tune(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TunedForOtherWarning)  # they are about to be chosen anew
         classifier = Classifier.load(model, running.precision, running.device, running.threads)
+    check_task(classifier.model.config)
     classifier.model.config.check_exits(1.0)
     own = classifier.model.config.resolved_thresholds()
     if own is None and goal.strengths != [1.0]:

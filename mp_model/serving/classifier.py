@@ -163,7 +163,7 @@ class Classifier:
             folder: a folder that is empty, or yet to be made.
 
         Raises:
-            ValueError: the folder is not empty.
+            ValueError: the folder is not empty; a model in float16 or another dtype that is no precision.
             OSError: it cannot be written.
         """
         check_folder(Path(folder))

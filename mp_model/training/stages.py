@@ -179,7 +179,7 @@ def _run(
     )
     if finish is not None:
         finish()
-    if stage in ("joint", "exits"):
+    if stage in ("joint", "exits") and facts["steps"]:
         model.config.untrained_exits = None
     if stage in ("fine-tune", "head"):
         for name, value in pruning.items():

@@ -276,6 +276,12 @@ def test_half_weights_may_be_computed_in_float32(folder: Path, tmp_path: Path) -
     assert Classifier.load(tmp_path / "float32").model.config.precision == "float"
 
 
+def test_a_dtype_that_is_no_precision(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="the model's weights are float16, in which no folder is loaded for inference"):
+        Classifier(classifier().half(), wordpiece.tokenizer()).save(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_model_of_ones_own_is_saved(tmp_path: Path) -> None:
     model = classifier()
     to_int8(model)

@@ -48,6 +48,8 @@ def test_classify(run: Command, tmp_path: Path, settings: dict) -> None:
 @pytest.mark.parametrize("settings", [MULTI_LABEL, VALUES], ids=["several labels", "values"])
 def test_measuring(run: Command, tmp_path: Path, command: str, settings: dict) -> None:
     folder = save(classifier(**settings), tmp_path / "model")
+    if command == "tune":  # whether or not anybody has trained its exits
+        change_json(folder / "config.json", untrained_exits=[1])
     ended = run(command, folder)
     assert (ended.status, ended.out) == (2, "")
     (line,) = ended.err.splitlines()

@@ -17,8 +17,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from mp_model import PyramidBertForSequenceClassification
+from mp_model import Classifier, PyramidBertForSequenceClassification
 from mp_model.command_line import app
+from mp_model.command_line import fit as fit_command
 from mp_model.data.tables import TableError
 from mp_model.training import RECIPES, Settings, Summary, fit, load_task
 from mp_model.training.objectives import (
@@ -125,7 +126,37 @@ def test_a_finished_classifier_gets_exits_and_keeps_its_backbone(
 
 @situation(
     "checkpoint",
-    "the same, with `--train-head`",
+    "`fit --exit-epochs 0`, which trains no exits",
+    "they are known as untrained, and stay closed",
+)
+def test_exits_that_no_pass_has_trained(finished: Path, files: tuple, tmp_path: Path) -> None:
+    settings = dataclasses.replace(QUICK, soft_epochs=0, exit_epochs=0)
+    output = tmp_path / "fit"
+    summary = fit(str(finished), load_task(*files), output, "mp", settings, freeze_backbone=True, quiet=True)
+    assert summary.stages["exits"]["steps"] == 0
+    assert summary.exits_accuracy is summary.exit_threshold is None
+    with pytest.raises(ValueError, match="no trained exits at layers 1, 2, 3"):
+        Classifier.load(output / "model")(["the rate"], exit_threshold=0.5)
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "threshold", "precision", "said"),
+    [
+        (None, None, "float32", "validation accuracy 91.2%"),
+        (0.912, None, "float32", "validation accuracy 91.2%; exits stay closed, for no threshold meets --max-drop"),
+        (0.908, 0.25, "float32", "validation accuracy 91.2%, 90.8% with exits at 0.25"),
+        (0.908, 0.25, "int8", "validation accuracy 91.2%, 90.8% with exits at 0.25 in int8"),
+    ],
+)
+def test_the_last_line_of_a_fit(accuracy: float | None, threshold: float | None, precision: str, said: str) -> None:
+    known = {"validation_accuracy": 0.912, "exits_accuracy": accuracy, "exit_threshold": threshold}
+    others = {field.name: None for field in dataclasses.fields(Summary)}
+    assert fit_command._sentence(Summary(**{**others, **known, "precision": precision})) == said
+
+
+@situation(
+    "checkpoint",
+    "an encoder without a classifier, `fit --freeze-backbone --train-head`",
     "the head is trained first, on the frozen backbone, and then exits learn from it",
 )
 def test_a_checkpoint_without_a_classifier_gets_one_on_its_frozen_backbone(
