@@ -14,7 +14,7 @@ from typer.models import OptionInfo
 LONG_TEXTS_HELP = (
     "Texts of more tokens than the model takes: cut, or windows (read one after the other, until the text is certain)."
 )
-PRECISION_HELP = "Precision: float32, bfloat16 or int8; auto is the one that the model was tuned for, else float32."
+PRECISION_HELP = "Precision: float32, bfloat16 or int8; auto is the one that the model was saved in or tuned for."
 
 
 @dataclasses.dataclass(frozen=True)

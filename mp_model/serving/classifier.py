@@ -127,8 +127,8 @@ class Classifier:
 
         Args:
             folder: folder of a saved model and its tokenizer.
-            precision: ``"float32"``, ``"bfloat16"``, ``"int8"``, or ``"auto"``: the one that the folder was tuned for, where
-                this processor computes it fast, else float32.
+            precision: ``"float32"``, ``"bfloat16"``, ``"int8"``, or ``"auto"``: the one that the folder was saved in
+                (:meth:`save`) or tuned for, where this processor computes it fast, else float32.
             device: device of the model.
             threads: threads of PyTorch, for the whole process; None: as they are.
             cache: answers that are kept for texts that come again.

@@ -18,7 +18,7 @@ from mp_model.backbones.int8 import to_int8
 from mp_model.checkpoints import saving
 from mp_model.checkpoints.reading import read_classifier, read_in_precision
 from mp_model.checkpoints.saving import bytes_of_weights
-from mp_model.checkpoints.tuned_for import TunedForOtherWarning
+from mp_model.checkpoints.tuned_for import TunedForOtherWarning, record_of
 from support import backbones, wordpiece
 from support.backbones import KINDS
 from support.checkpoints import TEXTS, change_json, change_weights, classifier, save
@@ -168,6 +168,17 @@ def test_exits_are_to_be_tuned_anew(run: Command, folder: Path, tmp_path: Path) 
     assert "the exit threshold of this model was tuned for precision float32 (here int8); choose it anew" in ended.err
     with pytest.warns(TunedForOtherWarning, match="precision float32"):
         Classifier.load(tmp_path / "int8")
+
+
+def test_exits_that_were_tuned_in_the_precision_still_hold(run: Command, folder: Path, tmp_path: Path) -> None:
+    change_json(folder / "config.json", exit_threshold=0.5)
+    rounded = Classifier.load(folder, "int8")
+    record = record_of(rounded.model, rounded.tokenise.max_length, texts=100, goal={"max_drop": 0.5})
+    change_json(folder / "config.json", tuned_for=record)
+    assert run("convert", folder, str(tmp_path / "int8")).err == ""
+    again = Classifier.load(tmp_path / "int8")  # warnings are errors
+    assert again.model.config.exit_threshold == 0.5
+    assert again(TEXTS) == rounded(TEXTS)
 
 
 @situation(
