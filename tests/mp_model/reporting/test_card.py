@@ -20,6 +20,9 @@ FIGURES = figures_of(
     [Figure("exits closed", 0.9, 1.5, 1.1), Figure("as set", 0.89, 0.5, 3.3)], 200, {"pruning": "none"}
 )
 
+FIT = "--freeze-backbone --train-head --exit-epochs 3 --soft-epochs 0 --final-threshold 0.05 "
+FIT += "--importance-normalizer alive"
+
 
 def run(*arguments: object) -> Any:
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
@@ -32,9 +35,8 @@ def fitted(tmp_path: Path) -> Path:
     tiny.encoder_of(tiny.classifier(vocab_size=len(wordpiece.VOCABULARY))).save_pretrained(tmp_path / "tiny-bert")
     wordpiece.tokenizer().save_pretrained(tmp_path / "tiny-bert")
     train, dev = write_rows(tmp_path / "train.tsv", 60, 0), write_rows(tmp_path / "dev.tsv", 40, 1)
-    options = "--freeze-backbone --exit-epochs 3 --soft-epochs 0 --final-threshold 0.05 --importance-normalizer alive"
     given = ("--model", tmp_path / "tiny-bert", "--output", tmp_path / "fit", "--validation", dev, "--threads", 1)
-    run("fit", train, *given, *options.split())
+    run("fit", train, *given, *FIT.split())
     return tmp_path / "fit" / "model"
 
 
@@ -80,9 +82,8 @@ def test_what_somebody_wrote_stays(fitted: Path, tmp_path: Path) -> None:
     (fitted / CARD).write_text(own)
     run("tune", tmp_path / "dev.tsv", "--model", fitted, "--max-drop", 30)
     assert (fitted / CARD).read_text() == own
-    options = "--freeze-backbone --exit-epochs 3 --soft-epochs 0 --final-threshold 0.05 --importance-normalizer alive"
     given = ("--model", tmp_path / "tiny-bert", "--output", tmp_path / "fit", "--validation", tmp_path / "dev.tsv")
-    run("fit", tmp_path / "train.tsv", *given, "--threads", 1, *options.split())
+    run("fit", tmp_path / "train.tsv", *given, "--threads", 1, *FIT.split())
     assert (fitted / CARD).read_text() == own
     Classifier.load(fitted)
 
