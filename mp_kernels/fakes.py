@@ -90,6 +90,20 @@ def select_samples(cu_seqlens: Tensor, stays: Tensor, total: int) -> Compaction:
 
 
 @_fakes
+def measure_padded(attention_mask: Tensor, xs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    cu_seqlens = attention_mask.new_empty(attention_mask.shape[0] + 1, dtype=torch.int32)
+    return cu_seqlens, cu_seqlens.new_empty(5 + 2 * len(xs), dtype=torch.int64)
+
+
+@_fakes
+def pack_padded(
+    attention_mask: Tensor, cu_seqlens: Tensor, total: int, xs: Sequence[Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    index, places = (cu_seqlens.new_empty(total, dtype=torch.int64) for _ in range(2))
+    return index, places, cu_seqlens.new_empty(len(xs), total, dtype=torch.int64)
+
+
+@_fakes
 def ragged_gather(xs: Sequence[Tensor], index: Tensor) -> list[Tensor]:
     return [x.new_empty((index.shape[0], *x.shape[1:])) for x in xs]
 

@@ -477,6 +477,61 @@ def exit_head(
     return _ops.exit_head(features, dense_weight, dense_bias, weight, bias, thresholds, common)
 
 
+def measure_padded(attention_mask: torch.Tensor, xs: Sequence[torch.Tensor] = ()) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sizes of a padded batch and ranges of its integers, in one small tensor that the host may read.
+
+    Args:
+        attention_mask: ``[batch, width]`` of any dtype but complex, 0 for padding, on whichever side.
+        xs: up to three int64 or int32 tensors ``[batch, width]``.
+
+    Returns:
+        cu_seqlens: int32 ``[batch + 1]``, of the batch without its padding.
+        extents: int64 ``[5 + 2 len(xs)]``: the number of real tokens; that of the longest sample, and of the shortest; the
+            first sample as short as that; the most columns from a sample's first real token to its last; then for each x
+            the lowest and the highest of 0 and its values at real tokens. All are 0 for a batch without samples.
+
+    Raises:
+        TypeError, ValueError: a wrong dtype, device or shape.
+    """
+    _check_padded(attention_mask, xs)
+    return _ops.measure_padded(attention_mask, list(xs))
+
+
+def pack_padded(
+    attention_mask: torch.Tensor, cu_seqlens: torch.Tensor, total: int, xs: Sequence[torch.Tensor] = ()
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Integers of a padded batch without its padding, row by row in the order of :func:`pack`.
+
+    Args:
+        attention_mask: as for :func:`measure_padded`.
+        cu_seqlens, total: the starts of its samples and the number of its real tokens, as :func:`measure_padded` gives
+            them; they are not checked against the mask.
+        xs: up to three int64 or int32 tensors ``[batch, width]``.
+
+    Returns:
+        index: int64 ``[total]``, each row's place in the padded batch seen as ``[batch * width]``.
+        places: int64 ``[total]``, the columns from the sample's first real token to each row's.
+        packed: int64 ``[len(xs), total]``, the values of each x.
+
+    Raises:
+        TypeError, ValueError: a wrong dtype, device or shape.
+    """
+    _check_padded(attention_mask, xs)
+    check_cu_seqlens(cu_seqlens, attention_mask)
+    return _ops.pack_padded(attention_mask, cu_seqlens, total, list(xs))
+
+
+def _check_padded(attention_mask: torch.Tensor, xs: Sequence[torch.Tensor]) -> None:
+    if attention_mask.dim() != 2 or attention_mask.is_complex():
+        raise ValueError(f"attention_mask must be [batch, width], of numbers or bool; got {describe(attention_mask)}")
+    if len(xs) > 3:
+        raise ValueError(f"xs must be up to three tensors; got {len(xs)}")
+    for x in xs:
+        check_tensor("each of xs", x, 2, (torch.int64, torch.int32), attention_mask)
+        if x.shape != attention_mask.shape:
+            raise ValueError(f"each of xs must be [batch, width] like {describe(attention_mask)}; got {describe(x)}")
+
+
 def pack(padded: torch.Tensor, attention_mask: torch.Tensor, lengths: tuple[int, int] | None = None) -> Ragged:
     """Packs a padded batch: the rows where the mask is set, sample after sample.
 

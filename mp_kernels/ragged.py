@@ -37,7 +37,8 @@ class Ragged:
     @property
     def lengths(self) -> torch.Tensor:
         """int64 ``[batch]``, the rows of each sample."""
-        return self.cu_seqlens.diff().long()
+        lengths = torch.empty(self.batch_size, dtype=torch.int64, device=self.cu_seqlens.device)
+        return torch.sub(self.cu_seqlens[1:], self.cu_seqlens[:-1], out=lengths)
 
 
 @dataclass

@@ -328,6 +328,35 @@ def exit_head(
     return logits, uncertainty, ~(uncertainty <= threshold)
 
 
+def measure_padded(attention_mask: torch.Tensor, xs: Sequence[torch.Tensor] = ()) -> tuple[torch.Tensor, torch.Tensor]:
+    """Definition of :func:`mp_kernels.measure_padded`."""
+    keep = attention_mask != 0
+    counts = keep.sum(1)
+    cu_seqlens = F.pad(counts.cumsum(0), (1, 0)).int()
+    if 0 in keep.shape:
+        return cu_seqlens, counts.new_zeros(5 + 2 * len(xs))
+    first, past = (part.byte().argmax(1) for part in (keep, keep.flip(1)))
+    span = torch.where(counts > 0, keep.shape[1] - past - first, 0)
+    facts = [counts.sum(), counts.amax(), counts.amin(), counts.argmin(), span.amax()]
+    for x in xs:
+        lowest, highest = torch.where(keep, x, 0).aminmax()
+        facts += [lowest.clamp(max=0), highest.clamp(min=0)]
+    return cu_seqlens, torch.stack([x.long() for x in facts])
+
+
+def pack_padded(
+    attention_mask: torch.Tensor, cu_seqlens: torch.Tensor, total: int, xs: Sequence[torch.Tensor] = ()
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Definition of :func:`mp_kernels.pack_padded`."""
+    keep = attention_mask != 0
+    index = torch.nonzero_static(keep.flatten(), size=total).squeeze(1)
+    if 0 in keep.shape:
+        return index, index.clone(), index.new_empty(len(xs), total)
+    columns = torch.arange(keep.shape[1], device=keep.device) - keep.byte().argmax(1, keepdim=True)
+    places, *packed = (x.reshape(-1)[index].long() for x in (columns, *xs))
+    return index, places, torch.stack(packed) if packed else index.new_empty(0, total)
+
+
 def pack(padded: torch.Tensor, attention_mask: torch.Tensor, lengths: tuple[int, int] | None = None) -> Ragged:
     """Definition of :func:`mp_kernels.pack`."""
     del lengths

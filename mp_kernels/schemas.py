@@ -46,6 +46,9 @@ SCHEMAS = {
     "prune_tokens": "(Tensor importance, Tensor cu_seqlens, Tensor? stays, float threshold) -> " + _COMPACTION,
     "top_k_tokens": "(Tensor importance, Tensor cu_seqlens, Tensor? stays, Tensor k) -> " + _COMPACTION,
     "select_samples": "(Tensor cu_seqlens, Tensor stays, SymInt total) -> " + _COMPACTION,
+    "measure_padded": "(Tensor attention_mask, Tensor[] xs) -> (Tensor cu_seqlens, Tensor extents)",
+    "pack_padded": "(Tensor attention_mask, Tensor cu_seqlens, SymInt total, Tensor[] xs) "
+    "-> (Tensor index, Tensor places, Tensor packed)",
     "ragged_gather": "(Tensor[] xs, Tensor index) -> Tensor[]",
     "ragged_gather_backward": "(Tensor[] grads, Tensor sorted_index, Tensor? order, SymInt[] rows) -> Tensor[]",
     "ragged_mean": "(Tensor x, Tensor cu_seqlens) -> Tensor",
@@ -170,6 +173,18 @@ def top_k_tokens(importance: Tensor, cu_seqlens: Tensor, stays: Tensor | None, k
 @_implements
 def select_samples(cu_seqlens: Tensor, stays: Tensor, total: int) -> Compaction:
     return _buffers(reference.select_samples(cu_seqlens, stays, total), total, stays.shape[0])
+
+
+@_implements
+def measure_padded(attention_mask: Tensor, xs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    return reference.measure_padded(attention_mask, xs)
+
+
+@_implements
+def pack_padded(
+    attention_mask: Tensor, cu_seqlens: Tensor, total: int, xs: Sequence[Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    return reference.pack_padded(attention_mask, cu_seqlens, total, xs)
 
 
 @_implements

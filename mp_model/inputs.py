@@ -47,13 +47,13 @@ class Bounded(NamedTuple):
 
     Attributes:
         name: the argument's name, for messages.
-        values: int ``[batch, width]``.
+        values: int ``[batch, width]``; None for positions that are counted.
         end: number of values that it may have, from 0.
         hint: way out, for messages.
     """
 
     name: str
-    values: Tensor
+    values: Tensor | None
     end: int
     hint: str = ""
 
@@ -64,21 +64,43 @@ class PaddedInputs:
 
     Attributes:
         words: int ids ``[batch, width]``, or vectors ``[batch, width, hidden]``.
-        keep: bool ``[batch, width]``, the real tokens.
+        attention_mask: ``[batch, width]``, 0 at padding.
         token_types: int ``[batch, width]``; None: all 0.
-        positions: int ``[batch, width]``.
+        positions: int ``[batch, width]``; None: counted from each sample's first real token.
+        first_position: the position of that token.
     """
 
     words: Tensor
-    keep: Tensor
+    attention_mask: Tensor
     token_types: Tensor | None
-    positions: Tensor
+    positions: Tensor | None
+    first_position: int
+
+    @property
+    def keep(self) -> Tensor:
+        """bool ``[batch, width]``, the real tokens."""
+        return self.attention_mask != 0
 
     def without_padding(self) -> tuple[Tensor, Tensor, Tensor]:
         """Words, token types and positions with 0 in the place of what padding holds, which may be anything."""
-        types = torch.zeros_like(self.positions) if self.token_types is None else self.token_types
-        words = self.words if self.words.is_floating_point() else torch.where(self.keep, self.words, 0)
-        return words, torch.where(self.keep, types, 0), torch.where(self.keep, self.positions, 0)
+        keep, positions = self.keep, self.positions
+        if positions is None:
+            columns = torch.arange(self.first_position, self.first_position + keep.shape[1], device=keep.device)
+            positions = columns - first_columns(keep).unsqueeze(1)
+        types = torch.zeros_like(positions) if self.token_types is None else self.token_types
+        words = self.words if self.words.is_floating_point() else torch.where(keep, self.words, 0)
+        return words, torch.where(keep, types, 0), torch.where(keep, positions, 0)
+
+    def bounded(self, config: Any) -> list[Bounded]:
+        """The integers that must keep to a range, the positions first."""
+        bounded = [Bounded("position_ids", self.positions, config.max_position_embeddings, "; truncate the text")]
+        if self.token_types is not None:
+            bounded.append(Bounded("token_type_ids", self.token_types, config.backbone.token_types(config)))
+        if not self.words.is_floating_point():
+            bounded.append(
+                Bounded("input_ids", self.words, config.vocab_size, "; was it made by this model's tokenizer?")
+            )
+        return bounded
 
 
 def padded_inputs(
@@ -110,10 +132,8 @@ def padded_inputs(
     if attention_mask is None:
         attention_mask = torch.ones(shape, dtype=torch.bool, device=device)
     _check_shape("attention_mask", attention_mask, shape)
-    keep = attention_mask != 0
     if position_ids is None:
-        first = config.backbone.first_position(config)
-        position_ids = torch.arange(first, first + shape[1], device=device) - first_columns(keep).unsqueeze(1)
+        positions = None
     elif config.backbone.placed:
         raise ValueError(
             f"position_ids cannot be chosen for {config.backbone.model_type}, whose attention counts tokens itself; leave "
@@ -122,10 +142,12 @@ def padded_inputs(
     else:
         _check_shape("position_ids", position_ids, shape, (1, shape[1]))
         _check_integers("position_ids", position_ids)
+        positions = position_ids.expand(shape)
     if token_type_ids is not None:
         _check_shape("token_type_ids", token_type_ids, shape)
         _check_integers("token_type_ids", token_type_ids)
-    return PaddedInputs(source, keep, token_type_ids, position_ids.expand(shape))
+    first_position = config.backbone.first_position(config)
+    return PaddedInputs(source, attention_mask, token_type_ids, positions, first_position)
 
 
 def first_columns(keep: Tensor) -> Tensor:
@@ -140,64 +162,52 @@ def pack_inputs(config: Any, inputs: PaddedInputs) -> PackedInputs:
         ValueError: a value outside its range, a sample without a token; the message names the argument.
     """
     extents = checked_values(config, inputs)
-    words = mp_kernels.pack(inputs.words, inputs.keep, (extents.total, extents.longest))
-    rows, types = words.index, inputs.token_types
-    assert rows is not None
-    packed_types = torch.zeros_like(rows) if types is None else types.reshape(-1)[rows].long()
-    return PackedInputs(words, packed_types, inputs.positions.reshape(-1)[rows], extents.positions_end)
-
-
-def checked_values(config: Any, inputs: PaddedInputs) -> Extents:
-    """The sizes of a padded batch, whose values are read on the way.
-
-    Raises:
-        ValueError: a value outside its range, a sample without a token.
-    """
-    positions = Bounded("position_ids", inputs.positions, config.max_position_embeddings, "; truncate the text")
-    others = []
-    if inputs.token_types is not None:
-        others.append(Bounded("token_type_ids", inputs.token_types, config.backbone.token_types(config)))
-    if not inputs.words.is_floating_point():
-        others.append(Bounded("input_ids", inputs.words, config.vocab_size, "; was it made by this model's tokenizer?"))
-    return checked_extents(inputs.keep, positions, others)
+    ids = None if inputs.words.is_floating_point() else inputs.words
+    xs = [x for x in (ids, inputs.token_types, inputs.positions) if x is not None]
+    rows, places, packed = mp_kernels.pack_padded(inputs.attention_mask, extents.cu_seqlens, extents.total, xs)
+    columns = iter(packed.unbind())
+    values = inputs.words.flatten(0, 1)[rows] if ids is None else next(columns)
+    types = torch.zeros_like(rows) if inputs.token_types is None else next(columns)
+    if inputs.positions is None:
+        positions = places + inputs.first_position if inputs.first_position else places
+    else:
+        positions = next(columns)
+    words = Ragged(values, extents.cu_seqlens, extents.longest, rows, inputs.words.shape[1])
+    return PackedInputs(words, types, positions, extents.positions_end)
 
 
 class Extents(NamedTuple):
-    """Sizes of a padded batch: its real tokens, the longest sample's, and the end of the range of positions."""
+    """The starts of a padded batch's samples, its real tokens, the longest sample's, and the end of their positions."""
 
+    cu_seqlens: Tensor
     total: int
     longest: int
     positions_end: int
 
 
-def checked_extents(keep: Tensor, positions: Bounded, others: list[Bounded]) -> Extents:
+def checked_values(config: Any, inputs: PaddedInputs) -> Extents:
     """All that the host must know of a padded batch, in one read.
-
-    Args:
-        keep: bool ``[batch, width]``, the real tokens.
-        positions: the positions and their range.
-        others: further integers that must keep to their ranges.
 
     Raises:
         ValueError: a sample without a token; a value outside its range, at a real token.
     """
-    if keep.shape[0] == 0:
-        return Extents(0, 0, 0)
-    bounded = [positions, *others]
-    counts = keep.sum(1)
-    facts = [counts.sum(), counts.amax(), counts.amin(), counts.argmin()]
-    if keep.shape[1]:
-        facts += [extreme for x in bounded for extreme in torch.where(keep, x.values, 0).aminmax()]
-    total, longest, shortest, shortest_row, *extremes = read_by_host(torch.stack([x.long() for x in facts]))
+    bounded = inputs.bounded(config)
+    read = [x.values for x in bounded if x.values is not None]
+    cu_seqlens, extents = mp_kernels.measure_padded(inputs.attention_mask, read)
+    if inputs.attention_mask.shape[0] == 0:
+        return Extents(cu_seqlens, 0, 0, 0)
+    total, longest, shortest, shortest_row, span, *extremes = read_by_host(extents)
     if shortest == 0:
         raise ValueError(
             f"attention_mask has no token in row {shortest_row}; every sample needs at least [CLS], drop the row"
         )
+    if inputs.positions is None:
+        extremes = [0, inputs.first_position + span - 1, *extremes]
     for x, lowest, highest in zip(bounded, extremes[::2], extremes[1::2], strict=True):
         if lowest < 0 or highest >= x.end:
             wrong = lowest if lowest < 0 else highest
             raise ValueError(f"{x.name} must lie in 0..{x.end - 1}; got {wrong}{x.hint}")
-    return Extents(total, longest, extremes[1] + 1)
+    return Extents(cu_seqlens, total, longest, extremes[1] + 1)
 
 
 def _checked_source(config: Any, dtype: torch.dtype, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:

@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .backbones import PackedInputs
-from .engine import Alive, Arrived, Pyramid, StepResult, run_embeddings, run_layer
+from .engine import Alive, Arrived, Decided, Pyramid, StepResult, run_embeddings, run_layer
 from .flops import Step
 
 BUDGET = 2048  # tokens at which a layer's products run at their full rate
@@ -202,22 +203,40 @@ def run_batch(
         follow: whether to write down which layer pruned each token.
     """
     size, device = inputs.words.batch_size, inputs.words.values.device
-    exit_layer = torch.zeros(size, dtype=torch.int64, device=device)
     pruned_by = torch.zeros(inputs.tokens, dtype=torch.int64, device=device) if follow else None
     if size == 0:
         none = pyramid.embed(inputs).values
+        exit_layer = none.new_zeros(0, dtype=torch.int64)
         return BatchRun(none.new_zeros(0, labels), none.new_zeros(0).float(), exit_layer, [], pruned_by)
     schedule = Schedule(pyramid)
     schedule.admit(Arrived.of(inputs, thresholds=thresholds, follow=follow))
     results = list(schedule.due(more_is_coming=False))
-    decided = [result.decided for result in results if result.decided is not None]
-    for x in decided:
-        exit_layer.index_fill_(0, x.samples, x.layer)
     if pruned_by is not None:
         for layer, (pruned, rows) in [(x.step.layer, x.pruned) for x in results if x.pruned is not None]:
             pruned_by.index_copy_(0, rows, pruned * layer)
-    logits, uncertainty = decided[0].logits, decided[0].uncertainty
-    for x in decided[1:]:  # everybody is looked at by the first; whoever stayed is answered anew
-        logits = logits.index_copy(0, x.samples, x.logits)
-        uncertainty = uncertainty.index_copy(0, x.samples, x.uncertainty)
-    return BatchRun(logits, uncertainty, exit_layer, [result.step for result in results], pruned_by)
+    answers = last_answers([result.decided for result in results if result.decided is not None], size)
+    return BatchRun(*answers, [result.step for result in results], pruned_by)
+
+
+def last_answers(decided: Sequence[Decided], size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits ``[size, labels]``, uncertainty ``[size]`` and exit layer, int64 ``[size]``, of samples 0 to size - 1.
+
+    decided: the predictions of a batch, layer by layer. Everybody is looked at by the first, in order; whoever stayed is
+    answered anew. All are put in place at once, in as many launches as for one layer.
+    """
+    first = decided[0]
+    if len(decided) == 1:
+        return first.logits, first.uncertainty, torch.full_like(first.samples, first.layer)
+    samples = torch.cat([x.samples for x in decided])
+    layers = np.repeat([x.layer for x in decided], [x.samples.shape[0] for x in decided])
+    places = torch.arange(samples.shape[0], device=samples.device)
+    last = places.new_zeros(size).scatter_reduce(0, samples, places, "amax")
+    logits, uncertainty, exit_layer = (
+        x.index_select(0, last)
+        for x in (
+            torch.cat([x.logits for x in decided]),
+            torch.cat([x.uncertainty for x in decided]),
+            torch.from_numpy(layers).to(samples.device, non_blocking=True),
+        )
+    )
+    return logits, uncertainty, exit_layer

@@ -4,7 +4,7 @@ Each file begins with the kernels and ends with the functions that are registere
 pointers, ``b_`` the values of a block, and "Program (x, y, z)" names the axes of the grid.
 """
 
-from . import attention, attention_backward, compaction, heads, rows
+from . import attention, attention_backward, compaction, heads, padding, rows
 
 IMPLEMENTATIONS = {
     function.__name__: function
@@ -15,6 +15,8 @@ IMPLEMENTATIONS = {
         compaction.prune_tokens,
         compaction.top_k_tokens,
         compaction.select_samples,
+        padding.measure_padded,
+        padding.pack_padded,
         rows.ragged_gather,
         rows.ragged_gather_backward,
         rows.ragged_mean,

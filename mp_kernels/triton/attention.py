@@ -299,7 +299,7 @@ def ragged_attention(
     strides = (*q.stride()[:2], *k.stride()[:2], *v.stride()[:2])
 
     architecture = configurations.architecture_of(q.device)
-    keys = launching.padded_width(max_seqlen)
+    keys = launching.padded_width(max_seqlen, configurations.FEWEST_KEYS)
     places, placed = places_of(cu_seqlens, total, positions_q, positions, bias, buckets, window)
     is_placed = any(placed.values())
     tile = None if is_placed else configurations.one_pass(architecture, keys, width, q.element_size())

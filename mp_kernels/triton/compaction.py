@@ -17,13 +17,17 @@ from .tiles import sample_span
 
 
 @triton.jit
-def samples_of_rows(rows, p_cu_seqlens, batch, LOG_BATCH: tl.constexpr):
-    """Sample of each row, found by bisection: the last one that begins at the row or before it."""
+def samples_of_rows(rows, p_cu_seqlens, batch, stride):
+    """Sample of each row, found by bisection: the last one that begins at the row or before it.
+
+    stride: the largest power of two below ``batch``; 0 for a lone sample.
+    """
     sample = tl.zeros_like(rows)
-    for bit in tl.static_range(LOG_BATCH):
-        later = sample + (1 << (LOG_BATCH - 1 - bit))
+    while stride > 0:
+        later = sample + stride
         begins = tl.load(p_cu_seqlens + later, mask=later < batch, other=2147483647)
         sample = tl.where(begins <= rows, later, sample)
+        stride = stride // 2
     return sample
 
 
@@ -47,8 +51,8 @@ def kept_rows(
     threshold,
     total,
     batch,
+    stride,
     HEADS: tl.constexpr,
-    LOG_BATCH: tl.constexpr,
     HAS_FLAGS: tl.constexpr,
     HAS_STAYS: tl.constexpr,
 ):
@@ -60,7 +64,7 @@ def kept_rows(
     keep = inside
     broken = rows < 0
     if HEADS > 0 or HAS_STAYS:
-        sample = samples_of_rows(rows, p_cu_seqlens, batch, LOG_BATCH)
+        sample = samples_of_rows(rows, p_cu_seqlens, batch, stride)
     if HEADS > 0:
         b_importance = mean_of_heads(p_importance, rows.to(tl.int64), inside, head_stride, HEADS)
         protected = rows == tl.load(p_cu_seqlens + sample, mask=inside, other=0)
@@ -126,7 +130,7 @@ def bound_samples(
     tl.store(p_extents + 3, tl.where(first_nan == 2147483647, -1, first_nan).to(tl.int64))
 
 
-@triton.jit(do_not_specialize=["total", "batch"])
+@triton.jit(do_not_specialize=["head_stride", "total", "batch", "stride"])
 def compact(
     p_importance,
     p_flags,
@@ -141,9 +145,9 @@ def compact(
     threshold,
     total,
     batch,
+    stride,
     BLOCK: tl.constexpr,
     HEADS: tl.constexpr,
-    LOG_BATCH: tl.constexpr,
     HAS_FLAGS: tl.constexpr,
     HAS_STAYS: tl.constexpr,
 ):
@@ -154,7 +158,7 @@ def compact(
         rows = first + tl.arange(0, BLOCK)
         keep, nan = kept_rows(
             *(rows, p_importance, p_flags, p_cu_seqlens, p_stays, head_stride, threshold, total, batch),
-            *(HEADS, LOG_BATCH, HAS_FLAGS, HAS_STAYS),
+            *(stride, HEADS, HAS_FLAGS, HAS_STAYS),
         )
         places = kept + tl.cumsum(keep, 0) - keep
         tl.store(p_index + places, rows.to(tl.int64), mask=keep != 0)
@@ -172,7 +176,7 @@ def compact(
     )
 
 
-@triton.jit(do_not_specialize=["total", "batch"])
+@triton.jit(do_not_specialize=["head_stride", "total", "batch", "stride"])
 def count_kept(
     p_importance,
     p_flags,
@@ -185,9 +189,9 @@ def count_kept(
     threshold,
     total,
     batch,
+    stride,
     BLOCK: tl.constexpr,
     HEADS: tl.constexpr,
-    LOG_BATCH: tl.constexpr,
     HAS_FLAGS: tl.constexpr,
     HAS_STAYS: tl.constexpr,
 ):
@@ -196,7 +200,7 @@ def count_kept(
     rows = block * BLOCK + tl.arange(0, BLOCK)
     keep, nan = kept_rows(
         *(rows, p_importance, p_flags, p_cu_seqlens, p_stays, head_stride, threshold, total, batch),
-        *(HEADS, LOG_BATCH, HAS_FLAGS, HAS_STAYS),
+        *(stride, HEADS, HAS_FLAGS, HAS_STAYS),
     )
     tl.store(p_keep + rows, keep.to(tl.int8), mask=rows < total)
     tl.store(p_counts + block, tl.sum(keep, 0))
@@ -283,7 +287,7 @@ def rank_tokens(p_importance, p_cu_seqlens, p_k, p_flags, total, BLOCK: tl.const
         tl.store(p_flags + begin + rows, flags.to(tl.int8), mask=rows < length)
 
 
-@triton.jit(do_not_specialize=["total"])
+@triton.jit(do_not_specialize=["head_stride", "total"])
 def mean_heads(p_importance, p_mean, head_stride, total, BLOCK: tl.constexpr, HEADS: tl.constexpr):
     """Program (row block): mean over the heads of ``[heads, total]``."""
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -329,9 +333,9 @@ def _compact(
         unread if stays is None else stays.contiguous(),
     )
     head_stride = 0 if importance is None else importance.stride(0)
+    sizes = (head_stride, threshold, total, batch, launching.bisection_stride(batch - 1))
     constants = {
         "HEADS": 0 if importance is None else importance.shape[0],
-        "LOG_BATCH": max(batch - 1, 0).bit_length(),
         "HAS_FLAGS": flags is not None,
         "HAS_STAYS": stays is not None,
     }
@@ -341,7 +345,7 @@ def _compact(
         launching.launch(
             compact,
             (1,),
-            *(*choice, index, places, new_cu_seqlens, samples, extents, head_stride, threshold, total, batch),
+            *(*choice, index, places, new_cu_seqlens, samples, extents, *sizes),
             tile=tile,
             BLOCK=tile.columns,
             **constants,
@@ -352,7 +356,7 @@ def _compact(
     launching.launch(
         count_kept,
         (blocks,),
-        *(*choice, keep, counts, first_nan, head_stride, threshold, total, batch),
+        *(*choice, keep, counts, first_nan, *sizes),
         tile=tile,
         BLOCK=tile.columns,
         **constants,

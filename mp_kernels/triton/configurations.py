@@ -84,6 +84,10 @@ _ONE_PASS_NARROW = {
 }
 
 
+# Keys in the narrowest tile of one pass. Narrower ones would save next to nothing, and each is compiled once more.
+FEWEST_KEYS = 64
+
+
 def one_pass(architecture: str, keys: int, width: int, itemsize: int) -> Tile | None:
     """Tile of the one-pass attention for at most ``keys`` keys of padded ``width``; None if they do not fit.
 

@@ -43,6 +43,11 @@ def _on_device_of(x: Tensor) -> AbstractContextManager[object]:
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
+def bisection_stride(most: int) -> int:
+    """The first stride, halved from step to step, that finds a number up to ``most``: its highest bit, 0 for 0."""
+    return 1 << most.bit_length() - 1 if most > 0 else 0
+
+
 def padded_width(size: int, least: int = 16) -> int:
     """Smallest power of two that holds ``size`` elements, but at least ``least``, the shortest side of a ``tl.dot``."""
     return max(least, triton.next_power_of_2(size))

@@ -131,19 +131,19 @@ def gather_rows(p_x, p_index, p_out, x_stride, x_rows, width, BLOCK: tl.constexp
     tl.store(p_out + row * width + columns, b_x, mask=inside)
 
 
-@triton.jit(do_not_specialize=["count"])
+@triton.jit(do_not_specialize=["count", "stride"])
 def add_gathered(
-    p_grad, p_sorted, p_order, p_out, grad_stride, count, width, LOG_COUNT: tl.constexpr, BLOCK: tl.constexpr,
-    HAS_ORDER: tl.constexpr,
-):  # fmt: skip
+    p_grad, p_sorted, p_order, p_out, grad_stride, count, width, stride, BLOCK: tl.constexpr, HAS_ORDER: tl.constexpr
+):
     """Program (row of x, column block): sum of the gradients of the row's copies, found by bisection in the sorted index."""
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     first = row * 0  # entries of the index below this row
-    for bit in tl.static_range(LOG_COUNT):
-        further = first + (1 << (LOG_COUNT - 1 - bit))
+    while stride > 0:
+        further = first + stride
         entry = tl.load(p_sorted + further - 1, mask=further <= count, other=9223372036854775807)
         first = tl.where(entry < row, further, first)
+        stride = stride // 2
     b_sum = tl.zeros([BLOCK], tl.float64 if p_grad.dtype.element_ty == tl.float64 else tl.float32)
     entry = first
     while (entry < count) & (tl.load(p_sorted + entry, mask=entry < count, other=-1) == row):
@@ -320,9 +320,8 @@ def ragged_gather_backward(
             add_gathered,
             (source_rows, triton.cdiv(width, tile.columns)),
             *(grad, sorted_index.contiguous(), sorted_index if order is None else order.contiguous(), out),
-            *(grad.stride(0), count, width),
+            *(grad.stride(0), count, width, launching.bisection_stride(count)),
             tile=tile,
-            LOG_COUNT=count.bit_length(),
             BLOCK=tile.columns,
             HAS_ORDER=order is not None,
         )

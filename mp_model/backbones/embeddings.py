@@ -53,7 +53,7 @@ def embed_summed(embeddings: Any, inputs: PackedInputs) -> Tensor:
     if types is not None:
         # Every sum of a type and a position once, so that each token adds a single row on its way into LayerNorm.
         table = (types.weight[:, None] + table).flatten(0, 1)
-        rows = inputs.token_types * end + rows
+        rows = torch.add(rows, inputs.token_types, alpha=end)
     return mp_kernels.add_layer_norm(words, table, norm.weight, norm.bias, norm.eps, rows, x_index=ids)
 
 

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from transformers.activations import GELUActivation
 
-import mp_kernels
 from mp_kernels import Kept, Ragged
 
 # Chooses a layer's survivors by the importance, float32 [heads, total], of the tokens that entered; None: all survive.
@@ -68,7 +67,7 @@ def output_of(values: Tensor, kept: Kept | None, entering: Ragged) -> Ragged:
 
 def first_rows(values: Tensor, batch: Ragged) -> Tensor:
     """``[batch, ...]``, each sample's [CLS] among the rows ``[total, ...]``."""
-    return mp_kernels.ragged_gather(values, batch.cu_seqlens[:-1].long())
+    return values.index_select(0, batch.cu_seqlens[:-1])
 
 
 @dataclass

@@ -45,7 +45,7 @@ def attention_calls(dtype: torch.dtype, head_dim: int) -> dict[str, Call]:
         return lambda: forward(*qkv, *starts, STAYS, keys, 0.125, True)
 
     return {
-        **{f"attention {keys}": with_importance(keys) for keys in (16, 32, 64, 128, 256, 512, 2048)},
+        **{f"attention {keys}": with_importance(keys) for keys in (64, 128, 256, 512, 2048)},
         "decision 128": lambda: forward(*qkv, *starts, None, 128, 0.125, False),
         "attention backward": lambda: backward(heads_of, by_head, *qkv, by_head, *starts, 512, 0.125),
     }
@@ -75,6 +75,7 @@ def other_calls(dtype: torch.dtype) -> dict[str, Call]:
     x, importance = _empty(ROWS, HIDDEN, dtype=dtype), _empty(12, ROWS, dtype=torch.float32)
     grown, width = _empty(ROWS, 4 * HIDDEN, dtype=dtype), _empty(HIDDEN, dtype=dtype)
     many, angles = _empty(12, 64 * ROWS, dtype=torch.float32), _empty(512, 32, dtype=torch.float32)
+    padded = _empty(BATCH, 128, dtype=torch.int64)
     first, pooled = _empty(BATCH, HIDDEN, dtype=dtype), _empty(BATCH, 2 * HIDDEN, dtype=dtype)
     op = IMPLEMENTATIONS
 
@@ -89,6 +90,8 @@ def other_calls(dtype: torch.dtype) -> dict[str, Call]:
         "prune many": lambda: op["prune_tokens"](many, CU_SEQLENS, STAYS, 0.01),
         "top k": lambda: op["top_k_tokens"](importance, CU_SEQLENS, None, _empty(BATCH, dtype=torch.int64)),
         "select samples": lambda: op["select_samples"](CU_SEQLENS, STAYS, ROWS),
+        "measure padded": lambda: op["measure_padded"](padded, [padded] * 3),
+        "pack padded": lambda: op["pack_padded"](padded, CU_SEQLENS, ROWS, [padded] * 3),
         "gather": lambda: op["ragged_gather"]([x], INDEX),
         "gather backward": lambda: op["ragged_gather_backward"]([x], INDEX, INDEX, [ROWS]),
         "mean": lambda: op["ragged_mean"](x, CU_SEQLENS),

@@ -11,7 +11,6 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -81,7 +80,7 @@ class Launches(TorchDispatchMode):
 
 @contextmanager
 def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, list[int]]]:
-    """Reads and launches: before layer 1 at first, then one entry a layer (the last with what follows it)."""
+    """Reads and launches: before layer 1 at first, then one entry a layer, then after layer L."""
     launches, waits = Launches(), [0]
 
     def counted_read(x: torch.Tensor) -> list[int]:
@@ -92,10 +91,16 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, list[int]]]:
     for module in (mp_kernels.functional, mp_model.inputs):
         monkeypatch.setattr(module, "read_by_host", counted_read)
 
-    def run_layer(*arguments: Any) -> engine.StepResult:
+    def next_entry() -> None:
         launches.counts.append(0)
         waits.append(0)
-        return engine.run_layer(*arguments)
+
+    def run_layer(pyramid: engine.Pyramid, number: int, alive: engine.Alive) -> engine.StepResult:
+        next_entry()
+        result = engine.run_layer(pyramid, number, alive)
+        if number == len(pyramid.layers):
+            next_entry()
+        return result
 
     monkeypatch.setattr(schedule, "run_layer", run_layer)
     with HiddenReads(), launches:
@@ -121,7 +126,7 @@ def test_synchronisations_and_launches_of_each_layer(
     """Those of a model that has run before: its first run packs the weights."""
     pruning, head, exits = SITUATIONS[situation]
     if "late" in situation:
-        monkeypatch.setattr(engine, "decides_first", lambda rows, samples: False)
+        monkeypatch.setattr(engine, "decides_first", lambda *_: False)
     template, thresholds, _ = calibrated(pruning, head)
     model = tiny.classifier()
     model = type(template)(template.config).eval()
@@ -133,16 +138,17 @@ def test_synchronisations_and_launches_of_each_layer(
         output = model(**inputs, exit_threshold=list(thresholds.values()) if exits else None)
 
     last = model.config.num_hidden_layers
-    assert len(counts["launches"]) == 1 + last, "every layer must run for its steps to be counted"
+    assert len(counts["launches"]) == 2 + last, "every layer must run for its steps to be counted"
     if exits:
         assert len(output.exit_layer.unique()) > 2
     prunes = [1, 2, 3] if "pruning" in situation else []
     leaves = model.config.resolved_exit_layers() if exits else []
     # Before layer 1 the host reads the batch's sizes; after it, once for each compaction. Layer L compacts nothing.
-    expected = [int(layer in prunes) + int(layer in leaves) + (layer == 0) for layer in range(1 + last)]
+    expected = [int(layer in prunes) + int(layer in leaves) + (layer == 0) for layer in range(2 + last)]
     assert counts["synchronisations"] == expected
     assert max(counts["synchronisations"][1:]) <= BUDGET[situation]["synchronisations a layer"]
     assert counts["launches"][0] == BUDGET[situation]["launches before layer 1"]
+    assert counts["launches"][-1] == BUDGET[situation]["launches after layer L"]
     assert max(counts["launches"][1:last]) == BUDGET[situation][f"launches a layer, {dtype}"]
 
 
@@ -154,7 +160,7 @@ def test_a_head_that_reads_survivors_waits_for_them(monkeypatch: pytest.MonkeyPa
     model.load_state_dict(template.state_dict())
     with counted(monkeypatch) as counts:
         model(**BATCH.padded(), exit_threshold=list(thresholds.values()))
-    assert counts["synchronisations"] == [1, 2, 2, 2, 0]
+    assert counts["synchronisations"] == [1, 2, 2, 2, 0, 0]
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ TOTAL = sum(LENGTHS)
 CU_SEQLENS = cu_seqlens_of(LENGTHS)
 STAYS = stays_of([1, 0, 0, 1])
 PLACES = torch.cat([torch.tensor([0, 4, 5]), torch.arange(17) ** 2 // 4 + torch.arange(17), torch.tensor([3])]).int()
+MASK = torch.tensor([[0, 1, 1, 0, 0], [1, 1, 1, 1, 1], [0, 1, 0, 1, 1]])
 BUCKETS = torch.tensor([0, 2, 1, 2, 2], dtype=torch.int32)
 
 
@@ -121,6 +122,15 @@ SAMPLES: dict[str, Callable[[], list[tuple]]] = {
         (torch.rand(3, TOTAL), CU_SEQLENS, STAYS, torch.tensor([1, 2, 3, 4])),
     ],
     "select_samples": lambda: [(CU_SEQLENS, STAYS, TOTAL)],
+    "measure_padded": lambda: [
+        (MASK, [MASK.long() * 7 - 3, MASK.int(), torch.arange(15).reshape(3, 5)]),
+        (MASK.bool(), []),
+        (torch.zeros(0, 4), [torch.zeros(0, 4, dtype=torch.int64)]),
+    ],
+    "pack_padded": lambda: [
+        (MASK, cu_seqlens_of((2, 5, 3)), 10, [MASK.long() * 7 - 3, torch.arange(5).expand(3, 5)]),
+        (MASK.bool(), cu_seqlens_of((2, 5, 3)), 10, []),
+    ],
     "ragged_gather": lambda: [
         ([grown(TOTAL, 4), torch.arange(TOTAL)], torch.tensor([3, 1, 1])),
         ([grown(TOTAL, 2, 3)], torch.tensor([], dtype=torch.int64)),
