@@ -234,7 +234,7 @@ def main(
 ) -> None:
     """Print a BERT-base layer's time on GPUs if everything passed through memory: arithmetic, not a measurement."""
     lengths = ag_news_lengths(batch) if length is None else [length] * batch
-    decided = f"exit decided {'first' if engine.decides_first(sum(lengths), batch) else 'late'}"
+    decided = f"exit decided {'first' if engine.decides_first(sum(lengths), batch, 'cuda') else 'late'}"
     situations: dict[str, Callable[[], list[Step]]] = {
         "dense": lambda: layer_steps(lengths, None, False),
         f"pruning to {keep:.0%}": lambda: layer_steps(lengths, keep, False),

@@ -25,14 +25,18 @@ from .pruning import Pruning
 
 # An exit is decided first, before the rest of its layer, where the layer has at least so many rows and samples. With
 # fewer a layer's time is the reading of its weights, which deciding first reads twice: at so many rows it pays where a
-# quarter of the samples leaves (benchmarks/test_decision.py measures both). A lone sample leaves only once.
+# quarter of the samples leaves (benchmarks/test_decision.py measures both). A lone sample leaves only once. Elsewhere than
+# on a CPU, deciding first costs its twenty launches more in any case, some 100 microseconds: about what a quarter of the
+# samples of so many rows would save. This is an estimate for a large GPU.
 DECIDE_FIRST_ROWS = 256
+DECIDE_FIRST_ROWS_ON_GPUS = 16384
 DECIDE_FIRST_SAMPLES = 2
 
 
-def decides_first(rows: int, samples: int) -> bool:
+def decides_first(rows: int, samples: int, device_type: str = "cpu") -> bool:
     """Whether an exit of a layer with so many rows and samples is decided before the rest of the layer is computed."""
-    return rows >= DECIDE_FIRST_ROWS and samples >= DECIDE_FIRST_SAMPLES
+    fewest = DECIDE_FIRST_ROWS if device_type == "cpu" else DECIDE_FIRST_ROWS_ON_GPUS
+    return rows >= fewest and samples >= DECIDE_FIRST_SAMPLES
 
 
 @dataclass
@@ -268,7 +272,7 @@ def run_layer(pyramid: Pyramid, number: int, alive: Alive) -> StepResult:
         step = Step(number, "whole", False, alive.samples, entered, None if kept is None else kept.cu_seqlens)
         return StepResult(None, alive.after(output, kept), step, _pruned_rows(alive, kept, None))
     can_decide_first = block.decides_first and not exits.heads[number].reads_survivors
-    if can_decide_first and decides_first(alive.tokens, len(alive)):
+    if can_decide_first and decides_first(alive.tokens, len(alive), alive.samples.device.type):
         return _decided_first(pyramid, exits, block, number, alive)
     return _decided_late(pyramid, exits, block, number, alive)
 

@@ -31,6 +31,7 @@ from .inputs import PaddedInputs, checked_values, pack_inputs, padded_inputs
 from .masked import NO_SINGLE_GRAPH, MaskedRun, Wanted, is_traced, run_masked, uncertainty_of
 from .pruning import Pruning
 from .schedule import run_batch
+from .warming import warm_up
 
 ExitThreshold = float | str | Sequence[float] | Tensor | None
 
@@ -404,6 +405,21 @@ class PyramidForSequenceClassification(PyramidPreTrainedModel):
         if torch.compiler.is_compiling():
             torch._dynamo.graph_break(msg=NO_SINGLE_GRAPH)
         return self._classify_packed(padded, labels, pyramid, exit_threshold if own else None, follow_tokens)
+
+    def warm_up(self, max_length: int | None = None, batch_size: int = 32) -> None:
+        """Runs random texts, so that no later batch waits for a kernel to be compiled, or for weights to be packed.
+
+        On a GPU every kernel is compiled that batches can meet, as the model, its dtype and its settings are now; kernels
+        that Triton finds in its cache on disk are only loaded. On a CPU one short text is run.
+
+        Args:
+            max_length: tokens of the longest text; None: the model's positions.
+            batch_size: most texts of a batch. With few texts, attention runs in another form than with many.
+
+        Raises:
+            ValueError: a length beyond the model's positions, or a size below 1.
+        """
+        warm_up(self, max_length, batch_size)
 
     def _note_task(self, labels: Tensor | None) -> None:
         """Sets ``config.problem_type`` where labels are seen and it is not set, as BERT does: floats are several labels."""

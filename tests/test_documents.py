@@ -479,6 +479,7 @@ def test_numbers_of_the_architecture() -> None:
     text = " ".join(ARCHITECTURE.read_text(encoding="utf-8").split())
     for statement in (
         f"at least {engine.DECIDE_FIRST_ROWS} rows and {engine.DECIDE_FIRST_SAMPLES} samples",
+        f"it takes {engine.DECIDE_FIRST_ROWS_ON_GPUS:,} rows",
         f"{schedule.BUDGET:,} tokens (`BUDGET`)",
         f"{schedule.EMBEDDED_BUDGETS} times as many for the embeddings",
         f"(L + {schedule.EMBEDDED_BUDGETS}) x `BUDGET` tokens",

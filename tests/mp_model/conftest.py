@@ -20,13 +20,13 @@ def minilm_folder() -> Path:
 @pytest.fixture(autouse=True)
 def decided_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """Exits are decided first wherever they can be, as in full batches; the tests' batches are too small for it."""
-    monkeypatch.setattr(engine, "decides_first", lambda rows, samples: True)
+    monkeypatch.setattr(engine, "decides_first", lambda *_: True)
 
 
 @pytest.fixture
 def decided_late(decided_first: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exits are decided after their whole layer."""
-    monkeypatch.setattr(engine, "decides_first", lambda rows, samples: False)
+    monkeypatch.setattr(engine, "decides_first", lambda *_: False)
 
 
 @pytest.fixture
