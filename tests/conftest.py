@@ -52,12 +52,17 @@ def seeded() -> None:
 
 @pytest.fixture
 def on_triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The Triton kernels stand behind every operator on CPU tensors, through Triton's interpreter."""
-    if os.environ.get("TRITON_INTERPRET") != "1":
-        pytest.skip("kernels are compiled for the device here; TRITON_INTERPRET=1 runs them in the interpreter")
-    from support import interpreter
+    """The Triton kernels stand behind every operator on CPU tensors, through Triton's interpreter, or on a GPU if there is one."""
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        from support import interpreter
 
-    interpreter.mend(monkeypatch)
+        interpreter.mend(monkeypatch)
+    elif torch.cuda.is_available():
+        from support import hardware
+
+        hardware.lend(monkeypatch)
+    else:
+        pytest.skip("kernels are compiled for a device, and there is none; TRITON_INTERPRET=1 runs them in the interpreter")
     registrations = torch.library.Library("mp_kernels", "IMPL")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "(?s).*Overriding a previously registered kernel", UserWarning)

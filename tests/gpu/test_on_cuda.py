@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from triton.runtime import JITFunction
 
 import mp_kernels
 from mp_kernels import reference
+from mp_kernels.triton import configurations
 from support import tiny
 from support.accuracy import assert_accurate, assert_no_worse_than_plain, assert_same_bits, with_gradients
 from support.operator_samples import SAMPLES, on_cuda, opcheck, results_of
@@ -65,8 +67,14 @@ def test_attention_in_float32(lengths: tuple[int, ...], head_dim: int) -> None:
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 @pytest.mark.parametrize("head_dim", [32, 64, 128])
 @pytest.mark.parametrize("lengths", [LENGTHS, LONG], ids=["one_pass", "two_passes"])
-def test_attention_in_half_precision(lengths: tuple[int, ...], head_dim: int, dtype: torch.dtype) -> None:
-    """At most twice the error of the same maths in plain PyTorch at that dtype."""
+def test_attention_in_half_precision(
+    lengths: tuple[int, ...], head_dim: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At most twice the error of the same maths in plain PyTorch at that dtype, by the kernel that is meant."""
+    monkeypatch.setattr(configurations, "processors_of", lambda device: 1)  # the batch fills the device
+    started = []
+    run = JITFunction.run
+    monkeypatch.setattr(JITFunction, "run", lambda self, *x, **y: (started.append(self.__name__), run(self, *x, **y))[1])
     cu_seqlens = cu_seqlens_of(lengths).cuda()
     qkv = [x.cuda() for x in random_heads(sum(lengths), 3, head_dim, dtype=dtype)]
 
@@ -84,6 +92,7 @@ def test_attention_in_half_precision(lengths: tuple[int, ...], head_dim: int, dt
     exact = with_gradients(definition, [x.double() for x in qkv])
     for got, near, true in zip(with_gradients(ours, qkv), with_gradients(plain, qkv), exact, strict=True):
         assert_no_worse_than_plain(got.to(near.dtype), near, true)
+    assert ("attention_one_pass" in started) == (max(lengths) < 300)
 
 
 def test_runs_repeat_and_samples_do_not_depend_on_their_place() -> None:

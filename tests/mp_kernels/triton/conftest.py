@@ -1,24 +1,31 @@
-"""Fixtures for tests of the Triton kernels in Triton's interpreter, its bfloat16 repaired and all accesses checked."""
+"""Fixtures for tests of the Triton kernels: in Triton's interpreter, its bfloat16 repaired and all accesses checked, or on a GPU."""
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
+import triton
 import triton.language as tl
 from triton.runtime import interpreter
 
 from mp_kernels.triton import configurations
 from mp_kernels.triton.configurations import Tile
-from support import memory_rules
+from support import hardware, memory_rules
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 @pytest.fixture(autouse=True)
 def through_triton(on_triton: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Operators on CPU tensors run their Triton kernels, and every kernel is held to the memory rules."""
+    if not INTERPRETED:
+        yield
+        return
     memory_rules.enforce(monkeypatch)
 
     patch, execute = interpreter._patch_lang, interpreter.GridExecutor.__call__
@@ -79,7 +86,14 @@ def honest_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def one_pass_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+def interpreted() -> None:
+    """Only in the interpreter."""
+    if not INTERPRETED:
+        pytest.skip(hardware.REASON)
+
+
+@pytest.fixture
+def one_pass_in_float32(interpreted: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """One pass for float32 too, which shows errors that the rounding of half types would hide."""
     of_half = configurations.one_pass
     monkeypatch.setattr(
@@ -89,8 +103,13 @@ def one_pass_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(params=["one", "two"])
 def passes(request: pytest.FixtureRequest) -> None:
-    """Attention in one pass, and in two."""
-    request.getfixturevalue("one_pass_in_float32" if request.param == "one" else "small_tiles")
+    """Attention in one pass, and in two; on a GPU one pass is for half types alone."""
+    if request.param == "two":
+        request.getfixturevalue("small_tiles")
+    elif INTERPRETED:
+        request.getfixturevalue("one_pass_in_float32")
+    else:
+        request.getfixturevalue("monkeypatch").setattr(configurations, "processors_of", lambda device: 1)
 
 
 @pytest.fixture
@@ -105,11 +124,12 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 def launches(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
     """Names of the kernels that have run since the test began, in order."""
     started: list[str] = []
-    execute = interpreter.GridExecutor.__call__
+    place = (interpreter.GridExecutor, "__call__") if INTERPRETED else (triton.runtime.JITFunction, "run")
+    execute = getattr(*place)
 
-    def counted(self: interpreter.GridExecutor, *arguments: Any, **options: Any) -> None:
+    def counted(self: Any, *arguments: Any, **options: Any) -> Any:
         started.append(self.fn.__name__)
-        execute(self, *arguments, **options)
+        return execute(self, *arguments, **options)
 
-    monkeypatch.setattr(interpreter.GridExecutor, "__call__", counted)
+    monkeypatch.setattr(*place, counted)
     return lambda: started

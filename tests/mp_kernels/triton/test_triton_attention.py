@@ -59,6 +59,7 @@ def test_half_precision(dtype: torch.dtype, honest_bfloat16: None) -> None:
         assert_no_worse_than_plain(got.to(near.dtype), near, true)
 
 
+@pytest.mark.usefixtures("interpreted")
 def test_bfloat16_of_the_interpreter_still_needs_its_repair() -> None:
     """If this fails, the interpreter has learned bfloat16: drop the fixture honest_bfloat16."""
     ours, definition = both((16,), need_importance=False)
@@ -189,6 +190,7 @@ def test_longest_sample_overstated() -> None:
 
 
 @pytest.mark.usefixtures("passes")
+@pytest.mark.usefixtures("interpreted")
 def test_longest_sample_understated() -> None:
     """The kernels stop rather than leave out keys."""
     qkv = random_heads(70, 1, 16)
@@ -198,6 +200,7 @@ def test_longest_sample_understated() -> None:
 
 @pytest.mark.usefixtures("passes")
 @pytest.mark.parametrize("starts", [[0, 17, 23], [0, 23, 22], [-1, 17, 22]], ids=str)
+@pytest.mark.usefixtures("interpreted")
 def test_samples_outside_the_rows(starts: list[int]) -> None:
     wrong, right = torch.tensor(starts, dtype=torch.int32), cu_seqlens_of((17, 5))
     qkv = random_heads(22, 1, 16)

@@ -102,6 +102,7 @@ def test_many_samples(way: str, samples: int) -> None:
 
 
 @pytest.mark.parametrize("starts", [[0, 17, 41], [0, 41, 40], [-1, 17, 40]], ids=str)
+@pytest.mark.usefixtures("interpreted")
 def test_samples_outside_the_rows(way: str, starts: list[int]) -> None:
     """The kernels stop rather than reach outside their tensors."""
     importance, cu_seqlens = torch.rand(40), torch.tensor(starts, dtype=torch.int32)
@@ -115,6 +116,7 @@ def test_samples_outside_the_rows(way: str, starts: list[int]) -> None:
             call()
 
 
+@pytest.mark.usefixtures("interpreted")
 def test_fewer_than_the_first_token() -> None:
     with pytest.raises(InterpreterError, match="k must be at least 1"):
         mp_kernels.top_k_tokens(torch.rand(40), cu_seqlens_of((17, 23)), torch.tensor([1, 0]))

@@ -10,6 +10,8 @@ import triton
 import triton.language as tl
 from triton.runtime.errors import InterpreterError
 
+pytestmark = pytest.mark.usefixtures("interpreted")
+
 # ---- bfloat16 ----
 
 

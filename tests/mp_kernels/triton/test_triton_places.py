@@ -204,6 +204,7 @@ def products_of(monkeypatch: pytest.MonkeyPatch, call: Callable[[], object]) -> 
 
 
 @pytest.mark.parametrize("gap", [0, 3])
+@pytest.mark.usefixtures("interpreted")
 def test_work_in_a_window_is_linear_in_the_tokens(gap: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A text of twice the length takes twice the products, and not four times as many."""
 
@@ -235,6 +236,7 @@ def test_nothing_to_do() -> None:
 # ---- errors ----
 
 
+@pytest.mark.usefixtures("interpreted")
 def test_positions_that_do_not_rise_stop_the_kernel() -> None:
     positions = torch.tensor([0, 1, 2, 2, 1], dtype=torch.int32)
     with pytest.raises(InterpreterError, match="positions must rise within each sample"):

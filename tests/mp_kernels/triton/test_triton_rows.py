@@ -101,6 +101,7 @@ def test_rotary_embedding_of_views() -> None:
 
 
 @pytest.mark.parametrize("outside", [9, -1])
+@pytest.mark.usefixtures("interpreted")
 def test_a_position_outside_the_table_stops_the_kernel(outside: int) -> None:
     positions = torch.tensor([0, outside, 1], dtype=torch.int32)
     with pytest.raises(InterpreterError, match="positions must lie within the table"):
@@ -153,6 +154,7 @@ def test_gradients_of_doubles_are_summed_in_double() -> None:
 
 
 @pytest.mark.parametrize("outside", [3, -1])
+@pytest.mark.usefixtures("interpreted")
 def test_an_index_outside_the_rows_stops_the_kernel(outside: int) -> None:
     x, index = torch.ones(3, 2), torch.tensor([0, outside, 1])
     weight, bias = torch.ones(2), torch.zeros(2)
