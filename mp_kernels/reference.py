@@ -357,6 +357,36 @@ def pack_padded(
     return index, places, torch.stack(packed) if packed else index.new_empty(0, total)
 
 
+def record_answers(
+    count: torch.Tensor,
+    extents: torch.Tensor,
+    samples: torch.Tensor,
+    entered: torch.Tensor,
+    survived: torch.Tensor,
+    logits: torch.Tensor | None,
+    uncertainty: torch.Tensor | None,
+    stays: torch.Tensor | None,
+    layer: int,
+    all_logits: torch.Tensor,
+    all_uncertainty: torch.Tensor,
+    exit_layer: torch.Tensor,
+    tokens: torch.Tensor,
+    nan_rows: torch.Tensor,
+) -> None:
+    """Definition of :func:`mp_kernels.record_answers`."""
+    there = torch.arange(samples.shape[0], device=samples.device) < count
+    places = samples[there]
+    tokens[layer, 0, places] = entered.diff()[there]
+    tokens[layer, 1, places] = survived.diff()[there]
+    nan_rows[layer] = extents[3]
+    if logits is not None and uncertainty is not None:
+        all_logits[places] = logits[there]
+        all_uncertainty[places] = uncertainty[there]
+        exit_layer[places] = layer
+    if stays is not None:
+        stays &= there
+
+
 def pack(padded: torch.Tensor, attention_mask: torch.Tensor, lengths: tuple[int, int] | None = None) -> Ragged:
     """Definition of :func:`mp_kernels.pack`."""
     del lengths

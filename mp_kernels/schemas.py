@@ -68,6 +68,9 @@ SCHEMAS = {
     "normalized_entropy": "(Tensor logits) -> Tensor",
     "exit_head": "(Tensor features, Tensor dense_weight, Tensor dense_bias, Tensor weight, Tensor bias, "
     "Tensor? thresholds, float threshold) -> (Tensor logits, Tensor uncertainty, Tensor stays)",
+    "record_answers": "(Tensor count, Tensor extents, Tensor samples, Tensor entered, Tensor survived, "
+    "Tensor? logits, Tensor? uncertainty, Tensor(a!)? stays, int layer, Tensor(b!) all_logits, "
+    "Tensor(c!) all_uncertainty, Tensor(d!) exit_layer, Tensor(e!) tokens, Tensor(f!) nan_rows) -> ()",
 }
 
 for _name, _schema in SCHEMAS.items():
@@ -291,3 +294,26 @@ def exit_head(
     logits = reference.head_logits(features, dense_weight, dense_bias, weight, bias)
     uncertainty = torch.ops.mp_kernels.normalized_entropy(logits)
     return logits, uncertainty, ~(uncertainty <= (threshold if thresholds is None else thresholds))
+
+
+@_implements
+def record_answers(
+    count: Tensor,
+    extents: Tensor,
+    samples: Tensor,
+    entered: Tensor,
+    survived: Tensor,
+    logits: Tensor | None,
+    uncertainty: Tensor | None,
+    stays: Tensor | None,
+    layer: int,
+    all_logits: Tensor,
+    all_uncertainty: Tensor,
+    exit_layer: Tensor,
+    tokens: Tensor,
+    nan_rows: Tensor,
+) -> None:
+    reference.record_answers(
+        count, extents, samples, entered, survived, logits, uncertainty, stays, layer,
+        all_logits, all_uncertainty, exit_layer, tokens, nan_rows,
+    )  # fmt: skip

@@ -196,13 +196,28 @@ def checked_values(config: Any, inputs: PaddedInputs) -> Extents:
     cu_seqlens, extents = mp_kernels.measure_padded(inputs.attention_mask, read)
     if inputs.attention_mask.shape[0] == 0:
         return Extents(cu_seqlens, 0, 0, 0)
-    total, longest, shortest, shortest_row, span, *extremes = read_by_host(extents)
+    return understood(read_by_host(extents), bounded, cu_seqlens, inputs.first_position)
+
+
+def understood(facts: Sequence[int], bounded: Sequence[Bounded], cu_seqlens: Tensor, first_position: int) -> Extents:
+    """The sizes of a padded batch, from what :func:`mp_kernels.measure_padded` says of it.
+
+    Args:
+        facts: its extents, of ``bounded`` without positions that are counted.
+        bounded: the integers that must keep to a range, the positions first.
+        cu_seqlens: the starts of the samples.
+        first_position: the position of a sample's first token, where they are counted.
+
+    Raises:
+        ValueError: a value outside its range, a sample without a token.
+    """
+    total, longest, shortest, shortest_row, span, *extremes = facts
     if shortest == 0:
         raise ValueError(
             f"attention_mask has no token in row {shortest_row}; every sample needs at least [CLS], drop the row"
         )
-    if inputs.positions is None:
-        extremes = [0, inputs.first_position + span - 1, *extremes]
+    if bounded[0].values is None:
+        extremes = [0, first_position + span - 1, *extremes]
     for x, lowest, highest in zip(bounded, extremes[::2], extremes[1::2], strict=True):
         if lowest < 0 or highest >= x.end:
             wrong = lowest if lowest < 0 else highest

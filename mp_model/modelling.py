@@ -27,6 +27,7 @@ from .configuration import ONE_LABEL, SEVERAL_LABELS, VALUES, PyramidConfig, as_
 from .engine import Pyramid
 from .exits import Exits, make_exit_heads
 from .flops import Work
+from .graphs import Graphs, can_be_captured
 from .inputs import PaddedInputs, checked_values, pack_inputs, padded_inputs
 from .masked import NO_SINGLE_GRAPH, MaskedRun, Wanted, is_traced, run_masked, uncertainty_of
 from .pruning import Pruning
@@ -294,6 +295,9 @@ class PyramidForSequenceClassification(PyramidPreTrainedModel):
     kinds: ClassVar[dict[str, Any]] = {}
     base_model: PyramidModel
     _has_warned = False
+    use_graphs: bool = True
+    """Whether batches on a CUDA device may be classified by graphs."""
+    _graphs: Graphs | None = None
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config)
@@ -318,6 +322,13 @@ class PyramidForSequenceClassification(PyramidPreTrainedModel):
         layers = {int(name.split(".")[1]) for name in drawn if name.startswith("exits.")}
         model.config.untrained_exits = sorted(layers.union(model.config.untrained_exits or ())) or None
         return found if output_loading_info else model
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_graphs": None}
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        self._graphs = None  # weights that are moved or cast leave their memory
+        return super()._apply(*args, **kwargs)
 
     def final_head(self, features: Tensor) -> Tensor:
         """The model's own head: logits ``[batch, labels]`` from its features, ``[batch, hidden]``."""
@@ -399,8 +410,14 @@ class PyramidForSequenceClassification(PyramidPreTrainedModel):
         own = isinstance(exit_threshold, Tensor) and not self.training
         pyramid = self.pyramid(prune_thresholds, 1.0 if isinstance(exit_threshold, Tensor) else exit_threshold)
         wanted = Wanted.of(self.config, output_hidden_states, output_attentions)
+        masked = wanted.runs_masked(pyramid.pruning, pyramid.exits, len(pyramid.layers))
+        if not masked and not follow_tokens and position_ids is None and inputs_embeds is None:
+            given = input_ids, attention_mask, token_type_ids
+            output = self._classify_captured(given, labels, pyramid, exit_threshold if own else None)
+            if output is not None:
+                return output
         padded = self.base_model.padded(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
-        if wanted.runs_masked(pyramid.pruning, pyramid.exits, len(pyramid.layers)):
+        if masked:
             return self._classify_masked(padded, labels, pyramid, wanted, follow_tokens)
         if torch.compiler.is_compiling():
             torch._dynamo.graph_break(msg=NO_SINGLE_GRAPH)
@@ -461,6 +478,32 @@ class PyramidForSequenceClassification(PyramidPreTrainedModel):
             followed = Ragged(run.pruned_by, batch.cu_seqlens, batch.max_seqlen, batch.index, batch.width)
             output.pruned_by = mp_kernels.unpack(followed, fill=-1)
         output.__dict__["work"] = Work(self.config, batch.lengths, run.exit_layer, run.steps)
+        return output
+
+    def _classify_captured(
+        self, given: Sequence[Tensor | None], labels: Tensor | None, pyramid: Pyramid, exit_threshold: ExitThreshold
+    ) -> PyramidOutput | None:
+        """Answers by graphs of a device (:mod:`mp_model.graphs`), from the second batch of a shape on; None: not by them."""
+        if not self.use_graphs or not can_be_captured(self, pyramid, given):
+            return None
+        exits = pyramid.exits
+        thresholds: Tensor | list[float] = [] if exits is None else list(exits.thresholds.values())
+        if isinstance(exit_threshold, Tensor):
+            assert given[0] is not None
+            thresholds = thresholds_of_samples(exit_threshold, given[0].shape[0], len(thresholds))
+        if self._graphs is None:
+            self._graphs = Graphs(self)
+        run = self._graphs.run(pyramid, given, thresholds)
+        if run is None:
+            return None
+        output = PyramidOutput(
+            loss=self._loss(labels, run.logits),
+            logits=run.logits,
+            exit_layer=run.exit_layer,
+            uncertainty=self._uncertainty(run.uncertainty),
+        )
+        assert run.lengths is not None
+        output.__dict__["work"] = Work(self.config, run.lengths.long(), run.exit_layer, run.steps)
         return output
 
     def _classify_masked(

@@ -181,13 +181,15 @@ class BatchRun:
         steps: everything that was run, for counting the work.
         pruned_by: int64 ``[total]``, the layer that pruned each token, 0 for those that none did (in the layer where a
             sample leaves none is pruned); None unless tokens were followed.
+        lengths: int ``[batch]``, the tokens that each came with, where the run packed the batch itself.
     """
 
     logits: Tensor
     uncertainty: Tensor
     exit_layer: Tensor
-    steps: list[Step]
+    steps: Sequence[Step]
     pruned_by: Tensor | None = None
+    lengths: Tensor | None = None
 
 
 def run_batch(

@@ -4,7 +4,7 @@ Each file begins with the kernels and ends with the functions that are registere
 pointers, ``b_`` the values of a block, and "Program (x, y, z)" names the axes of the grid.
 """
 
-from . import attention, attention_backward, compaction, heads, padding, rows
+from . import answers, attention, attention_backward, compaction, heads, padding, rows
 
 IMPLEMENTATIONS = {
     function.__name__: function
@@ -26,5 +26,6 @@ IMPLEMENTATIONS = {
         rows.rotary_embedding,
         heads.normalized_entropy,
         heads.exit_head,
+        answers.record_answers,
     )
 }

@@ -83,6 +83,16 @@ def other_calls(dtype: torch.dtype) -> dict[str, Call]:
         dense, weight = _empty(HIDDEN, 2 * HIDDEN, dtype=dtype), _empty(classes, HIDDEN, dtype=dtype)
         return lambda: op["exit_head"](pooled, dense, width, weight, _empty(classes, dtype=dtype), None, 0.1)
 
+    def record(classes: int) -> Call:
+        extents, samples = _empty(4, dtype=torch.int64), _empty(BATCH, dtype=torch.int64)
+        logits, uncertainty = _empty(BATCH, classes, dtype=dtype), _empty(BATCH, dtype=torch.float32)
+        tokens, seen = _empty(13, 2, BATCH, dtype=torch.int32), (extents[:1], extents, samples, CU_SEQLENS, CU_SEQLENS)
+        board = (logits, uncertainty, samples, tokens, samples)
+        return lambda: (
+            op["record_answers"](*seen, logits, uncertainty, STAYS, 1, *board),
+            op["record_answers"](*seen, None, None, None, 1, *board),
+        )
+
     return {
         "mean over heads": lambda: op["mean_over_heads"](importance),
         "prune": lambda: op["prune_tokens"](importance, CU_SEQLENS, None, 0.01),
@@ -104,6 +114,8 @@ def other_calls(dtype: torch.dtype) -> dict[str, Call]:
         "entropy": lambda: op["normalized_entropy"](first[:, :4]),
         "exit head of 4": head(4),
         "exit head of 77": head(77),
+        "record answers of 4": record(4),
+        "record answers of 77": record(77),
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -166,8 +167,10 @@ def test_host_waits_for_nothing_but_sizes() -> None:
     thresholds = tiny.calibrate_exits(model, batch)
     model, inputs = model.cuda(), {name: x.cuda() for name, x in batch.padded().items()}
     model(**inputs, exit_threshold=thresholds)  # the first call compiles
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype", UserWarning)
+            torch.cuda.set_sync_debug_mode("error")
         model(**inputs, exit_threshold=thresholds)
     finally:
         torch.cuda.set_sync_debug_mode("default")

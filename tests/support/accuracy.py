@@ -24,7 +24,7 @@ def with_gradients(function: Function, inputs: Sequence[torch.Tensor]) -> list[t
     results = function(*leaves)
     results = [results] if isinstance(results, torch.Tensor) else list(results)
     generator = torch.Generator().manual_seed(1)
-    weights = [(torch.randint(-16, 17, x.shape, generator=generator) / 8).to(x.dtype) for x in results]
+    weights = [(torch.randint(-16, 17, x.shape, generator=generator) / 8).to(x) for x in results]
     grads = torch.autograd.grad(results, leaves, weights, materialize_grads=True)
     return [x.detach() for x in results] + list(grads)
 

@@ -42,14 +42,28 @@ def turns(places: int, pairs: int) -> tuple[torch.Tensor, torch.Tensor]:
     return angles.cos(), angles.sin()
 
 
-def spread(sample: tuple) -> tuple:
-    """The same values with other values between them in memory, for kernels that take no strides to trip over."""
+def spread(sample: tuple, name: str = "") -> tuple:
+    """The same values with other values between them in memory, for kernels that take no strides to trip over.
+
+    name: the operator's; memory that it writes into stays as it is.
+    """
 
     def apart(x: torch.Tensor) -> torch.Tensor:
         other = ~x if x.dtype == torch.bool else x + 1
         return torch.stack([x, other], dim=-1).detach()[..., 0]
 
-    return pytree.tree_map_only(torch.Tensor, apart, sample)
+    written = written_places(getattr(torch.ops.mp_kernels, name)) if name else ()
+    return tuple(
+        x if place in written else pytree.tree_map_only(torch.Tensor, apart, x) for place, x in enumerate(sample)
+    )
+
+
+def written_places(operator: Any) -> list[int]:
+    """Places of the arguments that an operator writes into."""
+    if not isinstance(operator, torch._ops.OpOverloadPacket):
+        operator = getattr(torch.ops.mp_kernels, operator.__name__)
+    arguments = operator.default._schema.arguments
+    return [place for place, x in enumerate(arguments) if x.alias_info is not None and x.alias_info.is_write]
 
 
 def on_cuda(sample: tuple) -> tuple:
@@ -58,9 +72,13 @@ def on_cuda(sample: tuple) -> tuple:
 
 
 def results_of(operator: Callable, sample: tuple) -> list[torch.Tensor]:
-    """Results of a call without gradients, as a list."""
+    """Results of a call without gradients, as a list; where there are none, copies of what the operator wrote into."""
+    written = written_places(operator)
+    sample = tuple(x.clone() if place in written and x is not None else x for place, x in enumerate(sample))
     with torch.no_grad():
         results = operator(*sample)
+    if results is None:
+        return [sample[place] for place in written if sample[place] is not None]
     return [results] if isinstance(results, torch.Tensor) else list(results)
 
 
@@ -107,6 +125,17 @@ def attention_backward_samples() -> list[tuple]:
     places = (PLACES, PLACES, torch.randn(2, 3), BUCKETS, 5)
     logsumexp = torch.ops.mp_kernels.ragged_attention(q, k, v, *starts, None, *sizes, False, *places)[2]
     return [*plain, (out_grad, torch.randn(2, TOTAL), q, k, v, logsumexp, *starts, *sizes, *places)]
+
+
+def record_sample(answered: bool) -> tuple:
+    """Three of four samples are there, in another order than they came in; their answers are known, or nothing is."""
+    count, extents = torch.tensor([3]), torch.tensor([9, 4, 8, 5])
+    survived = cu_seqlens_of((1, 0, 8, 0))
+    answers = (torch.randn(4, 3), torch.rand(4), torch.tensor([True, False, True, True])) if answered else (None,) * 3
+    board = (torch.zeros(4, 3), torch.zeros(4), torch.zeros(4, dtype=torch.int64))
+    tokens, nan_rows = torch.zeros(3, 2, 4, dtype=torch.int32), torch.full((3,), -1)
+    samples = torch.tensor([2, 0, 3, 2])
+    return (count, extents, samples, CU_SEQLENS, survived, *answers, 1, *board, tokens, nan_rows)
 
 
 SAMPLES: dict[str, Callable[[], list[tuple]]] = {
@@ -169,4 +198,5 @@ SAMPLES: dict[str, Callable[[], list[tuple]]] = {
             0.0,
         ),
     ],
+    "record_answers": lambda: [record_sample(True), record_sample(False)],
 }

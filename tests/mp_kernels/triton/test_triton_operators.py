@@ -35,7 +35,7 @@ def test_strides_and_autocast_change_nothing(name: str) -> None:
     for sample in SAMPLES[name]():
         expected = results_of(operator, sample)
         with torch.autocast("cpu", torch.bfloat16):
-            got = results_of(operator, spread(sample))
+            got = results_of(operator, spread(sample, name))
         assert_same_bits(got, expected)
 
 

@@ -47,10 +47,9 @@ def test_rows_in_order_by_default() -> None:
 
 def test_a_window_over_everything_is_none() -> None:
     qkv = random_heads(sum(LENGTHS), HEADS, 16)
-    assert_same_bits(
-        with_gradients(placed(LENGTHS, window=64)[0], qkv),
-        with_gradients(placed(LENGTHS)[0], qkv),
-    )
+    windowed, whole = (with_gradients(placed(LENGTHS, window=window)[0], qkv) for window in (64, None))
+    for got, expected in zip(windowed, whole, strict=True):  # the tiles differ, and so the order of sums
+        torch.testing.assert_close(got, expected, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("biased", [False, True])

@@ -1,0 +1,471 @@
+"""Whole runs of a classifier on a CUDA device as graphs, which the host starts with one call for many kernels.
+
+A layer of BERT-base takes a modern device some fifty microseconds, and the host as much for each of its dozen kernels, so
+that launched one by one they leave the device idle most of the time. The layers of :mod:`mp_model.bounded` are fixed
+sequences of launches, so they are captured, in *segments* of layers, for a room of samples, columns and rows, and replayed.
+Between segments the host learns how many rows are left and takes the graph with the least room that holds them; it is
+allowed to lag, since a bound stays a bound.
+
+Graphs hold addresses of weights. They are used only while the model is the one that was captured: its modules, parameters
+and hooks are looked at in every call, while the device works.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+import mp_kernels
+from mp_kernels import Ragged, reference
+
+from .backbones import PackedInputs
+from .backbones.forms import why_modules_now
+from .bounded import Board, Held, can_be_bounded, run_bounded_embeddings, run_bounded_layer
+from .engine import Pyramid
+from .inputs import PaddedInputs, understood
+from .schedule import BatchRun
+
+MOST_ROWS = 65_536  # padded rows of a batch; with more, kernels take longer than their launches
+MOST_ROOMS = 16
+ROOMY = 8192  # rows from which the host waits for the newest count, since a segment takes longer than that
+
+
+def room_for_rows(rows: int) -> int:
+    """Room for so many rows and one more: at most an eighth more than needed, in multiples of 64."""
+    step = max(64, 1 << max(0, rows.bit_length() - 4))
+    return (rows // step + 1) * step
+
+
+def room_for_samples(samples: int) -> int:
+    """Room for so many samples: two significant bits."""
+    step = max(1, 1 << max(0, (samples - 1).bit_length() - 2))
+    return -(-samples // step) * step
+
+
+def room_for_columns(width: int) -> int:
+    """Room for so many columns, in multiples of 16."""
+    return -(-width // 16) * 16
+
+
+class Shape(NamedTuple):
+    """Room for a padded batch."""
+
+    samples: int
+    width: int
+
+
+class Rules(NamedTuple):
+    """The part of a pyramid's settings that its graphs depend on."""
+
+    prune_thresholds: tuple[float, ...] | None
+    exit_layers: tuple[int, ...]
+
+    @classmethod
+    def of(cls, pyramid: Pyramid) -> Rules:
+        thresholds = pyramid.pruning.thresholds
+        exits = () if pyramid.exits is None else tuple(pyramid.exits.heads)
+        return cls(None if thresholds is None else tuple(thresholds), exits)
+
+    @property
+    def shrinks(self) -> bool:
+        """Whether a batch may become smaller on its way up."""
+        return self.prune_thresholds is not None or bool(self.exit_layers)
+
+
+class Snapshot:
+    """A model as it was, for telling whether it still is.
+
+    Args:
+        model: the model.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.modules = [
+            (module, type(module), module.__dict__, tuple(module._modules.values())) for module in model.modules()
+        ]
+        self.parameters = [(x._parameters, tuple(x._parameters.values())) for x in model.modules() if x._parameters]
+        there = [x for _, own in self.parameters for x in own if x is not None]
+        self.places = [x.data_ptr() for x in there]
+        self.memory = [x.untyped_storage() for x in there]  # as long as graphs may read it
+
+    def holds(self) -> bool:
+        """Whether nothing was replaced, moved or hooked, and nothing trains."""
+        for module, kind, state, children in self.modules:
+            if (
+                type(module) is not kind
+                or state["training"]
+                or state["_forward_hooks"]
+                or state["_forward_pre_hooks"]
+                or "forward" in state
+                or any(map(_is_not, state["_modules"].values(), children))
+            ):
+                return False
+        if any(_is_not(x, y) for own, then in self.parameters for x, y in zip(own.values(), then, strict=False)):
+            return False
+        return self.places == [x.data_ptr() for _, own in self.parameters for x in own if x is not None]
+
+
+def _is_not(x: object, y: object) -> bool:
+    return x is not y
+
+
+@dataclass
+class Segment:
+    """Layers that are replayed together: numbers ``first`` to ``last``; 0 is the embeddings."""
+
+    first: int
+    last: int
+
+
+class Room:
+    """Buffers for batches of one shape, and the graphs that work in them.
+
+    Args:
+        model: the classifier.
+        shape: room for samples and columns.
+        rules: the settings for which graphs are captured.
+        segments: the layers of each graph.
+        pool: memory that graphs share, since they never run side by side.
+    """
+
+    def __init__(self, model: Any, shape: Shape, rules: Rules, segments: Sequence[Segment], pool: Any) -> None:
+        self.model, self.shape, self.rules, self.segments, self.pool = model, shape, rules, segments, pool
+        device = model.device
+        samples, width = shape
+        rows = self.rows = samples * width + 1
+
+        def integers(*size: int, dtype: torch.dtype = torch.int64) -> Tensor:
+            return torch.zeros(size, dtype=dtype, device=device)
+
+        self.padded = integers(3, samples, width)  # ids, mask, token types
+        self.count = integers(1)
+        self.words, self.types, self.positions = integers(rows), integers(rows), integers(rows)
+        self.starts = integers(samples + 1, dtype=torch.int32)
+        self.given = torch.zeros(samples, max(1, len(rules.exit_layers)), device=device)  # exit thresholds
+        states = torch.zeros((), dtype=model.backbone.dtype(model.base_model), device=device)
+        # Written by the first segment and read by the others.
+        self.held: list[Tensor] | None = None
+        layers = model.config.num_hidden_layers
+        self.board, self.memory = _in_one_piece(Board.empty(samples, model.num_labels, layers, states))
+        # Rows left, samples left, and the first row with NaN importance or -1, after each segment; the facts come first.
+        self.told = torch.zeros(len(segments) + 1, 16, dtype=torch.int64, pin_memory=True)
+        self.arrived = [torch.cuda.Event() for _ in range(len(segments) + 1)]
+        self.graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}
+        self.front: torch.cuda.CUDAGraph | None = None
+        self.last_given: tuple[int, int] | None = None
+        self.last_thresholds: tuple[float, ...] | None = None
+        first = model.backbone.first_position(model.config)
+        self.bounded = PaddedInputs(*self.padded, None, first).bounded(model.config)
+
+    # ---- what the device does ----
+
+    def _pack(self) -> None:
+        """Takes the padding out, and tells the host what it must know."""
+        ids, mask, types = self.padded
+        starts, facts = mp_kernels.measure_padded(mask, [types, ids])
+        self.told[0, : facts.shape[0]].copy_(facts, non_blocking=True)
+        _, places, packed = mp_kernels.pack_padded(mask, starts, self.rows, [types, ids])
+        self.starts.copy_(starts)
+        there = torch.arange(self.rows, device=ids.device) < starts[-1]
+        first = self.model.backbone.first_position(self.model.config)
+        for own, x in ((self.types, packed[0]), (self.words, packed[1]), (self.positions, places + first)):
+            own.copy_(torch.where(there, x, 0))
+        self.board.wipe()
+
+    def _enter(self, pyramid: Pyramid, rows: int) -> Held:
+        """The samples as the first segment finds them, with room for so many rows."""
+        thresholds = self.given if self.rules.exit_layers else None
+        first = self.model.backbone.first_position(self.model.config)
+        inputs = PackedInputs(
+            Ragged(self.words[:rows], self.starts, self.shape.width),
+            self.types[:rows],
+            self.positions[:rows],
+            first + self.shape.width,
+        )
+        return Held.of(pyramid, inputs, self.count, thresholds)
+
+    def _found(self, rows: int) -> Held:
+        """The samples as an earlier segment left them, with room for so many rows."""
+        assert self.held is not None
+        values, starts, samples, count, extents, *others = self.held
+        positions = others.pop()[:rows] if self.placed else None
+        batch = Ragged(values[:rows], starts, self.shape.width, positions=positions)
+        return Held(batch, samples, count, extents, others[0] if others else None)
+
+    @property
+    def placed(self) -> bool:
+        """Whether rows know their places."""
+        return self.model.backbone.placed
+
+    def _leave(self, held: Held) -> None:
+        """Keeps the samples for the next segment."""
+        parts = [held.batch.values, held.batch.cu_seqlens, held.samples, held.count, held.extents]
+        parts += [x for x in (held.thresholds, held.batch.positions) if x is not None]
+        if self.held is None:
+            of_rows = held.batch.values, held.batch.positions
+            self.held = [x.new_zeros(self.rows if any(x is y for y in of_rows) else x.shape[0], *x.shape[1:]) for x in parts]
+        for kept, x in zip(self.held, parts, strict=True):
+            kept[: x.shape[0]].copy_(x)
+
+    def _layers(self, pyramid: Pyramid, number: int, rows: int) -> Held:
+        """A segment's layers."""
+        segment = self.segments[number]
+        held = self._found(rows) if number else self._enter(pyramid, rows)
+        if segment.first == 0:
+            held = run_bounded_embeddings(pyramid, held, self.board)
+        for layer in range(max(1, segment.first), segment.last + 1):
+            held = run_bounded_layer(pyramid, layer, held, self.board)
+        return held
+
+    def _segment(self, pyramid: Pyramid, number: int, rows: int) -> None:
+        held = self._layers(pyramid, number, rows)
+        if number + 1 < len(self.segments):
+            self._leave(held)
+        if self.rules.shrinks:
+            told = torch.stack([held.batch.cu_seqlens[-1].long(), held.count[0], self.board.nan_rows.amax()])
+            self.told[number + 1, :3].copy_(told, non_blocking=True)
+
+    # ---- what the host does ----
+
+    def _captured(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
+            try:
+                work()
+            finally:
+                graph.capture_end()
+        torch.cuda.current_stream().wait_stream(stream)
+        return graph
+
+    def graph(self, pyramid: Pyramid, number: int, rows: int) -> torch.cuda.CUDAGraph:
+        """The graph of a segment with room for so many rows, captured when it is first needed."""
+        graph = self.graphs.get((number, rows))
+        if graph is None:
+            held = self._layers(pyramid, number, rows)  # compiles what was never called, and writes nothing new
+            if number + 1 < len(self.segments) and self.held is None:
+                self._leave(held)
+            graph = self.graphs[number, rows] = self._captured(lambda: self._segment(pyramid, number, rows))
+        return graph
+
+    def load(self, given: Sequence[Tensor | None], thresholds: Tensor | Sequence[float]) -> None:
+        """Puts a padded batch's ids, mask and token types, each ``[batch, width]`` or None, in their places."""
+        ids = given[0]
+        assert ids is not None
+        size = ids.shape[0], ids.shape[1]
+        if self.last_given != size:
+            self.padded.zero_()
+            self.padded[1, size[0] :, 0] = 1  # samples that are not there are texts of one token, whose answer nobody reads
+            self.count.fill_(size[0])
+            self.last_given = size
+        for own, x, otherwise in zip(self.padded, given, (0, 1, 0), strict=True):
+            place = own[: size[0], : size[1]]
+            if x is not None:
+                place.copy_(x)
+            else:
+                place.fill_(otherwise)
+        if isinstance(thresholds, Tensor):
+            self.given[: size[0]].copy_(thresholds)
+            self.last_thresholds = None
+        elif self.last_thresholds != tuple(thresholds) and thresholds:
+            pinned = torch.tensor(thresholds, pin_memory=True)
+            self.given.copy_(pinned.expand_as(self.given), non_blocking=True)
+            self.last_thresholds = tuple(thresholds)
+
+    def pack(self) -> int:
+        """Runs the front; returns the number of rows.
+
+        Raises:
+            ValueError: a value outside its range, a sample without a token.
+        """
+        if self.front is None:
+            self._pack()
+            self.front = self._captured(self._pack)
+        self.front.replay()
+        self.arrived[0].record()
+        self.arrived[0].synchronize()
+        facts = self.told[0, : 5 + 2 * 2].tolist()
+        return understood(facts, self.bounded, self.starts, self.model.backbone.first_position(self.model.config)).total
+
+    def run(self, pyramid: Pyramid, rows: int, lag: int) -> None:
+        """Runs all segments, as long as anybody is left.
+
+        Raises:
+            ValueError: importance is NaN.
+        """
+        waiting: list[int] = []
+        for number in range(len(self.segments)):
+            while waiting and (len(waiting) > lag or self.arrived[waiting[0]].query()):
+                rows, samples = self._told(waiting.pop(0))
+                if samples == 0:
+                    return
+            self.graph(pyramid, number, room_for_rows(rows)).replay()
+            if self.rules.shrinks:
+                self.arrived[number + 1].record()
+                waiting.append(number + 1)
+        if self.rules.prune_thresholds is not None:
+            for place in waiting:
+                self._told(place)
+
+    def _told(self, place: int) -> tuple[int, int]:
+        """Rows and samples left, as the device says."""
+        self.arrived[place].synchronize()
+        rows, samples, nan_row = self.told[place, :3].tolist()
+        if nan_row >= 0:
+            raise reference.nan_importance_error(nan_row)
+        return rows, samples
+
+    def answers(self, decided: Sequence[int]) -> BatchRun:
+        """Copies of the answers for the batch."""
+        assert self.last_given is not None
+        count = self.last_given[0]
+        board = _views(self.memory.clone(), self.board)
+        return BatchRun(
+            board.logits[:count],
+            board.uncertainty[:count],
+            board.exit_layer[:count],
+            LazySteps(lambda: board.steps(decided)),
+            lengths=board.tokens[0, 0, :count],
+        )
+
+
+class LazySteps(Sequence):  # type: ignore[type-arg]
+    """Steps that are found when somebody asks for one."""
+
+    def __init__(self, find: Callable[[], list[Any]]) -> None:
+        self.find = find
+        self.found: list[Any] | None = None
+
+    def _all(self) -> list[Any]:
+        if self.found is None:
+            self.found = self.find()
+        return self.found
+
+    def __len__(self) -> int:
+        return len(self._all())
+
+    def __getitem__(self, place: Any) -> Any:
+        return self._all()[place]
+
+
+def _in_one_piece(board: Board) -> tuple[Board, Tensor]:
+    """The same board in one piece of memory, bytes ``[n]``, which takes one copy."""
+    size = sum(-(-part.nbytes // 16) * 16 for part in board.parts)
+    memory = torch.zeros(size, dtype=torch.uint8, device=board.logits.device)
+    return _views(memory, board), memory
+
+
+def _views(memory: Tensor, like: Board) -> Board:
+    """A board in a piece of memory, with the shapes and dtypes of another one."""
+    parts, begin = [], 0
+    for part in like.parts:
+        parts.append(memory[begin : begin + part.nbytes].view(part.dtype).view(part.shape))
+        begin += -(-part.nbytes // 16) * 16
+    return Board(*parts)
+
+
+class Graphs:
+    """The graphs of a classifier.
+
+    Args:
+        model: the classifier, all of whose layers apply in prepared form.
+        layers: layers of a segment, where a batch may shrink.
+        lag: segments that the host may be behind.
+    """
+
+    def __init__(self, model: Any, layers: int = 2, lag: int = 1) -> None:
+        self.model, self.layers, self.lag = model, layers, lag
+        self.rooms: OrderedDict[tuple[Shape, Rules], Room] = OrderedDict()
+        self.snapshot: Snapshot | None = None
+        self.pool: Any = None
+        self.lock = threading.Lock()
+
+    def segments(self, rules: Rules) -> list[Segment]:
+        """The layers, cut into segments."""
+        last = self.model.config.num_hidden_layers
+        step = self.layers if rules.shrinks else last
+        firsts = [0, *range(step + 1, last + 1, step)]
+        return [Segment(first, end - 1) for first, end in zip(firsts, [*firsts[1:], last + 1], strict=True)]
+
+    def run(
+        self,
+        pyramid: Pyramid,
+        given: Sequence[Tensor | None],
+        thresholds: Tensor | Sequence[float],
+    ) -> BatchRun | None:
+        """Classifies a padded batch; None: the model is no longer the one that was captured, and must be called anew.
+
+        Args:
+            pyramid: the model's.
+            given: ids, mask and token types, each int ``[batch, width]`` or None.
+            thresholds: exit thresholds, one an exit layer, or ``[batch, exit layers]``.
+        """
+        ids = given[0]
+        assert ids is not None
+        shape = Shape(room_for_samples(ids.shape[0]), room_for_columns(ids.shape[1]))
+        rules = Rules.of(pyramid)
+        with self.lock:
+            room = self.rooms.get((shape, rules))
+            if room is None:
+                if self.snapshot is None or not self.snapshot.holds():
+                    self._begin()
+                    if self._why_not(pyramid):
+                        return None
+                    self.snapshot = Snapshot(self.model)
+                room = self.rooms[shape, rules] = Room(self.model, shape, rules, self.segments(rules), self.pool)
+                while len(self.rooms) > MOST_ROOMS:
+                    self.rooms.popitem(last=False)
+            self.rooms.move_to_end((shape, rules))
+            room.load(given, thresholds)
+            rows = room.pack()
+            room.run(pyramid, rows, 0 if rows >= ROOMY else self.lag)
+            run = room.answers(rules.exit_layers)
+            if self.snapshot is not None and self.snapshot.holds():
+                return run
+            self._begin()
+            return None  # the graphs read weights that are no longer the model's
+
+    def _begin(self) -> None:
+        """Forgets all graphs."""
+        self.rooms.clear()
+        self.snapshot = None
+        self.pool = torch.cuda.graph_pool_handle()
+
+    def _why_not(self, pyramid: Pyramid) -> str | None:
+        """The reason why the model cannot be captured; None: it can."""
+        device = self.model.device
+        for layer in pyramid.layers:
+            why = layer.why_modules(device)  # type: ignore[operator]
+            if why is not None:
+                # The prepared form is made when a layer is first asked for.
+                layer.block(device)  # type: ignore[operator]
+                why = layer.why_modules(device)  # type: ignore[operator]
+            if why is not None:
+                return why
+        return self.model.backbone.why_embedding_modules(self.model.base_model, device)
+
+
+def can_be_captured(model: Any, pyramid: Pyramid, given: Sequence[Any]) -> bool:
+    """Whether a call may go through graphs: plain ids on a device, and rules that need no counting by the host.
+
+    given: ids, mask and token types; whatever is odd about them is left to others to refuse.
+    """
+    ids = given[0]
+    if not isinstance(ids, Tensor) or ids.device.type != "cuda" or ids.device != model.device or ids.dim() != 2:
+        return False
+    if 0 in ids.shape or ids.shape[1] > model.config.max_position_embeddings or ids.numel() > MOST_ROWS:
+        return False
+    for x in given:
+        odd = not isinstance(x, Tensor) or x.shape != ids.shape or x.device != ids.device or x.is_floating_point()
+        if x is not None and odd:
+            return False
+    if why_modules_now(ids.device) or torch.cuda.is_current_stream_capturing():
+        return False
+    return can_be_bounded(pyramid) and all(hasattr(layer, "why_modules") for layer in pyramid.layers)
