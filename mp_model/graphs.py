@@ -276,7 +276,7 @@ class Room:
             self.last_thresholds = None
         elif self.last_thresholds != tuple(thresholds) and thresholds:
             pinned = torch.tensor(thresholds, pin_memory=True)
-            self.given.copy_(pinned.expand_as(self.given), non_blocking=True)
+            self.given.copy_(pinned.to(self.given.device, non_blocking=True).expand_as(self.given))
             self.last_thresholds = tuple(thresholds)
 
     def pack(self) -> int:

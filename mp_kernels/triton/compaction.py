@@ -1,8 +1,10 @@
 """Compaction of a packed batch: which rows are kept, and where the samples then begin.
 
-Token pruning and sample exits are one compaction over different flags. A usual batch takes one launch of one program,
-which walks over the rows with a running count. A large one takes three launches: one for the flags and counts of each block
-of rows, one for the places of the rows, one for the samples. There are no atomics, so no result depends on timing.
+Token pruning and sample exits are one compaction over different flags. In a usual batch a program owns a sample: one launch
+finds the rows that each sample keeps, where there is a choice, and one places them behind those of the samples before it,
+whose counts every program adds up for itself. A batch of very many samples takes three launches: one for the flags and
+counts of each block of rows, one for the places of the rows, one for the samples. There are no atomics, so no result
+depends on timing.
 """
 
 from __future__ import annotations
@@ -131,50 +133,124 @@ def bound_samples(
     tl.store(p_extents + 3, tl.where(first_nan == 2147483647, -1, first_nan).to(tl.int64))
 
 
-@triton.jit(do_not_specialize=["head_stride", "total", "batch", "stride"])
-def compact(
+@triton.jit(do_not_specialize=["head_stride", "total"])
+def keep_in_samples(
     p_importance,
     p_flags,
     p_cu_seqlens,
     p_stays,
-    p_index,
     p_places,
-    p_new_cu_seqlens,
-    p_samples,
-    p_extents,
+    p_counts,
+    p_first_nan,
     head_stride,
     threshold,
     total,
-    batch,
-    stride,
     BLOCK: tl.constexpr,
     HEADS: tl.constexpr,
     HAS_FLAGS: tl.constexpr,
     HAS_STAYS: tl.constexpr,
 ):
-    """One program: the whole compaction. ``p_places [total + 1]`` receives the number of rows kept before each row."""
+    """Program (sample): the place of each of its rows among those that it keeps, or -1; their number; its first NaN."""
+    sample = tl.program_id(0)
+    begin, length = sample_span(p_cu_seqlens, sample, total)
     kept = tl.full([], 0, tl.int32)
     first_nan = tl.full([], 2147483647, tl.int32)
-    for first in range(0, total, BLOCK):
+    if HAS_STAYS:
+        stays = tl.load(p_stays + sample) != 0
+    for first in range(0, length, BLOCK):
         rows = first + tl.arange(0, BLOCK)
-        keep, nan = kept_rows(
-            *(rows, p_importance, p_flags, p_cu_seqlens, p_stays, head_stride, threshold, total, batch),
-            *(stride, HEADS, HAS_FLAGS, HAS_STAYS),
-        )
-        places = kept + tl.cumsum(keep, 0) - keep
-        tl.store(p_index + places, rows.to(tl.int64), mask=keep != 0)
-        tl.store(p_places + rows, places, mask=rows < total)
-        kept += tl.sum(keep, 0)
-        first_nan = tl.minimum(first_nan, nan)
-    tl.store(p_places + total, kept)
-    for first in range(0, total, BLOCK):
+        inside = rows < length
+        if HAS_FLAGS:
+            flags = tl.load(p_flags + begin + rows, mask=inside, other=0)
+            keep, broken = flags != 0, flags == 2
+        else:
+            b_importance = mean_of_heads(p_importance, begin + rows, inside, head_stride, HEADS)
+            broken = inside & (b_importance != b_importance)
+            keep = inside & ((b_importance >= threshold) | (rows == 0))
+        if HAS_STAYS:
+            keep, broken = keep & stays, broken & stays
+        count = keep.to(tl.int32)
+        places = kept + tl.cumsum(count, 0) - count
+        tl.store(p_places + begin + rows, tl.where(keep, places, -1), mask=inside)
+        kept += tl.sum(count, 0)
+        nan_rows = tl.where(broken, begin.to(tl.int32) + rows, 2147483647)
+        first_nan = tl.minimum(first_nan, tl.min(nan_rows, 0))
+    tl.store(p_counts + sample, kept)
+    tl.store(p_first_nan + sample, first_nan)
+
+
+@triton.jit(do_not_specialize=["total", "batch"])
+def place_in_batch(
+    p_places,
+    p_counts,
+    p_first_nan,
+    p_cu_seqlens,
+    p_stays,
+    p_index,
+    p_new_cu_seqlens,
+    p_samples,
+    p_extents,
+    total,
+    batch,
+    BLOCK: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    HAS_PLACES: tl.constexpr,
+    HAS_STAYS: tl.constexpr,
+):
+    """Program (sample): where its rows and itself come to lie, after all that the samples before it keep.
+
+    Without places, a sample that stays keeps all its rows. Buffers are defined to the end: behind the rows that are kept
+    row 0, behind the samples that stay sample 0 and the last start.
+    """
+    sample = tl.program_id(0)
+    begin, length = sample_span(p_cu_seqlens, sample, total)
+    before = tl.full([], 0, tl.int32)
+    kept = tl.full([], 0, tl.int32)
+    rank = tl.full([], 0, tl.int32)
+    staying = tl.full([], 0, tl.int32)
+    longest = tl.full([], 0, tl.int32)
+    first_nan = tl.full([], 2147483647, tl.int32)
+    for first in range(0, batch, BLOCK_S):
+        others = first + tl.arange(0, BLOCK_S)
+        inside = others < batch
+        stays = inside
+        if HAS_STAYS:
+            stays = tl.load(p_stays + others, mask=inside, other=0) != 0
+        if HAS_PLACES:
+            counts = tl.load(p_counts + others, mask=inside, other=0)
+            nan_rows = tl.load(p_first_nan + others, mask=inside, other=2147483647)
+            first_nan = tl.minimum(first_nan, tl.min(nan_rows, 0))
+        else:
+            begins = tl.load(p_cu_seqlens + others, mask=inside, other=0)
+            counts = tl.where(stays, tl.load(p_cu_seqlens + others + 1, mask=inside, other=0) - begins, 0)
+        longest = tl.maximum(longest, tl.max(counts, 0))
+        kept += tl.sum(counts, 0)
+        before += tl.sum(tl.where(others < sample, counts, 0), 0)
+        staying += tl.sum(stays.to(tl.int32), 0)
+        rank += tl.sum((stays & (others < sample)).to(tl.int32), 0)
+
+    stays = sample >= 0
+    if HAS_STAYS:
+        stays = tl.load(p_stays + sample) != 0
+    for first in range(0, length, BLOCK):
         rows = first + tl.arange(0, BLOCK)
-        tl.store(p_index + rows, tl.zeros([BLOCK], tl.int64), mask=(rows >= kept) & (rows < total))
-    tl.debug_barrier()  # threads read places that other threads wrote
-    bound_samples(
-        *(p_places, p_cu_seqlens, p_stays, p_new_cu_seqlens, p_samples, p_extents, kept, first_nan, total),
-        *(batch, BLOCK, HAS_STAYS),
-    )
+        inside = (rows < length) & stays
+        places = rows
+        if HAS_PLACES:
+            places = tl.load(p_places + begin + rows, mask=inside, other=-1)
+        tl.store(p_index + before + places, begin + rows, mask=inside & (places >= 0))
+    for first in range(kept + sample * BLOCK, total, batch * BLOCK):
+        rows = first + tl.arange(0, BLOCK)
+        tl.store(p_index + rows, tl.zeros([BLOCK], tl.int64), mask=rows < total)
+    place = tl.where(stays, rank, staying + sample - rank)
+    tl.store(p_new_cu_seqlens + place, tl.where(stays, before, kept))
+    tl.store(p_samples + place, tl.where(stays, sample, 0).to(tl.int64))
+    if sample == 0:
+        tl.store(p_new_cu_seqlens + batch, kept)
+        tl.store(p_extents, kept.to(tl.int64))
+        tl.store(p_extents + 1, staying.to(tl.int64))
+        tl.store(p_extents + 2, longest.to(tl.int64))
+        tl.store(p_extents + 3, tl.where(first_nan == 2147483647, -1, first_nan).to(tl.int64))
 
 
 @triton.jit(do_not_specialize=["head_stride", "total", "batch", "stride"])
@@ -340,18 +416,38 @@ def _compact(
         "HAS_FLAGS": flags is not None,
         "HAS_STAYS": stays is not None,
     }
-    tile = configurations.COMPACTION
-    blocks = triton.cdiv(total, tile.columns)
-    if total <= configurations.ONE_PROGRAM_ROWS:
+    if batch == 0:
+        extents.zero_()[3] = -1
+        return index.zero_(), new_cu_seqlens.zero_(), samples, extents
+    if batch <= configurations.MOST_SAMPLES_AT_ONCE or total == 0:
+        chosen = importance is not None or flags is not None
+        tile = configurations.samples(total // batch)
+        counts, first_nan = cu_seqlens.new_empty(batch), cu_seqlens.new_empty(batch)
+        flagged = {"HAS_STAYS": stays is not None}
+        if chosen:
+            launching.launch(
+                keep_in_samples,
+                (batch,),
+                *(*choice, places, counts, first_nan, head_stride, threshold, total),
+                tile=tile,
+                BLOCK=tile.columns,
+                HEADS=constants["HEADS"],
+                HAS_FLAGS=flags is not None,
+                **flagged,
+            )
         launching.launch(
-            compact,
-            (1,),
-            *(*choice, index, places, new_cu_seqlens, samples, extents, *sizes),
+            place_in_batch,
+            (batch,),
+            *(places, counts, first_nan, *choice[2:], index, new_cu_seqlens, samples, extents, total, batch),
             tile=tile,
             BLOCK=tile.columns,
-            **constants,
+            BLOCK_S=configurations.ROWS.columns,
+            HAS_PLACES=chosen,
+            **flagged,
         )
         return index, new_cu_seqlens, samples, extents
+    tile = configurations.COMPACTION
+    blocks = triton.cdiv(total, tile.columns)
     keep = cu_seqlens.new_empty(total, dtype=torch.int8)
     counts, first_nan = cu_seqlens.new_empty(blocks), cu_seqlens.new_empty(blocks)
     launching.launch(

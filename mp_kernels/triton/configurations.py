@@ -137,14 +137,18 @@ def backward(architecture: str, width: int, itemsize: int, placed: bool = False)
 ROWS = Tile(1, 1024, 4)
 # Rows of a sample are added block by block, so that several loads are in flight.
 MEANS = Tile(16, 128, 4)
-# One program walks over all rows of a usual batch, block by block. With more warps, or blocks of other sizes, one compiler
-# or another spills.
+# Blocks of rows of a batch of so many samples that a program for each, which adds up all others, would take too long.
 COMPACTION = Tile(1, 4096, 8)
-ONE_PROGRAM_ROWS = 32768
+MOST_SAMPLES_AT_ONCE = 4096
 # Every row of a sample is compared with every other, block by block.
 RANKING = Tile(1, 64, 4)
 # Samples by hidden units: few units for each program, so that many programs read the dense layer's weights in parallel.
 HEAD = Tile(16, 32, 4)
+
+
+def samples(rows: int) -> Tile:
+    """Tile of the kernels that keep a sample's rows, where samples have so many on average."""
+    return Tile(1, 128, 4) if rows <= 256 else Tile(1, 1024, 4)
 
 
 def one_row(width: int) -> Tile:

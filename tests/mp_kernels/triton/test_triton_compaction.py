@@ -1,4 +1,4 @@
-"""Compaction by the Triton kernels, in one launch and in three, gives the definition's rows and whole buffers."""
+"""Compaction by the Triton kernels, by samples and by blocks of rows, gives the definition's rows and whole buffers."""
 
 from __future__ import annotations
 
@@ -27,15 +27,16 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
 )
 interpreted = hypothesis.settings.get_profile("interpreter")
-WAYS = ("one_launch", "three_launches")
+WAYS = ("by_sample", "by_block")
 
 
 @pytest.fixture(params=WAYS)
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Compaction in one launch or in three, with blocks of 16 rows, so that short batches have several."""
+    """Compaction by samples or by blocks of rows, with blocks of 16 rows, so that short batches have several."""
     monkeypatch.setattr(configurations, "COMPACTION", Tile(1, 16, 1))
     monkeypatch.setattr(configurations, "RANKING", Tile(1, 16, 1))
-    monkeypatch.setattr(configurations, "ONE_PROGRAM_ROWS", 10**6 if request.param == "one_launch" else 0)
+    monkeypatch.setattr(configurations, "samples", lambda rows: Tile(1, 16, 1))
+    monkeypatch.setattr(configurations, "MOST_SAMPLES_AT_ONCE", 10**6 if request.param == "by_sample" else 0)
     return request.param
 
 
@@ -158,8 +159,8 @@ def test_heads_are_averaged_as_in_the_public_importance(way: str) -> None:
         assert_kept(mp_kernels.prune_tokens(by_head, cu_seqlens, threshold), expected)
 
 
-def test_usual_batches_take_one_launch(launches: Callable[[], list[str]]) -> None:
+def test_usual_batches_take_few_launches(launches: Callable[[], list[str]]) -> None:
     importance, cu_seqlens = torch.rand(12, 64), cu_seqlens_of((30, 34))
     mp_kernels.prune_tokens(importance, cu_seqlens, 0.5, stays_of([True, False]))
     mp_kernels.select_samples(cu_seqlens, stays_of([True, False]), 64)
-    assert launches() == ["compact", "compact"]
+    assert launches() == ["keep_in_samples", "place_in_batch", "place_in_batch"]
