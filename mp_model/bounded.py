@@ -12,7 +12,6 @@ are rows, so that the first row of a sample that is not there is a row.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -94,20 +93,28 @@ class Board:
         self.tokens.zero_()
         self.nan_rows.fill_(-1)
 
-    def steps(self, decided: Sequence[int]) -> list[Step]:
-        """Everything that was run, for counting the work; the host reads who came where.
-
-        decided: the layers with an open exit.
-        """
-        found = []
-        layers = self.tokens.shape[0] - 1
-        for layer in range(layers + 1):
-            samples = self.tokens[layer, 0].nonzero().squeeze(1)
-            if samples.shape[0]:
-                entered, survived = (_starts(x) for x in self.tokens[layer][:, samples])
-                how = "embedded" if layer == 0 else "last" if layer == layers else "whole"
-                found.append(Step(layer, how, layer in decided, samples, entered, survived))  # type: ignore[arg-type]
+    def steps(self, pyramid: Pyramid, count: int) -> list[Step]:
+        """Everything that was run for the first ``count`` samples, for counting the work; the host reads who came where."""
+        found: list[Step] = []
+        last, exit_layer = len(pyramid.layers), self.exit_layer[:count]
+        tokens = self.tokens[0, 0, :count]
+        for layer in range(last + 1):
+            samples = (exit_layer >= layer).nonzero().squeeze(1)
+            if samples.shape[0] == 0:
+                break
+            entered = tokens[samples]
+            tokens = self.tokens[layer, 1, :count] if is_recorded(pyramid, layer) else tokens
+            how = "embedded" if layer == 0 else "last" if layer == last else "whole"
+            decided = pyramid.exits is not None and layer in pyramid.exits
+            survived = _starts(tokens[samples])
+            found.append(Step(layer, how, decided, samples, _starts(entered), survived))  # type: ignore[arg-type]
         return found
+
+
+def is_recorded(pyramid: Pyramid, layer: int) -> bool:
+    """Whether anything happens at a layer that must be written down: at others all tokens of all samples go on."""
+    decided = pyramid.exits is not None and layer in pyramid.exits
+    return layer in (0, len(pyramid.layers)) or decided or pyramid.pruning.happens(layer)
 
 
 def _starts(counts: Tensor) -> Tensor:
@@ -151,14 +158,14 @@ def run_bounded_layer(pyramid: Pyramid, number: int, held: Held, board: Board) -
     return _decided(pyramid, number, held, output, extents, board)
 
 
-def _decided(
-    pyramid: Pyramid, number: int, held: Held, output: Ragged, extents: Tensor, board: Board
-) -> Held:
+def _decided(pyramid: Pyramid, number: int, held: Held, output: Ragged, extents: Tensor, board: Board) -> Held:
     """The samples that stay after a layer's exit, where it is open; all that happened is written down.
 
     extents: of the layer's own pruning, or of the batch that entered.
     """
     starts = output.cu_seqlens
+    if not is_recorded(pyramid, number):
+        return replace(held, batch=output)
     if pyramid.exits is None or number not in pyramid.exits:
         _record(board, number, held, extents, starts, None, None, None)
         return replace(held, batch=output, extents=extents)

@@ -161,7 +161,8 @@ class Room:
         self.last_given: tuple[int, int] | None = None
         self.last_thresholds: tuple[float, ...] | None = None
         first = model.backbone.first_position(model.config)
-        self.bounded = PaddedInputs(*self.padded, None, first).bounded(model.config)
+        ids, mask, types = self.padded
+        self.bounded = PaddedInputs(ids, mask, types, None, first).bounded(model.config)
 
     # ---- what the device does ----
 
@@ -209,7 +210,9 @@ class Room:
         parts += [x for x in (held.thresholds, held.batch.positions) if x is not None]
         if self.held is None:
             of_rows = held.batch.values, held.batch.positions
-            self.held = [x.new_zeros(self.rows if any(x is y for y in of_rows) else x.shape[0], *x.shape[1:]) for x in parts]
+            self.held = [
+                x.new_zeros(self.rows if any(x is y for y in of_rows) else x.shape[0], *x.shape[1:]) for x in parts
+            ]
         for kept, x in zip(self.held, parts, strict=True):
             kept[: x.shape[0]].copy_(x)
 
@@ -262,7 +265,9 @@ class Room:
         size = ids.shape[0], ids.shape[1]
         if self.last_given != size:
             self.padded.zero_()
-            self.padded[1, size[0] :, 0] = 1  # samples that are not there are texts of one token, whose answer nobody reads
+            self.padded[1, size[0] :, 0] = (
+                1  # samples that are not there are texts of one token, whose answer nobody reads
+            )
             self.count.fill_(size[0])
             self.last_given = size
         for own, x, otherwise in zip(self.padded, given, (0, 1, 0), strict=True):
@@ -294,8 +299,8 @@ class Room:
         facts = self.told[0, : 5 + 2 * 2].tolist()
         return understood(facts, self.bounded, self.starts, self.model.backbone.first_position(self.model.config)).total
 
-    def run(self, pyramid: Pyramid, rows: int, lag: int) -> None:
-        """Runs all segments, as long as anybody is left.
+    def run(self, pyramid: Pyramid, rows: int, lag: int) -> list[int]:
+        """Starts all segments, as long as anybody is left; returns the segments that have not told yet.
 
         Raises:
             ValueError: importance is NaN.
@@ -305,14 +310,21 @@ class Room:
             while waiting and (len(waiting) > lag or self.arrived[waiting[0]].query()):
                 rows, samples = self._told(waiting.pop(0))
                 if samples == 0:
-                    return
+                    return []
             self.graph(pyramid, number, room_for_rows(rows)).replay()
             if self.rules.shrinks:
                 self.arrived[number + 1].record()
                 waiting.append(number + 1)
-        if self.rules.prune_thresholds is not None:
-            for place in waiting:
-                self._told(place)
+        return waiting if self.rules.prune_thresholds is not None else []
+
+    def wait(self, waiting: Sequence[int]) -> None:
+        """Waits for segments whose importance may be NaN, of which only they can tell.
+
+        Raises:
+            ValueError: it is.
+        """
+        for place in waiting:
+            self._told(place)
 
     def _told(self, place: int) -> tuple[int, int]:
         """Rows and samples left, as the device says."""
@@ -322,7 +334,7 @@ class Room:
             raise reference.nan_importance_error(nan_row)
         return rows, samples
 
-    def answers(self, decided: Sequence[int]) -> BatchRun:
+    def answers(self, pyramid: Pyramid) -> BatchRun:
         """Copies of the answers for the batch."""
         assert self.last_given is not None
         count = self.last_given[0]
@@ -331,7 +343,7 @@ class Room:
             board.logits[:count],
             board.uncertainty[:count],
             board.exit_layer[:count],
-            LazySteps(lambda: board.steps(decided)),
+            LazySteps(lambda: board.steps(pyramid, count)),
             lengths=board.tokens[0, 0, :count],
         )
 
@@ -425,12 +437,13 @@ class Graphs:
             self.rooms.move_to_end((shape, rules))
             room.load(given, thresholds)
             rows = room.pack()
-            room.run(pyramid, rows, 0 if rows >= ROOMY else self.lag)
-            run = room.answers(rules.exit_layers)
-            if self.snapshot is not None and self.snapshot.holds():
-                return run
-            self._begin()
-            return None  # the graphs read weights that are no longer the model's
+            waiting = room.run(pyramid, rows, 0 if rows >= ROOMY else self.lag)
+            run = room.answers(pyramid)
+            if self.snapshot is None or not self.snapshot.holds():
+                self._begin()
+                return None  # the graphs read weights that are no longer the model's
+            room.wait(waiting)
+            return run
 
     def _begin(self) -> None:
         """Forgets all graphs."""

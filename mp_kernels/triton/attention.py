@@ -27,6 +27,50 @@ from .places import placed_scores, places_of, queries_seeing, rows_in_reach
 from .tiles import LOG2_E, fill_rows, load_rows, sample_span, store_rows
 
 
+@triton.jit
+def attend_at_once(
+    p_q,
+    p_k,
+    p_v,
+    p_out,
+    p_logsumexp,
+    p_importance,
+    queries,
+    keys,
+    q_row_stride,
+    k_row_stride,
+    v_row_stride,
+    out_row_stride,
+    scale,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    NEED_IMPORTANCE: tl.constexpr,
+):
+    """All results of a head of a sample with at most BLOCK_K keys, which stay on the processor."""
+    columns = tl.arange(0, BLOCK_K)
+    b_k = load_rows(p_k, k_row_stride, 0, keys, BLOCK_K, HEAD_DIM, BLOCK_D)  # [BLOCK_K, BLOCK_D]
+    b_v = load_rows(p_v, v_row_stride, 0, keys, BLOCK_K, HEAD_DIM, BLOCK_D)  # [BLOCK_K, BLOCK_D]
+    b_sums = tl.zeros([BLOCK_K], tl.float32)
+    for first in range(0, queries, BLOCK_Q):
+        rows = first + tl.arange(0, BLOCK_Q)
+        b_q = load_rows(p_q, q_row_stride, first, queries, BLOCK_Q, HEAD_DIM, BLOCK_D)  # [BLOCK_Q, BLOCK_D]
+        b_s = tl.dot(b_q, tl.trans(b_k)) * (scale * LOG2_E)  # [BLOCK_Q, BLOCK_K]
+        b_s = tl.where(columns[None, :] < keys, b_s, float("-inf"))
+        b_max = tl.max(b_s, 1)  # [BLOCK_Q]
+        b_p = tl.exp2(b_s - b_max[:, None])  # [BLOCK_Q, BLOCK_K]
+        b_norm = tl.sum(b_p, 1)  # [BLOCK_Q]
+        b_p *= (1.0 / b_norm)[:, None]
+        if NEED_IMPORTANCE:
+            b_sums += tl.sum(tl.where(rows[:, None] < queries, b_p, 0.0), 0)
+        b_out = tl.dot(b_p.to(b_v.dtype), b_v)  # [BLOCK_Q, BLOCK_D]
+        store_rows(p_out, out_row_stride, first, queries, b_out, BLOCK_Q, HEAD_DIM, BLOCK_D)
+        tl.store(p_logsumexp + rows, (b_max + tl.log2(b_norm)) / LOG2_E, mask=rows < queries)
+    if NEED_IMPORTANCE:
+        tl.store(p_importance + columns, b_sums / tl.maximum(queries, 1).to(tl.float32), mask=columns < keys)
+
+
 @triton.jit(do_not_specialize=["total_q", "total"])
 def attention_one_pass(
     p_q,
@@ -77,25 +121,20 @@ def attention_one_pass(
             tl.store(p_importance + columns, tl.zeros([BLOCK_K], tl.float32), mask=columns < keys)
         return
 
-    b_k = load_rows(p_k, k_row_stride, 0, keys, BLOCK_K, HEAD_DIM, BLOCK_D)  # [BLOCK_K, BLOCK_D]
-    b_v = load_rows(p_v, v_row_stride, 0, keys, BLOCK_K, HEAD_DIM, BLOCK_D)  # [BLOCK_K, BLOCK_D]
-    b_sums = tl.zeros([BLOCK_K], tl.float32)
-    for first in range(0, queries, BLOCK_Q):
-        rows = first + tl.arange(0, BLOCK_Q)
-        b_q = load_rows(p_q, q_row_stride, first, queries, BLOCK_Q, HEAD_DIM, BLOCK_D)  # [BLOCK_Q, BLOCK_D]
-        b_s = tl.dot(b_q, tl.trans(b_k)) * (scale * LOG2_E)  # [BLOCK_Q, BLOCK_K]
-        b_s = tl.where(columns[None, :] < keys, b_s, float("-inf"))
-        b_max = tl.max(b_s, 1)  # [BLOCK_Q]
-        b_p = tl.exp2(b_s - b_max[:, None])  # [BLOCK_Q, BLOCK_K]
-        b_norm = tl.sum(b_p, 1)  # [BLOCK_Q]
-        b_p *= (1.0 / b_norm)[:, None]
-        if NEED_IMPORTANCE:
-            b_sums += tl.sum(tl.where(rows[:, None] < queries, b_p, 0.0), 0)
-        b_out = tl.dot(b_p.to(b_v.dtype), b_v)  # [BLOCK_Q, BLOCK_D]
-        store_rows(p_out, out_row_stride, first, queries, b_out, BLOCK_Q, HEAD_DIM, BLOCK_D)
-        tl.store(p_logsumexp + rows, (b_max + tl.log2(b_norm)) / LOG2_E, mask=rows < queries)
-    if NEED_IMPORTANCE:
-        tl.store(p_importance + columns, b_sums / tl.maximum(queries, 1).to(tl.float32), mask=columns < keys)
+    # A short sample takes the time of its own keys, not of the longest sample's; two wide tiles would take too many registers.
+    if BLOCK_K >= 64 and BLOCK_K <= 128:
+        if keys <= BLOCK_K // 2:
+            attend_at_once(
+                *(p_q, p_k, p_v, p_out, p_logsumexp, p_importance, queries, keys),
+                *(q_row_stride, k_row_stride, v_row_stride, out_row_stride, scale),
+                *(HEAD_DIM, BLOCK_D, BLOCK_Q, BLOCK_K // 2, NEED_IMPORTANCE),
+            )
+            return
+    attend_at_once(
+        *(p_q, p_k, p_v, p_out, p_logsumexp, p_importance, queries, keys),
+        *(q_row_stride, k_row_stride, v_row_stride, out_row_stride, scale),
+        *(HEAD_DIM, BLOCK_D, BLOCK_Q, BLOCK_K, NEED_IMPORTANCE),
+    )
 
 
 @triton.jit(do_not_specialize=["reach", "window", "total_q", "total"])

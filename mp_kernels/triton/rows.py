@@ -51,9 +51,20 @@ def add_norm(
 
 
 @triton.jit
-def gelu(b_x):
-    """The exact GELU of a block in float32."""
-    return 0.5 * b_x * (1.0 + tl.erf(b_x * 0.7071067811865476))
+def gelu(b_x, HALF: tl.constexpr):
+    """The GELU by erf of a block in float32; for a result in a half type with a polynomial that is off by 2e-7 at most.
+
+    The polynomial for ``erfc`` is Abramowitz and Stegun's 7.1.26. The device's own ``erf`` takes longer than the memory.
+    """
+    if not HALF:
+        return 0.5 * b_x * (1.0 + tl.erf(b_x * 0.7071067811865476))
+    b_z = tl.abs(b_x) * 0.7071067811865476
+    b_t = 1.0 / (1.0 + 0.3275911 * b_z)
+    b_p = 1.421413741 + b_t * (-1.453152027 + b_t * 1.061405429)
+    b_p = b_t * (0.254829592 + b_t * (-0.284496736 + b_t * b_p))
+    b_p *= tl.exp2(b_z * b_z * -1.4426950408889634)
+    b_tail = tl.where(b_p == 0.0, 0.0, 0.5 * b_x * b_p)  # infinity times zero is no number
+    return tl.where(b_x < 0, b_tail, b_x - b_tail)
 
 
 @triton.jit
@@ -65,7 +76,8 @@ def add_bias_gelu(p_x, p_bias, p_out, x_stride, width, BLOCK: tl.constexpr, HAS_
     b_x = tl.load(p_x + row * x_stride + columns, mask=inside, other=0.0).to(tl.float32)
     if HAS_BIAS:
         b_x += tl.load(p_bias + columns, mask=inside, other=0.0).to(tl.float32)
-    tl.store(p_out + row * width + columns, gelu(b_x).to(p_out.dtype.element_ty), mask=inside)
+    b_y = gelu(b_x, p_out.dtype.element_ty.primitive_bitwidth == 16)
+    tl.store(p_out + row * width + columns, b_y.to(p_out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -77,7 +89,8 @@ def gated_gelu(p_x, p_out, x_stride, width, BLOCK: tl.constexpr):
     p_x += row * x_stride
     b_x = tl.load(p_x + columns, mask=inside, other=0.0).to(tl.float32)
     b_gate = tl.load(p_x + width + columns, mask=inside, other=0.0).to(tl.float32)
-    tl.store(p_out + row * width + columns, (gelu(b_x) * b_gate).to(p_out.dtype.element_ty), mask=inside)
+    b_y = gelu(b_x, p_out.dtype.element_ty.primitive_bitwidth == 16) * b_gate
+    tl.store(p_out + row * width + columns, b_y.to(p_out.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["places"])

@@ -75,7 +75,9 @@ def test_attention_in_half_precision(
     monkeypatch.setattr(configurations, "processors_of", lambda device: 1)  # the batch fills the device
     started = []
     run = JITFunction.run
-    monkeypatch.setattr(JITFunction, "run", lambda self, *x, **y: (started.append(self.__name__), run(self, *x, **y))[1])
+    monkeypatch.setattr(
+        JITFunction, "run", lambda self, *x, **y: (started.append(self.__name__), run(self, *x, **y))[1]
+    )
     cu_seqlens = cu_seqlens_of(lengths).cuda()
     qkv = [x.cuda() for x in random_heads(sum(lengths), 3, head_dim, dtype=dtype)]
 

@@ -1,4 +1,4 @@
-"""Triton kernels on a GPU for tensors of the CPU, so that tests written for Triton's interpreter hold the device to the same."""
+"""Triton kernels on a GPU for tensors of the CPU, so that tests written for the interpreter hold a device to the same."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def lend(monkeypatch: pytest.MonkeyPatch, device: str = "cuda") -> None:
 
 
 class Memories:
-    """Copies of the CPU's memory on a device: views of one storage stay views of one storage, strides and gaps as they were."""
+    """Copies of the CPU's memory on a device: views of one storage stay that, strides and gaps as they were."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device

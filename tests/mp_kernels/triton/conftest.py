@@ -1,4 +1,4 @@
-"""Fixtures for tests of the Triton kernels: in Triton's interpreter, its bfloat16 repaired and all accesses checked, or on a GPU."""
+"""Fixtures for tests of the Triton kernels: in the interpreter, its bfloat16 repaired and accesses checked, or on a GPU."""
 
 from __future__ import annotations
 
