@@ -198,7 +198,7 @@ class Exits:
         """
         if own is None:
             return self.thresholds[layer]
-        return own[:, list(self.heads).index(layer)].contiguous()
+        return own[:, list(self.heads).index(layer)]
 
     def decide(self, layer: int, states: LayerStates, own: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Logits ``[batch, labels]``, uncertainty ``[batch]`` and who stays, bool ``[batch]``, at an open exit."""

@@ -33,6 +33,7 @@ from .schedule import BatchRun
 
 MOST_ROWS = 65_536  # padded rows of a batch; with more, kernels take longer than their launches
 MOST_ROOMS = 16
+DEVICES = {"cuda"}  # that can replay graphs
 ROOMY = 8192  # rows from which the host waits for the newest count, since a segment takes longer than that
 
 
@@ -123,6 +124,43 @@ class Segment:
     last: int
 
 
+class Passed:
+    """An event of a CPU, which is behind it as soon as it is recorded."""
+
+    def record(self) -> None:
+        """Nothing is under way."""
+
+    def synchronize(self) -> None:
+        """Nothing is waited for."""
+
+    def query(self) -> bool:
+        """Whether it is behind."""
+        return True
+
+
+class Replay:
+    """A graph of a CPU: the work itself."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self.replay = work
+
+
+def captured(work: Callable[[], None], pool: Any) -> torch.cuda.CUDAGraph | Replay:
+    """The graph of some work, which is not done now; pool: memory that it may use."""
+    if pool is None:
+        return Replay(work)
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+        try:
+            work()
+        finally:
+            graph.capture_end()
+    torch.cuda.current_stream().wait_stream(stream)
+    return graph
+
+
 class Room:
     """Buffers for batches of one shape, and the graphs that work in them.
 
@@ -137,6 +175,7 @@ class Room:
     def __init__(self, model: Any, shape: Shape, rules: Rules, segments: Sequence[Segment], pool: Any) -> None:
         self.model, self.shape, self.rules, self.segments, self.pool = model, shape, rules, segments, pool
         device = model.device
+        on_device = device.type == "cuda"
         samples, width = shape
         rows = self.rows = samples * width + 1
 
@@ -154,10 +193,10 @@ class Room:
         layers = model.config.num_hidden_layers
         self.board, self.memory = _in_one_piece(Board.empty(samples, model.num_labels, layers, states))
         # Rows left, samples left, and the first row with NaN importance or -1, after each segment; the facts come first.
-        self.told = torch.zeros(len(segments) + 1, 16, dtype=torch.int64, pin_memory=True)
-        self.arrived = [torch.cuda.Event() for _ in range(len(segments) + 1)]
-        self.graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}
-        self.front: torch.cuda.CUDAGraph | None = None
+        self.told = torch.zeros(len(segments) + 1, 16, dtype=torch.int64, pin_memory=on_device)
+        self.arrived = [torch.cuda.Event() if on_device else Passed() for _ in range(len(segments) + 1)]
+        self.graphs: dict[tuple[int, int], torch.cuda.CUDAGraph | Replay] = {}
+        self.front: torch.cuda.CUDAGraph | Replay | None = None
         self.last_given: tuple[int, int] | None = None
         self.last_thresholds: tuple[float, ...] | None = None
         first = model.backbone.first_position(model.config)
@@ -236,26 +275,14 @@ class Room:
 
     # ---- what the host does ----
 
-    def _captured(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
-        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
-            try:
-                work()
-            finally:
-                graph.capture_end()
-        torch.cuda.current_stream().wait_stream(stream)
-        return graph
-
-    def graph(self, pyramid: Pyramid, number: int, rows: int) -> torch.cuda.CUDAGraph:
+    def graph(self, pyramid: Pyramid, number: int, rows: int) -> torch.cuda.CUDAGraph | Replay:
         """The graph of a segment with room for so many rows, captured when it is first needed."""
         graph = self.graphs.get((number, rows))
         if graph is None:
             held = self._layers(pyramid, number, rows)  # compiles what was never called, and writes nothing new
             if number + 1 < len(self.segments) and self.held is None:
                 self._leave(held)
-            graph = self.graphs[number, rows] = self._captured(lambda: self._segment(pyramid, number, rows))
+            graph = self.graphs[number, rows] = captured(lambda: self._segment(pyramid, number, rows), self.pool)
         return graph
 
     def load(self, given: Sequence[Tensor | None], thresholds: Tensor | Sequence[float]) -> None:
@@ -280,7 +307,7 @@ class Room:
             self.given[: size[0]].copy_(thresholds)
             self.last_thresholds = None
         elif self.last_thresholds != tuple(thresholds) and thresholds:
-            pinned = torch.tensor(thresholds, pin_memory=True)
+            pinned = torch.tensor(thresholds, pin_memory=self.given.is_cuda)
             self.given.copy_(pinned.to(self.given.device, non_blocking=True).expand_as(self.given))
             self.last_thresholds = tuple(thresholds)
 
@@ -292,7 +319,7 @@ class Room:
         """
         if self.front is None:
             self._pack()
-            self.front = self._captured(self._pack)
+            self.front = captured(self._pack, self.pool)
         self.front.replay()
         self.arrived[0].record()
         self.arrived[0].synchronize()
@@ -419,37 +446,45 @@ class Graphs:
             given: ids, mask and token types, each int ``[batch, width]`` or None.
             thresholds: exit thresholds, one an exit layer, or ``[batch, exit layers]``.
         """
-        ids = given[0]
-        assert ids is not None
-        shape = Shape(room_for_samples(ids.shape[0]), room_for_columns(ids.shape[1]))
-        rules = Rules.of(pyramid)
         with self.lock:
-            room = self.rooms.get((shape, rules))
-            if room is None:
-                if self.snapshot is None or not self.snapshot.holds():
-                    self._begin()
-                    if self._why_not(pyramid):
-                        return None
-                    self.snapshot = Snapshot(self.model)
-                room = self.rooms[shape, rules] = Room(self.model, shape, rules, self.segments(rules), self.pool)
-                while len(self.rooms) > MOST_ROOMS:
-                    self.rooms.popitem(last=False)
-            self.rooms.move_to_end((shape, rules))
-            room.load(given, thresholds)
-            rows = room.pack()
-            waiting = room.run(pyramid, rows, 0 if rows >= ROOMY else self.lag)
+            # Tensors that are made in inference mode can be written in no other.
+            with torch.inference_mode():
+                room = self._room(pyramid, given)
+                if room is None:
+                    return None
+                room.load(given, thresholds)
+                rows = room.pack()
+                waiting = room.run(pyramid, rows, 0 if rows >= ROOMY else self.lag)
             run = room.answers(pyramid)
             if self.snapshot is None or not self.snapshot.holds():
-                self._begin()
+                self._forget()
                 return None  # the graphs read weights that are no longer the model's
             room.wait(waiting)
             return run
 
-    def _begin(self) -> None:
+    def _room(self, pyramid: Pyramid, given: Sequence[Tensor | None]) -> Room | None:
+        """The buffers and graphs for a batch; None: the model cannot be captured."""
+        ids = given[0]
+        assert ids is not None
+        key = Shape(room_for_samples(ids.shape[0]), room_for_columns(ids.shape[1])), Rules.of(pyramid)
+        room = self.rooms.get(key)
+        if room is None:
+            if self.snapshot is None or not self.snapshot.holds():
+                self._forget()
+                if self._why_not(pyramid):
+                    return None
+                self.snapshot = Snapshot(self.model)
+            room = self.rooms[key] = Room(self.model, *key, self.segments(key[1]), self.pool)
+            while len(self.rooms) > MOST_ROOMS:
+                self.rooms.popitem(last=False)
+        self.rooms.move_to_end(key)
+        return room
+
+    def _forget(self) -> None:
         """Forgets all graphs."""
         self.rooms.clear()
         self.snapshot = None
-        self.pool = torch.cuda.graph_pool_handle()
+        self.pool = torch.cuda.graph_pool_handle() if self.model.device.type == "cuda" else None
 
     def _why_not(self, pyramid: Pyramid) -> str | None:
         """The reason why the model cannot be captured; None: it can."""
@@ -471,7 +506,7 @@ def can_be_captured(model: Any, pyramid: Pyramid, given: Sequence[Any]) -> bool:
     given: ids, mask and token types; whatever is odd about them is left to others to refuse.
     """
     ids = given[0]
-    if not isinstance(ids, Tensor) or ids.device.type != "cuda" or ids.device != model.device or ids.dim() != 2:
+    if not isinstance(ids, Tensor) or ids.device.type not in DEVICES or ids.device != model.device or ids.dim() != 2:
         return False
     if 0 in ids.shape or ids.shape[1] > model.config.max_position_embeddings or ids.numel() > MOST_ROWS:
         return False
@@ -479,6 +514,6 @@ def can_be_captured(model: Any, pyramid: Pyramid, given: Sequence[Any]) -> bool:
         odd = not isinstance(x, Tensor) or x.shape != ids.shape or x.device != ids.device or x.is_floating_point()
         if x is not None and odd:
             return False
-    if why_modules_now(ids.device) or torch.cuda.is_current_stream_capturing():
+    if why_modules_now(ids.device) or (ids.is_cuda and torch.cuda.is_current_stream_capturing()):
         return False
     return can_be_bounded(pyramid) and all(hasattr(layer, "why_modules") for layer in pyramid.layers)

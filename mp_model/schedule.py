@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -224,13 +223,12 @@ def last_answers(decided: Sequence[Decided], size: int) -> tuple[Tensor, Tensor,
     """Logits ``[size, labels]``, uncertainty ``[size]`` and exit layer, int64 ``[size]``, of samples 0 to size - 1.
 
     decided: the predictions of a batch, layer by layer. Everybody is looked at by the first, in order; whoever stayed is
-    answered anew. All are put in place at once, in as many launches as for one layer.
+    answered anew. All are put in place at once: a layer adds a launch, its number's.
     """
     first = decided[0]
     if len(decided) == 1:
         return first.logits, first.uncertainty, torch.full_like(first.samples, first.layer)
     samples = torch.cat([x.samples for x in decided])
-    layers = np.repeat([x.layer for x in decided], [x.samples.shape[0] for x in decided])
     places = torch.arange(samples.shape[0], device=samples.device)
     last = places.new_zeros(size).scatter_reduce(0, samples, places, "amax")
     logits, uncertainty, exit_layer = (
@@ -238,7 +236,7 @@ def last_answers(decided: Sequence[Decided], size: int) -> tuple[Tensor, Tensor,
         for x in (
             torch.cat([x.logits for x in decided]),
             torch.cat([x.uncertainty for x in decided]),
-            torch.from_numpy(layers).to(samples.device, non_blocking=True),
+            torch.cat([torch.full_like(x.samples, x.layer) for x in decided]),
         )
     )
     return logits, uncertainty, exit_layer

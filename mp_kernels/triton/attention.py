@@ -1,6 +1,6 @@
 """Forward pass of attention within the samples of a packed batch, with the column means of the probabilities.
 
-In half precision, if the keys of every sample fit one tile, there is one pass: a program owns a sample and a head, keeps its
+In half precision, if importance is wanted and the keys of every sample fit one tile, there is one pass: a program owns a sample and a head, keeps its
 keys and values on the processor, and adds up the column sums of its blocks of queries. Otherwise there are two: in the first
 a program owns a block of queries and uses FlashAttention's running softmax, in the second a program owns a block of keys and
 sums its columns from the log-sum-exp. There are no atomics, so sums have a fixed order and runs repeat bit by bit.
@@ -121,13 +121,21 @@ def attention_one_pass(
             tl.store(p_importance + columns, tl.zeros([BLOCK_K], tl.float32), mask=columns < keys)
         return
 
-    # A short sample takes the time of its own keys, not of the longest sample's; two wide tiles would take too many registers.
+    # Up to 128 keys a sample takes the tile of its own length, and no more time or another rounding beside longer ones.
     if BLOCK_K >= 64 and BLOCK_K <= 128:
-        if keys <= BLOCK_K // 2:
+        if keys <= 32:
             attend_at_once(
                 *(p_q, p_k, p_v, p_out, p_logsumexp, p_importance, queries, keys),
                 *(q_row_stride, k_row_stride, v_row_stride, out_row_stride, scale),
-                *(HEAD_DIM, BLOCK_D, BLOCK_Q, BLOCK_K // 2, NEED_IMPORTANCE),
+                *(HEAD_DIM, BLOCK_D, BLOCK_Q, 32, NEED_IMPORTANCE),
+            )
+            return
+    if BLOCK_K == 128:
+        if keys <= 64:
+            attend_at_once(
+                *(p_q, p_k, p_v, p_out, p_logsumexp, p_importance, queries, keys),
+                *(q_row_stride, k_row_stride, v_row_stride, out_row_stride, scale),
+                *(HEAD_DIM, BLOCK_D, BLOCK_Q, 64, NEED_IMPORTANCE),
             )
             return
     attend_at_once(
@@ -341,7 +349,8 @@ def ragged_attention(
     keys = launching.padded_width(max_seqlen, configurations.FEWEST_KEYS)
     places, placed = places_of(cu_seqlens, total, positions_q, positions, bias, buckets, window)
     is_placed = any(placed.values())
-    tile = None if is_placed else configurations.one_pass(architecture, keys, width, q.element_size())
+    at_once = need_importance and not is_placed  # without importance, small blocks of keys take less time
+    tile = configurations.one_pass(architecture, keys, width, q.element_size()) if at_once else None
     # One pass with fewer programs than processors would take longer than a program for each block of queries.
     fills_device = batch * heads >= configurations.processors_of(q.device)
     if tile is not None and (fills_device or max_seqlen <= tile.rows):

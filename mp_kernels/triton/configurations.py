@@ -135,6 +135,8 @@ def backward(architecture: str, width: int, itemsize: int, placed: bool = False)
 
 # A row, or a piece of one, that passes through registers once: a few accesses of 16 bytes for each thread.
 ROWS = Tile(1, 1024, 4)
+# One program walks over the samples of a batch, block by block.
+SAMPLES = Tile(1, 128, 4)
 # Rows of a sample are added block by block, so that several loads are in flight.
 MEANS = Tile(16, 128, 4)
 # Blocks of rows of a batch of so many samples that a program for each, which adds up all others, would take too long.
@@ -143,7 +145,7 @@ MOST_SAMPLES_AT_ONCE = 4096
 # Every row of a sample is compared with every other, block by block.
 RANKING = Tile(1, 64, 4)
 # Samples by hidden units: few units for each program, so that many programs read the dense layer's weights in parallel.
-HEAD = Tile(16, 32, 4)
+HEAD = Tile(16, 32, 4, 4)
 
 
 def samples(rows: int) -> Tile:

@@ -78,6 +78,7 @@ def head_decision(
     p_logits,
     p_uncertainty,
     p_stays,
+    thresholds_stride,
     shares,
     threshold,
     batch,
@@ -102,7 +103,7 @@ def head_decision(
     b_uncertainty = entropy_of_logits(b_logits.to(tl.float32), labels[None, :] < classes, log_classes)
     tl.store(p_uncertainty + rows, b_uncertainty, mask=rows < batch)
     if HAS_THRESHOLDS:
-        leaves = b_uncertainty <= tl.load(p_thresholds + rows, mask=rows < batch, other=0.0)
+        leaves = b_uncertainty <= tl.load(p_thresholds + rows * thresholds_stride, mask=rows < batch, other=0.0)
     else:
         leaves = b_uncertainty <= threshold
     tl.store(p_stays + rows, leaves == 0, mask=rows < batch)
@@ -145,8 +146,18 @@ def exit_head(
     launching.launch(
         head_decision,
         (samples,),
-        *(partial, bias.contiguous(), features if thresholds is None else thresholds.contiguous()),
-        *(logits, uncertainty, stays, shares, threshold, batch, classes, math.log(classes)),
+        *(partial, bias.contiguous(), features if thresholds is None else thresholds),
+        *(
+            logits,
+            uncertainty,
+            stays,
+            1 if thresholds is None else thresholds.stride(0),
+            shares,
+            threshold,
+            batch,
+            classes,
+            math.log(classes),
+        ),
         tile=configurations.ROWS,
         ROWS=tile.rows,
         BLOCK_C=block_c,

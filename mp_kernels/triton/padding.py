@@ -190,6 +190,7 @@ def measure_padded(attention_mask: Tensor, xs: Sequence[Tensor]) -> tuple[Tensor
         XS=len(xs),
         BLOCK=tile.columns,
     )
+    tile = configurations.SAMPLES
     launching.launch(
         sum_measures, (1,), *(of_samples, cu_seqlens, extents, batch), tile=tile, FACTS=facts, BLOCK=tile.columns
     )

@@ -101,6 +101,8 @@ def other_calls(dtype: torch.dtype) -> dict[str, Call]:
         "top k": lambda: op["top_k_tokens"](importance, CU_SEQLENS, None, _empty(BATCH, dtype=torch.int64)),
         "select samples": lambda: op["select_samples"](CU_SEQLENS, STAYS, ROWS),
         "measure padded": lambda: op["measure_padded"](padded, [padded] * 3),
+        "measure mask": lambda: op["measure_padded"](padded.bool(), []),
+        "pack mask": lambda: op["pack_padded"](padded.bool(), CU_SEQLENS, ROWS, []),
         "pack padded": lambda: op["pack_padded"](padded, CU_SEQLENS, ROWS, [padded] * 3),
         "gather": lambda: op["ragged_gather"]([x], INDEX),
         "gather backward": lambda: op["ragged_gather_backward"]([x], INDEX, INDEX, [ROWS]),

@@ -12,7 +12,7 @@ from triton.runtime import JITFunction
 
 import mp_kernels
 from mp_kernels import reference
-from mp_kernels.triton import configurations
+from mp_kernels.triton import configurations, launching
 from support import tiny
 from support.accuracy import assert_accurate, assert_no_worse_than_plain, assert_same_bits, with_gradients
 from support.operator_samples import SAMPLES, on_cuda, opcheck, results_of
@@ -95,7 +95,9 @@ def test_attention_in_half_precision(
     exact = with_gradients(definition, [x.double() for x in qkv])
     for got, near, true in zip(with_gradients(ours, qkv), with_gradients(plain, qkv), exact, strict=True):
         assert_no_worse_than_plain(got.to(near.dtype), near, true)
-    assert ("attention_one_pass" in started) == (max(lengths) < 300)
+    keys = launching.padded_width(max(lengths))
+    tile = configurations.one_pass(configurations.architecture_of(qkv[0].device), keys, head_dim, 2)
+    assert ("attention_one_pass" in started) == (tile is not None)
 
 
 def test_runs_repeat_and_samples_do_not_depend_on_their_place() -> None:

@@ -20,6 +20,7 @@ from support.ragged_batches import cu_seqlens_of
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks that a row of a few columns, and a batch of a few samples, do not fit."""
     monkeypatch.setattr(configurations, "ROWS", Tile(1, 4, 1))
+    monkeypatch.setattr(configurations, "SAMPLES", Tile(1, 4, 1))
 
 
 def assert_packed_alike(mask: torch.Tensor, xs: list[torch.Tensor]) -> None:
@@ -56,6 +57,7 @@ def test_the_first_of_the_shortest_samples_is_named() -> None:
     assert mp_kernels.measure_padded(mask)[1].tolist() == [21, 3, 0, 5, 3]
 
 
+@pytest.mark.usefixtures("interpreted")
 def test_a_mask_with_more_tokens_than_were_counted_stops() -> None:
     with pytest.raises(InterpreterError, match="cu_seqlens must count the tokens"):
         mp_kernels.pack_padded(torch.ones(2, 6), cu_seqlens_of((6, 5)), 11)

@@ -1,0 +1,164 @@
+"""Whole runs as graphs of a device give the answers of the engine, and are dropped where the model is another one.
+
+Without a GPU the kernels run in Triton's interpreter, and what a graph would replay is done anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from mp_model import PyramidBertForSequenceClassification, graphs
+from support import tiny
+from support.pyramids import calibrated
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+SHAPES = (
+    ((17, 1, 33, 2, 9), (64, 3), (1,), (20,) * 19, (5, 5, 60))
+    if DEVICE == "cuda"
+    else ((9, 1, 17), (1,), (4, 5, 3, 2, 6))
+)
+BATCHES = [tiny.samples(lengths) for lengths in SHAPES]
+
+
+@pytest.fixture(autouse=True)
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU whose kernels are Triton's counts as a device that can replay."""
+    if DEVICE == "cpu":
+        request.getfixturevalue("on_triton")
+        monkeypatch.setattr(graphs, "DEVICES", {"cpu"})
+
+
+def both(model: PyramidBertForSequenceClassification, **call: Any) -> tuple[Any, Any]:
+    """The outputs by graphs, and by the engine."""
+    outputs = []
+    for use_graphs in (True, False):
+        model.use_graphs = use_graphs
+        outputs.append(model(**call))
+    return outputs[0], outputs[1]
+
+
+def assert_same(got: Any, expected: Any) -> None:
+    for name in ("exit_layer", "tokens_per_layer", "flops"):
+        assert torch.equal(got[name], expected[name]), name
+    for name in ("logits", "uncertainty"):
+        torch.testing.assert_close(got[name], expected[name], atol=1e-5, rtol=0)
+
+
+def on_device(pruning: str, head: str) -> tuple[PyramidBertForSequenceClassification, list[float]]:
+    """A model of its own, and its exit thresholds."""
+    template, thresholds, _ = calibrated(pruning, head)
+    model = type(template)(template.config)
+    model.load_state_dict(template.state_dict())
+    return model.eval().to(DEVICE), list(thresholds.values())
+
+
+def inputs_of(batch: tiny.Batch) -> dict[str, torch.Tensor]:
+    return {name: x.to(DEVICE) for name, x in batch.padded("mixed").items()}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("exits", [False, True])
+@pytest.mark.parametrize("head", ["cls", "pooled_from_0", "fastbert"])
+@pytest.mark.parametrize("pruning", ["nothing", "alive"])
+def test_answers(pruning: str, head: str, exits: bool) -> None:
+    """Batches of several shapes come in turn, and come again."""
+    model, thresholds = on_device(pruning, head)
+    for batch in BATCHES * 2:
+        assert_same(*both(model, **inputs_of(batch), exit_threshold=thresholds if exits else "never"))
+
+
+@torch.no_grad()
+def test_thresholds_of_samples() -> None:
+    model, _ = on_device("alive", "pooled_from_0")
+    size = len(SHAPES[0])
+    for values in ([0.0, 1.0, 0.5, 0.9, 0.0][:size], [1.0] * size, [0.0] * size):
+        assert_same(*both(model, **inputs_of(BATCHES[0]), exit_threshold=torch.tensor(values)))
+
+
+def replaced(model: PyramidBertForSequenceClassification) -> None:
+    old = model.bert.stack[1].output.dense
+    old.weight = torch.nn.Parameter(old.weight * 2)
+
+
+def moved(model: PyramidBertForSequenceClassification) -> None:
+    weight = model.bert.stack[1].output.dense.weight
+    weight.data = weight.data * 2
+
+
+def hooked(model: PyramidBertForSequenceClassification) -> None:
+    model.bert.stack[1].output.dense.register_forward_hook(lambda module, inputs, output: 2 * output)
+
+
+def in_place(model: PyramidBertForSequenceClassification) -> None:
+    model.bert.stack[1].output.dense.weight *= 2
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("change", [replaced, moved, hooked, in_place])
+def test_a_model_that_was_changed(change: Callable) -> None:
+    model, _ = on_device("nothing", "cls")
+    call = {**inputs_of(BATCHES[0]), "exit_threshold": "never"}
+    before, _ = both(model, **call)
+    change(model)
+    got, expected = both(model, **call)
+    assert_same(got, expected)
+    assert not torch.allclose(got.logits, before.logits, atol=1e-3)
+    assert_same(*both(model, **call))
+
+
+@torch.no_grad()
+def test_bad_values_are_refused() -> None:
+    model, _ = on_device("nothing", "cls")
+    inputs = inputs_of(BATCHES[0])
+    for name, value, message in (
+        ("input_ids", 10**6, "input_ids must lie in"),
+        ("attention_mask", 0, "attention_mask has no token in row 2"),
+    ):
+        wrong = {**inputs, name: inputs[name].clone()}
+        wrong[name][2] = value
+        with pytest.raises(ValueError, match=message):
+            model(**wrong)
+    assert_same(*both(model, **inputs))
+
+
+@torch.no_grad()
+def test_importance_that_is_nan_is_an_error() -> None:
+    model, _ = on_device("alive", "cls")
+    model.bert.stack[2].attention.self.query.weight.fill_(torch.nan)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="importance is NaN"):
+            model(**inputs_of(BATCHES[0]), exit_threshold="never")
+
+
+@torch.no_grad()
+def test_answers_are_the_callers_own() -> None:
+    model, _ = on_device("nothing", "cls")
+    first = model(**inputs_of(BATCHES[0]), exit_threshold="never").logits
+    copy = first.clone()
+    model(**inputs_of(tiny.samples(SHAPES[0], seed=5)), exit_threshold="never")
+    assert torch.equal(first, copy)
+
+
+def test_modes_change_nothing() -> None:
+    """What is made in inference mode serves others, whose answers are ordinary tensors."""
+    model, thresholds = on_device("alive", "cls")
+    call = {**inputs_of(BATCHES[0]), "exit_threshold": thresholds}
+    with torch.inference_mode():
+        first = model(**call)
+    with torch.no_grad():
+        second = model(**call)
+    assert torch.equal(first.logits, second.logits)
+    assert not second.logits.is_inference()
+
+
+@torch.no_grad()
+def test_graphs_are_used() -> None:
+    model, _ = on_device("nothing", "cls")
+    model(**inputs_of(BATCHES[0]), exit_threshold="never")
+    assert model._graphs is not None
+    assert len(model._graphs.rooms) == 1
+    assert all(room.graphs for room in model._graphs.rooms.values())
