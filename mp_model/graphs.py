@@ -31,7 +31,7 @@ from .engine import Pyramid
 from .inputs import PaddedInputs, understood
 from .schedule import BatchRun
 
-MOST_ROWS = 65_536  # padded rows of a batch; with more, kernels take longer than their launches
+MOST_ROWS = 2**18  # padded rows of a batch, for the sake of memory
 MOST_ROOMS = 16
 DEVICES = {"cuda"}  # that can replay graphs
 ROOMY = 8192  # rows from which the host waits for the newest count, since a segment takes longer than that
@@ -490,11 +490,8 @@ class Graphs:
         """The reason why the model cannot be captured; None: it can."""
         device = self.model.device
         for layer in pyramid.layers:
+            layer.block(device)  # type: ignore[operator]  # which packs weights, once, so that they move before they are captured
             why = layer.why_modules(device)  # type: ignore[operator]
-            if why is not None:
-                # The prepared form is made when a layer is first asked for.
-                layer.block(device)  # type: ignore[operator]
-                why = layer.why_modules(device)  # type: ignore[operator]
             if why is not None:
                 return why
         return self.model.backbone.why_embedding_modules(self.model.base_model, device)

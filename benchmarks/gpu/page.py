@@ -42,8 +42,9 @@ MODELS = """## Models
 
 BERT-base with random weights, four labels; milliseconds of a batch by the wall clock, launches included. 55 tokens stand for
 texts as long as AG News', at most 100, padded where a way pads; 128 and 512 are the same for all texts. Pruned: nine tenths
-survive each layer. Exits: a twelfth of the texts leaves at each. *Busy*: the device's time over the wall clock's; kernels
-and launches by the host are for each of the 12 layers, whatever is outside of them included.
+survive each layer. Exits: a twelfth of the texts leaves at each. Ours are replayed as graphs (`mp_model/graphs.py`), unless
+the host starts every kernel. *Busy*: the device's time over the wall clock's; kernels and launches by the host are for each
+of the 12 layers of one batch, whatever is outside of them included.
 """
 TIMES = ("torch SDPA", "torch varlen_attn", "torch", "ours without importance")
 

@@ -40,7 +40,8 @@ def _steps() -> list[Step]:
     def module(name: str, part: int, limit: float, *command: str, needs: tuple[str, ...] = ()) -> Step:
         return Step(name, part, limit, ("-m", *command), needs)
 
-    triton = ("tests/mp_kernels/triton", "tests/mp_model/test_engine_on_triton.py")
+    of_models = ("engine_on_triton", "bounded", "graphs")
+    triton = ("tests/mp_kernels/triton", *(f"tests/mp_model/test_{name}.py" for name in of_models))
     found = [
         module("build", 1, 150, "gpu.building"),
         module("registrations", 1, 60, "gpu.registrations"),

@@ -3,11 +3,11 @@
 The limits of the attention kernels, for ``n`` keys of ``d`` elements in half precision:
 
 * One pass keeps all keys and values of a head in shared memory, ``4 n d`` bytes, and a block of probabilities beside them.
-  512 keys of 64 elements take 128 KiB. They fit on sm_80 (163 KiB per program), sm_90 and sm_100 (227), but not on sm_86,
-  sm_89 and sm_120 (99) nor on gfx942 (64).
+  256 keys of 64 elements take 64 KiB, which leaves no room for the probabilities on gfx942 (64 KiB per program).
 * A block of scores is held in registers as float32, twice while it is exponentiated: ``8 BLOCK_Q n`` bytes over
   ``32 num_warps`` threads of at most 255 registers each, and few enough that a processor holds several programs. This
-  allows 32 x 128 scores on 4 warps, 32 x 256 on 8 (they fit on 4, at half the occupancy) and 32 x 512 on 16.
+  allows 32 x 128 scores on 4 warps and 32 x 256 on 8 (they fit on 4, at half the occupancy). 32 x 512 on 16 would fit too,
+  but on an H200 they took twice the time of two passes.
 * More keys pass block by block through a tile that leaves room for two programs on a processor.
 
 float32 always takes two passes: a block of all keys in float32 would spill registers by the thousand. So a sample's results
@@ -72,15 +72,15 @@ def processors_of(device: torch.device) -> int:
 
 # Queries in a block, maximum number of keys, and warps. The tensor cores of sm_100 take 64 queries in one instruction.
 _ONE_PASS = {
-    "sm_100": ((64, 64, 4), (64, 128, 8), (32, 256, 8), (32, 512, 16)),
-    "others": ((32, 128, 4), (32, 256, 8), (32, 512, 16)),
+    "sm_100": ((64, 64, 4), (64, 128, 8), (32, 256, 8)),
+    "others": ((32, 128, 4), (32, 256, 8)),
 }
 # For narrow heads the compiler keeps keys and values in registers as well, so the scores must take fewer of them, and for
 # the narrowest there are none left for more than 128 keys.
 _ONE_PASS_NARROWEST = {"others": ((32, 128, 4),)}
 _ONE_PASS_NARROW = {
     "gfx942": ((32, 128, 4), (16, 256, 4)),
-    "others": ((32, 128, 4), (16, 256, 8), (16, 512, 16)),
+    "others": ((32, 128, 4), (16, 256, 8)),
 }
 
 

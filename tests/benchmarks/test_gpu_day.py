@@ -76,7 +76,7 @@ def test_a_dry_run_tries_the_steps_and_lists_the_rest(tmp_path: Path) -> None:
             assert plan.GPU not in step.needs
         assert f"{step.name:<36}{found['status']}" in ended.stdout
     figures = list(known["steps"]["models, bfloat16, 55 x 32"]["figures"].values())
-    assert len(figures) == 9
+    assert len(figures) == 10
     for name in ("attention", "rows"):
         figures += [way for ways in known["steps"][name]["figures"].values() for way in ways.values()]
     assert {figure["clock"] for figure in figures} == {"dry"}
@@ -276,7 +276,7 @@ def test_a_model_whose_answers_disagree_has_no_time() -> None:
     truth = models.Truth(model)
     batch = models.batch_of([5, 9, 3, 7], 100, model.device, 0)
     prune = truth.prune_thresholds(*batch, 0.7)
-    way = models.pyramid(model, batch, prune_thresholds=prune, exit_threshold="never")
+    way = models.pyramid(model, [batch], prune_thresholds=prune, exit_threshold="never")
     figure = models.figure_of(way, truth, [batch], 1e-5, 3, dry=True)
     assert figure["relative_error"] < 1e-5
     assert 0.2 < figure["tokens_never_pruned"] < 0.9
