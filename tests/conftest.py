@@ -52,7 +52,7 @@ def seeded() -> None:
 
 @pytest.fixture
 def on_triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The Triton kernels stand behind every operator on CPU tensors, through Triton's interpreter, or on a GPU if there is one."""
+    """The Triton kernels stand behind every operator on CPU tensors, in Triton's interpreter or on the GPU if there is one."""
     if os.environ.get("TRITON_INTERPRET") == "1":
         from support import interpreter
 
@@ -62,7 +62,9 @@ def on_triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
         hardware.lend(monkeypatch)
     else:
-        pytest.skip("kernels are compiled for a device, and there is none; TRITON_INTERPRET=1 runs them in the interpreter")
+        pytest.skip(
+            "kernels are compiled for a device, and there is none; TRITON_INTERPRET=1 runs them in the interpreter"
+        )
     registrations = torch.library.Library("mp_kernels", "IMPL")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "(?s).*Overriding a previously registered kernel", UserWarning)

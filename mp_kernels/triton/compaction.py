@@ -60,8 +60,8 @@ def kept_rows(
 ):
     """1 for each row that is kept and 0 for the others, and the first row with NaN importance (2147483647 if there is none).
 
-    HEADS is 0 if importance does not decide. Flag 2 marks a row that is kept with NaN importance. Rows beyond the last sample
-    belong to none.
+    HEADS is 0 if importance does not decide. Flag 2 marks a row that is kept with NaN importance. Rows beyond the last
+    sample belong to none.
     """
     inside = rows < tl.minimum(total, tl.load(p_cu_seqlens + batch))
     keep = inside

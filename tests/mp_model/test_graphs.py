@@ -5,6 +5,7 @@ Without a GPU the kernels run in Triton's interpreter, and what a graph would re
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -19,9 +20,12 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SHAPES = (
     ((17, 1, 33, 2, 9), (64, 3), (1,), (20,) * 19, (5, 5, 60))
     if DEVICE == "cuda"
-    else ((9, 1, 17), (1,), (4, 5, 3, 2, 6))
+    else ((3, 1, 9), (1,), (2, 3, 2, 1, 4))
 )
 BATCHES = [tiny.samples(lengths) for lengths in SHAPES]
+CASES = list(itertools.product(("nothing", "alive"), ("cls", "pooled_from_0", "fastbert"), (False, True)))
+if DEVICE == "cpu":  # in the interpreter a batch takes seconds
+    CASES = [("nothing", "cls", False), ("alive", "pooled_from_0", True)]
 
 
 @pytest.fixture(autouse=True)
@@ -61,13 +65,11 @@ def inputs_of(batch: tiny.Batch) -> dict[str, torch.Tensor]:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("exits", [False, True])
-@pytest.mark.parametrize("head", ["cls", "pooled_from_0", "fastbert"])
-@pytest.mark.parametrize("pruning", ["nothing", "alive"])
+@pytest.mark.parametrize(("pruning", "head", "exits"), CASES)
 def test_answers(pruning: str, head: str, exits: bool) -> None:
     """Batches of several shapes come in turn, and come again."""
     model, thresholds = on_device(pruning, head)
-    for batch in BATCHES * 2:
+    for batch in [*BATCHES, *BATCHES[:2]]:
         assert_same(*both(model, **inputs_of(batch), exit_threshold=thresholds if exits else "never"))
 
 
@@ -75,7 +77,7 @@ def test_answers(pruning: str, head: str, exits: bool) -> None:
 def test_thresholds_of_samples() -> None:
     model, _ = on_device("alive", "pooled_from_0")
     size = len(SHAPES[0])
-    for values in ([0.0, 1.0, 0.5, 0.9, 0.0][:size], [1.0] * size, [0.0] * size):
+    for values in ([0.0, 1.0, 0.5, 0.9, 0.0][:size], [1.0] * size):
         assert_same(*both(model, **inputs_of(BATCHES[0]), exit_threshold=torch.tensor(values)))
 
 

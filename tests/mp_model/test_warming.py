@@ -58,7 +58,7 @@ def stream(model: PyramidBertForSequenceClassification) -> Variants:
 @pytest.mark.parametrize("kind", PYRAMIDS)
 def test_few_variants_and_none_after_warming_up(kind: str, decision: None, monkeypatch: pytest.MonkeyPatch) -> None:
     met = stream(model_of(**PYRAMIDS[kind]))
-    assert {"attention_one_pass", "compact", "pack_rows", "head_decision"} <= set(met)
+    assert {"attention_one_pass", "place_in_batch", "pack_rows", "head_decision"} <= set(met)
     assert {name: len(keys) for name, keys in met.items() if len(keys) > MOST_VARIANTS} == {}
 
     monkeypatch.setattr(warming, "compiles", lambda device: True)
