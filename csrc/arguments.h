@@ -110,6 +110,27 @@ class Positions {
   const int32_t* data_;
 };
 
+// The row at which the second part of each sample begins: int64 [batch].
+class Middles {
+ public:
+  Middles(const char* op, const char* name, const torch::stable::Tensor& x, const SequenceStarts& starts) {
+    require_dtype(op, name, x, torch::headeronly::ScalarType::Long, "int64");
+    require(x.dim() == 1 && x.size(0) == starts.batch(), op, ": ", name, " must be [batch], ", starts.batch(), "; got ",
+            shape_of(x));
+    tensor_ = torch::stable::contiguous(x);
+    data_ = tensor_.const_data_ptr<int64_t>();
+    for (int64_t b = 0; b < starts.batch(); ++b)
+      require(data_[b] >= starts.data()[b] && data_[b] <= starts.data()[b + 1], op, ": ", name,
+              " must lie within their samples, ", starts.data()[b], "..", starts.data()[b + 1], " for sample ", b,
+              "; got ", data_[b]);
+  }
+  const int64_t* data() const { return data_; }
+
+ private:
+  torch::stable::Tensor tensor_;
+  const int64_t* data_;
+};
+
 // Bias [heads, buckets] of scores by the bucket of a distance, int32 [2 * reach + 1], as a float for each distance.
 class DistanceBias {
  public:

@@ -26,6 +26,7 @@ using mp::as_heads;
 using mp::DistanceBias;
 using mp::floating_dtype;
 using mp::heads_of;
+using mp::Middles;
 using mp::Positions;
 using mp::require;
 using mp::require_dtype;
@@ -347,6 +348,30 @@ Tensor ragged_mean(const Tensor& x, const Tensor& cu_seqlens) {
   return result;
 }
 
+Tensor pair_features(const Tensor& first, const Tensor& x, const Tensor& cu_seqlens, const Tensor& middles) {
+  const char* op = "pair_features";
+  require(x.dim() == 2, op, ": x must be [total, width]; got ", shape_of(x));
+  const mp::Dtype dtype = floating_dtype(op, "x", x);
+  const SequenceStarts starts(op, "cu_seqlens", cu_seqlens, x.size(0));
+  const int64_t batch = starts.batch(), width = x.size(1);
+  require(first.scalar_type() == x.scalar_type(), op, ": first and x must have the same dtype");
+  require(first.dim() == 2 && first.size(0) == batch && first.size(1) == width, op, ": first must be [", batch, ", ",
+          width, "]; got ", shape_of(first));
+  const Middles middle(op, "middles", middles, starts);
+  const Tensor firsts = torch::stable::contiguous(first), source = torch::stable::contiguous(x);
+  Tensor result = torch::stable::new_empty(source, {batch, 4 * width});
+  const size_t row_bytes = static_cast<size_t>(width) * x.element_size();
+  torch::stable::parallel_for(0, batch, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t b = begin; b < end; ++b) {
+      const size_t row = static_cast<size_t>(b) * row_bytes;
+      mp::kernels().pair_features({dtype, static_cast<const char*>(firsts.data_ptr()) + row, source.data_ptr(),
+                                   static_cast<char*>(result.data_ptr()) + 4 * row, width, starts.data()[b],
+                                   middle.data()[b], starts.data()[b + 1]});
+    }
+  });
+  return result;
+}
+
 Tensor add_layer_norm(const Tensor& x, std::optional<Tensor> x_index, const Tensor& residual,
                       std::optional<Tensor> index, const Tensor& weight, const Tensor& bias, double eps) {
   const char* op = "add_layer_norm";
@@ -484,6 +509,7 @@ STABLE_TORCH_LIBRARY_IMPL(mp_kernels, CPU, m) {
   m.impl("select_samples", TORCH_BOX(&select_samples));
   m.impl("ragged_gather", TORCH_BOX(&ragged_gather));
   m.impl("ragged_mean", TORCH_BOX(&ragged_mean));
+  m.impl("pair_features", TORCH_BOX(&pair_features));
   m.impl("add_layer_norm", TORCH_BOX(&add_layer_norm));
   m.impl("bias_gelu", TORCH_BOX(&bias_gelu));
   m.impl("gelu_gate", TORCH_BOX(&gelu_gate));

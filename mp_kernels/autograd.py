@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import reference
 from .schemas import library
 
 # torch's own class for it does not declare the attributes that a setup keeps for its backward.
@@ -149,6 +150,32 @@ def _mean_backward(ctx: Context, grad: Tensor) -> tuple[Tensor, None]:
 
 
 _register("ragged_mean", _mean_backward, _setup_mean)
+
+
+# pair_features: each row gets its share of the gradients of the sample's mean and of its own part's
+
+
+def _setup_pair(ctx: Context, inputs: Inputs, output: Any) -> None:
+    _, x, cu_seqlens, middles = inputs
+    ctx.save_for_backward(x, cu_seqlens, middles)
+
+
+def _pair_backward(ctx: Context, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    x, cu_seqlens, middles = ctx.saved_tensors
+    starts = reference.parts_of_pairs(cu_seqlens, middles)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    a, b = torch.ops.mp_kernels.ragged_mean(x.to(wide), starts).unflatten(0, (-1, 2)).unbind(1)
+    of_first, of_mean, of_distance, of_product = grad.unflatten(1, (4, -1)).unbind(1)
+    away = of_distance.to(wide) * (a - b).sign()
+    of_parts = torch.stack([away + of_product * b, of_product * a - away], dim=1)  # [batch, 2, width]
+    lengths = starts.diff().long()
+    of_all = of_mean.to(wide) / cu_seqlens.diff().clamp(min=1).unsqueeze(1)
+    share = (of_parts / lengths.view(-1, 2, 1).clamp(min=1) + of_all.unsqueeze(1)).flatten(0, 1)
+    rows = torch.repeat_interleave(share.to(x.dtype), lengths, dim=0, output_size=x.shape[0])
+    return of_first, rows, None, None
+
+
+_register("pair_features", _pair_backward, _setup_pair)
 
 
 # add_layer_norm: both summands get LayerNorm's own gradient

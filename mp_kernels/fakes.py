@@ -121,6 +121,11 @@ def ragged_mean(x: Tensor, cu_seqlens: Tensor) -> Tensor:
 
 
 @_fakes
+def pair_features(first: Tensor, x: Tensor, cu_seqlens: Tensor, middles: Tensor) -> Tensor:
+    return x.new_empty(cu_seqlens.shape[0] - 1, 4 * x.shape[1])
+
+
+@_fakes
 def add_layer_norm(
     x: Tensor, x_index: Tensor | None, residual: Tensor, index: Tensor | None, weight: Tensor, bias: Tensor, eps: float
 ) -> Tensor:

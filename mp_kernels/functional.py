@@ -278,6 +278,39 @@ def ragged_mean(x: torch.Tensor, cu_seqlens: torch.Tensor) -> torch.Tensor:
     return (reference if x.dtype == torch.float64 else _ops).ragged_mean(x, cu_seqlens)
 
 
+def pair_features(
+    first: torch.Tensor, x: torch.Tensor, cu_seqlens: torch.Tensor, middles: torch.Tensor
+) -> torch.Tensor:
+    """A row for each sample, the mean of the sample's rows, and ``|a - b|`` and ``a * b`` of its two parts.
+
+    ``a`` and ``b`` are the means of the rows before ``middles`` and from there on, zero for a part without rows. All is
+    computed in float32.
+
+    Args:
+        first: ``[batch, width]`` of ``x``'s dtype, a row for each sample.
+        x: ``[total, width]``, floating.
+        cu_seqlens: int32 ``[batch + 1]``.
+        middles: int64 ``[batch]``, the row at which each sample's second part begins, within the sample's span.
+
+    Returns:
+        ``[batch, 4 width]`` of ``x``'s dtype. Differentiable in ``first`` and ``x``.
+
+    Raises:
+        TypeError, ValueError: a wrong dtype, device or shape.
+        RuntimeError: ``cu_seqlens`` decreases or does not end at ``total``; an entry of ``middles`` is outside its sample.
+    """
+    check_tensor("x", x, 2, FLOATING, x)
+    check_tensor("first", first, 2, (x.dtype,), x)
+    check_cu_seqlens(cu_seqlens, x)
+    check_tensor("middles", middles, 1, (torch.int64,), x)
+    batch = cu_seqlens.shape[0] - 1
+    if tuple(first.shape) != (batch, x.shape[1]):
+        raise ValueError(f"first must be [batch, width], {[batch, x.shape[1]]}; got {describe(first)}")
+    if middles.shape[0] != batch:
+        raise ValueError(f"middles must have one entry per sample, {batch}; got {describe(middles)}")
+    return (reference if x.dtype == torch.float64 else _ops).pair_features(first, x, cu_seqlens, middles)
+
+
 def add_layer_norm(
     x: torch.Tensor,
     residual: torch.Tensor,

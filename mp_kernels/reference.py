@@ -238,6 +238,29 @@ def ragged_mean(x: torch.Tensor, cu_seqlens: torch.Tensor) -> torch.Tensor:
     return torch.cat([wide[:0], *means]).to(x.dtype)
 
 
+def pair_features(
+    first: torch.Tensor, x: torch.Tensor, cu_seqlens: torch.Tensor, middles: torch.Tensor
+) -> torch.Tensor:
+    """Definition of :func:`mp_kernels.pair_features`."""
+    wide = _at_least_float32(x)
+    mean = ragged_mean(wide, cu_seqlens)
+    outside = (middles < cu_seqlens[:-1]) | (middles > cu_seqlens[1:])
+    if outside.any():
+        raise RuntimeError(f"middles must lie within their samples; got {int(middles[outside][0])}")
+    parts = ragged_mean(wide, parts_of_pairs(cu_seqlens, middles))
+    a, b = parts[0::2], parts[1::2]
+    return torch.cat([_at_least_float32(first), mean, (a - b).abs(), a * b], dim=1).to(x.dtype)
+
+
+def parts_of_pairs(cu_seqlens: torch.Tensor, middles: torch.Tensor) -> torch.Tensor:
+    """int32 ``[2 batch + 1]``, the first row of each text of each pair, and the number of all rows.
+
+    middles: int64 ``[batch]``, the first row of each sample's second text.
+    """
+    starts = torch.stack([cu_seqlens[:-1], middles.int()], dim=1).flatten()
+    return torch.cat([starts, cu_seqlens[-1:]])
+
+
 def _rows(x: torch.Tensor, index: torch.Tensor | None, name: str) -> torch.Tensor:
     if index is None:
         return x

@@ -52,6 +52,7 @@ SCHEMAS = {
     "ragged_gather": "(Tensor[] xs, Tensor index) -> Tensor[]",
     "ragged_gather_backward": "(Tensor[] grads, Tensor sorted_index, Tensor? order, SymInt[] rows) -> Tensor[]",
     "ragged_mean": "(Tensor x, Tensor cu_seqlens) -> Tensor",
+    "pair_features": "(Tensor first, Tensor x, Tensor cu_seqlens, Tensor middles) -> Tensor",
     "add_layer_norm": "(Tensor x, Tensor? x_index, Tensor residual, Tensor? index, Tensor weight, Tensor bias, "
     "float eps) -> Tensor",
     "bias_gelu": "(Tensor x, Tensor? bias) -> Tensor",
@@ -208,6 +209,11 @@ def ragged_gather_backward(
 @_implements
 def ragged_mean(x: Tensor, cu_seqlens: Tensor) -> Tensor:
     return reference.ragged_mean(x, cu_seqlens)
+
+
+@_implements
+def pair_features(first: Tensor, x: Tensor, cu_seqlens: Tensor, middles: Tensor) -> Tensor:
+    return reference.pair_features(first, x, cu_seqlens, middles)
 
 
 @_implements

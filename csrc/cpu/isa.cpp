@@ -64,6 +64,10 @@ void mean_rows(Dtype dtype, const void* x, void* out, int64_t width, int64_t beg
   });
 }
 
+void pair_features(const Pair& p) {
+  with_type(p.dtype, [&](auto t) { features_of_pair(p, static_cast<decltype(t)*>(p.out)); });
+}
+
 void dense(const Dense& d, int64_t begin, int64_t end) {
   with_type(d.dtype, [&](auto t) { dense_outputs<decltype(t)>(d, begin, end); });
 }
@@ -82,6 +86,7 @@ const Kernels kKernels = {MP_STRINGIZE(MP_ISA),
                           gelu_gate,
                           rotary_embedding,
                           mean_rows,
+                          pair_features,
                           dense,
                           quantize_float_rows,
                           dequantize_int8_rows,

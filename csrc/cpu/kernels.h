@@ -127,6 +127,15 @@ struct Int8Product {
   int64_t width;
 };
 
+// One sample of two parts, rows begin to middle and middle to end of x [total, width]. out [4 * width] gets the row
+// `first`, the mean of all rows, |a - b| and a * b, where a and b are the parts' means.
+struct Pair {
+  Dtype dtype;
+  const void *first, *x;
+  void* out;
+  int64_t width, begin, middle, end;
+};
+
 // The kernels as built for one instruction set, which is their name.
 struct Kernels {
   const char* name;
@@ -145,6 +154,7 @@ struct Kernels {
   void (*rotary_embedding)(const Rotary&, int64_t begin, int64_t end);
   // out[sample] = mean of rows begin..end of x [total, width].
   void (*mean_rows)(Dtype, const void* x, void* out, int64_t width, int64_t begin, int64_t end);
+  void (*pair_features)(const Pair&);
   void (*dense)(const Dense&, int64_t begin, int64_t end);  // outputs begin..end of all rows
   // Row begin..end of the result each; index: row of the source for each, or null for the same row.
   void (*quantize_rows)(const float* x, const int64_t* index, int64_t width, Int8Rows out, int64_t begin, int64_t end);

@@ -1,5 +1,5 @@
 // Token-wise steps between the matrix products, each in one pass over memory: add + LayerNorm, bias + GELU, GeGLU,
-// rotary positions, means.
+// rotary positions, means, features of pairs.
 #pragma once
 
 #include <algorithm>
@@ -107,6 +107,25 @@ inline void mean_of_rows(const T* x, T* out, int64_t width, int64_t begin, int64
     Vec sum = {};
     for (int64_t row = begin; row < end; ++row) sum += load_some(x + row * width + i, width - i);
     store_some(out + i, sum * factor, width - i);
+  }
+}
+
+template <typename T>
+inline void features_of_pair(const Pair& p, T* out) {
+  const T *first = static_cast<const T*>(p.first), *x = static_cast<const T*>(p.x);
+  const auto factor = [](int64_t rows) { return 1.0f / static_cast<float>(std::max<int64_t>(rows, 1)); };
+  const int64_t width = p.width;
+  for (int64_t i = 0; i < width; i += kWidth) {
+    const int64_t lanes = width - i;
+    Vec a = {}, b = {};
+    for (int64_t row = p.begin; row < p.middle; ++row) a += load_some(x + row * width + i, lanes);
+    for (int64_t row = p.middle; row < p.end; ++row) b += load_some(x + row * width + i, lanes);
+    store_some(out + i, load_some(first + i, lanes), lanes);
+    store_some(out + width + i, (a + b) * factor(p.end - p.begin), lanes);
+    a = a * factor(p.middle - p.begin);
+    b = b * factor(p.end - p.middle);
+    store_some(out + 2 * width + i, max(a - b, b - a), lanes);
+    store_some(out + 3 * width + i, a * b, lanes);
   }
 }
 

@@ -20,6 +20,7 @@ IMPLEMENTATIONS = {
         rows.ragged_gather,
         rows.ragged_gather_backward,
         rows.ragged_mean,
+        rows.pair_features,
         rows.add_layer_norm,
         rows.bias_gelu,
         rows.gelu_gate,

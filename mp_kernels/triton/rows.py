@@ -132,6 +132,38 @@ def mean_of_rows(p_x, p_cu_seqlens, p_out, x_stride, total, width, ROWS: tl.cons
     tl.store(p_out + sample.to(tl.int64) * width + columns, b_mean.to(p_out.dtype.element_ty), mask=columns < width)
 
 
+@triton.jit(do_not_specialize=["total"])
+def features_of_pair(
+    p_first, p_x, p_cu_seqlens, p_middles, p_out, first_stride, x_stride, total, width,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Program (sample, column block): the row of ``first``, the sample's mean, and distance and product of its parts'."""
+    sample = tl.program_id(0)
+    begin, length = sample_span(p_cu_seqlens, sample, total)
+    middle = (tl.load(p_middles + sample) - begin).to(tl.int32)
+    tl.device_assert((middle >= 0) & (middle <= length), "middles must lie within their samples")
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    p_x += begin * x_stride
+    b_a, b_b = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
+    for start in range(0, length, ROWS):
+        rows = start + tl.arange(0, ROWS)
+        inside = (rows[:, None] < length) & (columns[None, :] < width)
+        b_x = tl.load(p_x + rows[:, None].to(tl.int64) * x_stride + columns[None, :], mask=inside, other=0.0)
+        b_x = b_x.to(tl.float32)
+        b_a += tl.sum(tl.where(rows[:, None] < middle, b_x, 0.0), 0)
+        b_b += tl.sum(tl.where(rows[:, None] < middle, 0.0, b_x), 0)
+    inside = columns < width
+    p_out += sample.to(tl.int64) * width * 4 + columns
+    b_first = tl.load(p_first + sample.to(tl.int64) * first_stride + columns, mask=inside, other=0.0)
+    tl.store(p_out, b_first, mask=inside)
+    b_mean = (b_a + b_b) / tl.maximum(length, 1).to(tl.float32)
+    tl.store(p_out + width, b_mean.to(p_out.dtype.element_ty), mask=inside)
+    b_a /= tl.maximum(middle, 1).to(tl.float32)
+    b_b /= tl.maximum(length - middle, 1).to(tl.float32)
+    tl.store(p_out + 2 * width, tl.abs(b_a - b_b).to(p_out.dtype.element_ty), mask=inside)
+    tl.store(p_out + 3 * width, (b_a * b_b).to(p_out.dtype.element_ty), mask=inside)
+
+
 @triton.jit(do_not_specialize=["x_rows"])
 def gather_rows(p_x, p_index, p_out, x_stride, x_rows, width, BLOCK: tl.constexpr):
     """Program (row, column block): the row of x that the index names."""
@@ -285,6 +317,24 @@ def ragged_mean(x: Tensor, cu_seqlens: Tensor) -> Tensor:
         mean_of_rows,
         (batch, triton.cdiv(width, tile.columns)),
         *(x, cu_seqlens.contiguous(), out, x.stride(0), x.shape[0], width),
+        tile=tile,
+        ROWS=tile.rows,
+        BLOCK=tile.columns,
+    )
+    return out
+
+
+def pair_features(first: Tensor, x: Tensor, cu_seqlens: Tensor, middles: Tensor) -> Tensor:
+    """Implementation of the operator of this name in :mod:`mp_kernels.schemas`."""
+    first, x = _rows_together(first), _rows_together(x)
+    batch, width = first.shape
+    out = x.new_empty(batch, 4 * width)
+    tile = configurations.MEANS
+    launching.launch(
+        features_of_pair,
+        (batch, triton.cdiv(width, tile.columns)),
+        *(first, x, cu_seqlens.contiguous(), middles.contiguous(), out),
+        *(first.stride(0), x.stride(0), x.shape[0], width),
         tile=tile,
         ROWS=tile.rows,
         BLOCK=tile.columns,

@@ -107,6 +107,7 @@ def other_calls(dtype: torch.dtype) -> dict[str, Call]:
         "gather": lambda: op["ragged_gather"]([x], INDEX),
         "gather backward": lambda: op["ragged_gather_backward"]([x], INDEX, INDEX, [ROWS]),
         "mean": lambda: op["ragged_mean"](x, CU_SEQLENS),
+        "features of pairs": lambda: op["pair_features"](first, x, CU_SEQLENS, _empty(BATCH, dtype=torch.int64)),
         "add and norm": lambda: op["add_layer_norm"](x, None, x, None, width, width, 1e-12),
         "add pruned and norm": lambda: op["add_layer_norm"](x, None, x, INDEX, width, width, 1e-12),
         "embed and norm": lambda: op["add_layer_norm"](x, INDEX, x, INDEX, width, width, 1e-12),

@@ -174,6 +174,9 @@ TAKING_CU_SEQLENS = {
     "top_k_tokens": lambda c, dtype: mp_kernels.top_k_tokens(ROWS[:, 0].to(dtype), c, 2),
     "select_samples": lambda c, _: mp_kernels.select_samples(c, torch.ones(len(c) - 1, dtype=torch.bool), 10),
     "ragged_mean": lambda c, dtype: mp_kernels.ragged_mean(ROWS.to(dtype), c),
+    "pair_features": lambda c, dtype: mp_kernels.pair_features(
+        *(ROWS.to(dtype)[: len(c) - 1], ROWS.to(dtype), c, c[:-1].long())
+    ),
 }
 
 

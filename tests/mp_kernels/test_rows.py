@@ -1,8 +1,8 @@
-"""ragged_mean, add_layer_norm, bias_gelu and gelu_gate: the token-wise steps between the matrix products."""
+"""The token-wise steps between the matrix products: means, features of pairs, add_layer_norm, bias_gelu and gelu_gate."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -94,6 +94,85 @@ def test_mean_sums_half_types_in_float32() -> None:
 def test_mean_gradcheck() -> None:
     x = torch.randn(5, 2, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: mp_kernels.ragged_mean(x, cu_seqlens_of((2, 0, 3))), [x])
+
+
+# ---- pair_features ----
+
+
+def assert_pair_accurate(first: torch.Tensor, x: torch.Tensor, lengths: Sequence[tuple[int, int]]) -> None:
+    """lengths: rows of both parts of each sample."""
+    cu_seqlens, middles = cu_seqlens_of([sum(parts) for parts in lengths]), middles_of(lengths)
+
+    def plain(first, x):
+        parts = x.split([n for parts in lengths for n in parts])
+        a, b = (torch.stack([part.sum(0) / max(len(part), 1) for part in parts[place::2]]) for place in (0, 1))
+        wholes = x.split([sum(parts) for parts in lengths])
+        mean = torch.stack([whole.sum(0) / max(len(whole), 1) for whole in wholes])
+        return torch.cat([first, mean, (a - b).abs(), a * b], dim=1)
+
+    assert_accurate(
+        lambda first, x: mp_kernels.pair_features(first, x, cu_seqlens, middles),
+        lambda first, x: reference.pair_features(first, x, cu_seqlens, middles),
+        plain,
+        [first, x],
+    )
+
+
+def middles_of(lengths: Sequence[tuple[int, int]]) -> torch.Tensor:
+    """int64 ``[batch]``, the row at which the second part of each sample begins."""
+    starts = cu_seqlens_of([sum(parts) for parts in lengths])
+    return starts[:-1].long() + torch.tensor([parts[0] for parts in lengths], dtype=torch.int64)
+
+
+PARTS = [(1, 1), (2, 0), (0, 2), (0, 0), (1, 0), (15, 17), (16, 16), (3, 40), (0, 1)]
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_pair_of_every_width(width: int) -> None:
+    assert_pair_accurate(torch.randn(len(PARTS), width), torch.randn(115, width), PARTS)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_pair_of_every_length(dtype: torch.dtype) -> None:
+    parts = [(n // 3, n - n // 3) for n in EDGE_LENGTHS] + [(n, 1) for n in EDGE_LENGTHS]
+    total = sum(map(sum, parts))
+    assert_pair_accurate(torch.randn(len(parts), 20).to(dtype), torch.randn(total, 20).to(dtype), parts)
+
+
+def test_pair_by_hand() -> None:
+    """The second sample's first text, and the third's second, have lost their tokens."""
+    x = torch.tensor([[1.0, -2], [3, -4], [8, 6], [5, 5], [7, -7]])
+    first = torch.tensor([[9.0, 9], [8, 8], [7, 7]])
+    features = mp_kernels.pair_features(first, x, cu_seqlens_of((3, 1, 1)), torch.tensor([2, 3, 5]))
+    assert features.tolist() == [
+        [9, 9, 4, 0, 6, 9, 16, -18],
+        [8, 8, 5, 5, 5, 5, 0, 0],
+        [7, 7, 7, -7, 7, 7, 0, 0],
+    ]
+
+
+@pytest.mark.parametrize(("batch", "width"), [(0, 5), (2, 5), (2, 0)])
+def test_pair_of_nothing(batch: int, width: int) -> None:
+    starts, middles = cu_seqlens_of([0] * batch), torch.zeros(batch, dtype=torch.int64)
+    results = with_gradients(
+        lambda first, x: mp_kernels.pair_features(first, x, starts, middles),
+        [torch.randn(batch, width), torch.randn(0, width)],
+    )
+    assert [tuple(x.shape) for x in results] == [(batch, 4 * width), (batch, width), (0, width)]
+    assert torch.equal(results[0][:, width:], torch.zeros(batch, 3 * width))
+
+
+def test_pair_sums_half_types_in_float32() -> None:
+    x, first = torch.ones(9000, 3, dtype=torch.float16), torch.zeros(1, 3, dtype=torch.float16)
+    features = mp_kernels.pair_features(first, x, cu_seqlens_of((9000,)), torch.tensor([3000]))
+    assert features.tolist() == [[0] * 3 + [1] * 3 + [0] * 3 + [1] * 3]
+
+
+def test_pair_gradcheck() -> None:
+    inputs = [torch.randn(4, 2, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    starts, middles = cu_seqlens_of((2, 0, 1, 1)), torch.tensor([1, 2, 2, 4])
+
+    assert torch.autograd.gradcheck(lambda first, x: mp_kernels.pair_features(first, x, starts, middles), inputs)
 
 
 # ---- add_layer_norm ----
@@ -281,8 +360,10 @@ def test_gate_gradcheck() -> None:
 CU_SEQLENS = cu_seqlens_of(EDGE_LENGTHS)
 OTHER_ROWS = torch.arange(sum(EDGE_LENGTHS))[::3]
 SOME_ROWS = OTHER_ROWS.flip(0)
+MIDDLES = middles_of([(n // 3, n - n // 3) for n in EDGE_LENGTHS])
 STEPS = {
     "ragged_mean": lambda x, _: mp_kernels.ragged_mean(x, CU_SEQLENS),
+    "pair_features": lambda x, _: mp_kernels.pair_features(x[: len(EDGE_LENGTHS)], x, CU_SEQLENS, MIDDLES),
     "add_layer_norm": lambda x, bias: mp_kernels.add_layer_norm(x, x.flip(0), bias, bias, 1e-5),
     "add_layer_norm of rows": lambda x, bias: mp_kernels.add_layer_norm(x, x, bias, bias, 1e-5, SOME_ROWS, OTHER_ROWS),
     "bias_gelu": mp_kernels.bias_gelu,
@@ -312,6 +393,17 @@ def test_permuting_samples_permutes_means(dtype: torch.dtype) -> None:
     assert_same_bits([mp_kernels.ragged_mean(*permuted)], [mp_kernels.ragged_mean(x, CU_SEQLENS)[order]])
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_permuting_samples_permutes_features_of_pairs(dtype: torch.dtype) -> None:
+    x, order = torch.randn(sum(EDGE_LENGTHS), 20).to(dtype), torch.randperm(len(EDGE_LENGTHS)).tolist()
+    first, lengths = x[: len(EDGE_LENGTHS)], [EDGE_LENGTHS[b] for b in order]
+    permuted = mp_kernels.pair_features(
+        *(first[order], x[rows_of_samples(CU_SEQLENS, order)], cu_seqlens_of(lengths)),
+        middles_of([(n // 3, n - n // 3) for n in lengths]),
+    )
+    assert_same_bits([permuted], [mp_kernels.pair_features(first, x, CU_SEQLENS, MIDDLES)[order]])
+
+
 # ---- refusals ----
 
 X, VECTOR = torch.zeros(3, 4), torch.zeros(4)
@@ -330,6 +422,29 @@ META = torch.zeros(4, device="meta")
 def test_refused_means(arguments: tuple, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         mp_kernels.ragged_mean(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "message"),
+    [
+        ({"x": X.int()}, TypeError, r"x must be float32 or .* got int32 \[3, 4\]"),
+        ({"first": X[:1].half()}, TypeError, r"first must be float32; got float16 \[1, 4\]"),
+        ({"first": X}, ValueError, r"first must be \[batch, width\], \[1, 4\]; got float32 \[3, 4\]"),
+        ({"middles": torch.tensor([1.0])}, TypeError, r"middles must be int64; got float32 \[1\]"),
+        ({"middles": torch.tensor([1, 2])}, ValueError, r"middles must have one entry per sample, 1; got int64 \[2\]"),
+        ({"middles": torch.tensor([-1])}, RuntimeError, r"middles must lie within their samples.* got -1"),
+        ({"middles": torch.tensor([4])}, RuntimeError, r"middles must lie within their samples.* got 4"),
+        (
+            {"x": X.double(), "first": X[:1].double(), "middles": torch.tensor([4])},
+            RuntimeError,
+            r"middles must lie within their samples.* got 4",
+        ),
+    ],
+)
+def test_refused_pairs(changed: dict, error: type[Exception], message: str) -> None:
+    arguments = {"first": X[:1], "x": X, "cu_seqlens": cu_seqlens_of((3,)), "middles": torch.tensor([2])} | changed
+    with pytest.raises(error, match=message):
+        mp_kernels.pair_features(**arguments)
 
 
 @pytest.mark.parametrize(

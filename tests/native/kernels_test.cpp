@@ -160,13 +160,14 @@ void test_rows(const mp::Kernels& kernels, int64_t width) {
   const int64_t rows = 5;
   const std::vector<float> x = random_floats(rows * width, 1), residual = random_floats(rows * width, 2);
   const std::vector<float> weight = random_floats(width, 3), bias = random_floats(width, 4);
-  std::vector<float> normed(rows * width, NAN), grown(rows * width, NAN), mean(width, NAN);
-  std::vector<double> want_normed(rows * width), want_grown(rows * width), want_mean(width);
+  std::vector<float> normed(rows * width, NAN), grown(rows * width, NAN), mean(width, NAN), pair(4 * width, NAN);
+  std::vector<double> want_normed(rows * width), want_grown(rows * width), want_mean(width), want_pair(4 * width);
   const mp::LayerNorm norm{mp::Dtype::kFloat32, x.data(),    nullptr,       residual.data(), nullptr,
                            weight.data(),       bias.data(), normed.data(), width,           1e-12f};
   kernels.add_layer_norm(norm, 0, rows);
   kernels.bias_gelu(mp::Dtype::kFloat32, x.data(), bias.data(), grown.data(), width, 0, rows);
   kernels.mean_rows(mp::Dtype::kFloat32, x.data(), mean.data(), width, 0, rows);
+  kernels.pair_features({mp::Dtype::kFloat32, bias.data(), x.data(), pair.data(), width, 0, 2, rows});
   for (int64_t r = 0; r < rows; ++r) {
     double sum = 0, squares = 0;
     for (int64_t i = 0; i < width; ++i) sum += static_cast<double>(x[r * width + i]) + residual[r * width + i];
@@ -182,6 +183,14 @@ void test_rows(const mp::Kernels& kernels, int64_t width) {
       want_mean[i] += x[r * width + i] / static_cast<double>(rows);
     }
   }
+  for (int64_t i = 0; i < width; ++i) {
+    double a = 0, b = 0;
+    for (int64_t r = 0; r < rows; ++r) (r < 2 ? a : b) += x[r * width + i];
+    a /= 2, b /= static_cast<double>(rows - 2);
+    want_pair[i] = bias[i], want_pair[width + i] = want_mean[i];
+    want_pair[2 * width + i] = std::abs(a - b), want_pair[3 * width + i] = a * b;
+  }
+  expect_close("features of a pair", kernels, pair, want_pair, 1e-5);
   expect_close("add + LayerNorm", kernels, normed, want_normed, 1e-5);
   expect_close("bias + GELU", kernels, grown, want_grown, 1e-5);
   expect_close("mean of rows", kernels, mean, want_mean, 1e-5);

@@ -169,6 +169,7 @@ SAMPLES: dict[str, Callable[[], list[tuple]]] = {
         ([torch.randn(3, 4)], torch.tensor([0, 2, 3]), None, [5]),
     ],
     "ragged_mean": lambda: [(grown(TOTAL, 5), CU_SEQLENS)],
+    "pair_features": lambda: [(grown(4, 5), grown(TOTAL, 5), CU_SEQLENS, torch.tensor([1, 3, 20, 20]))],
     "add_layer_norm": lambda: [
         (grown(4, 5), None, grown(4, 5), None, grown(5), grown(5), 1e-5),
         (grown(4, 5), None, grown(9, 5), torch.tensor([0, 3, 3, 8]), grown(5), grown(5), 1e-5),

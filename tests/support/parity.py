@@ -34,6 +34,7 @@ def _cases() -> dict[str, tuple[Callable, list[torch.Tensor]]]:
     cu_seqlens, total = cu_seqlens_of(LENGTHS), sum(LENGTHS)
     importance, by_head, mask = torch.rand(total), torch.rand(2, total), torch.rand(4, 9) < 0.6
     stays, (some, others) = torch.arange(len(LENGTHS)) % 2 == 1, torch.randint(0, total, (2, 40))
+    middles = cu_seqlens[:-1] + torch.tensor([0, 30, 0, 1, 64, 24])
     buckets = torch.tensor([0, 1, 2, 3, 1], dtype=torch.int32)
     head = [torch.randn(shape) for shape in ((9, 37), (20, 37), (20,), (3, 20), (3,))]
 
@@ -74,6 +75,10 @@ def _cases() -> dict[str, tuple[Callable, list[torch.Tensor]]]:
         "select_samples": (lambda m: fields(m.select_samples(cu_seqlens, stays)), []),
         "ragged_gather": (lambda m, *xs: m.ragged_gather(xs, some), [torch.randn(total, 7), torch.randn(total, 2, 3)]),
         "ragged_mean": (lambda m, x: m.ragged_mean(x, cu_seqlens), [torch.randn(total, 37)]),
+        "pair_features": (
+            lambda m, *xs: m.pair_features(*xs, cu_seqlens, middles),
+            [torch.randn(len(LENGTHS), 37), torch.randn(total, 37)],
+        ),
         "add_layer_norm": (
             lambda m, *xs: (m.add_layer_norm(*xs, 1e-5, some, others), m.add_layer_norm(*xs, 1e-5)),
             [torch.randn(total, 37), torch.randn(total, 37), torch.randn(37), torch.randn(37)],

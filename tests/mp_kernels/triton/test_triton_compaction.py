@@ -112,6 +112,7 @@ def test_samples_outside_the_rows(way: str, starts: list[int]) -> None:
         lambda: mp_kernels.top_k_tokens(importance, cu_seqlens, 3),
         lambda: mp_kernels.select_samples(cu_seqlens, stays_of([1, 1]), 40),
         lambda: mp_kernels.ragged_mean(importance[:, None], cu_seqlens),
+        lambda: mp_kernels.pair_features(importance[:2, None], importance[:, None], cu_seqlens, cu_seqlens[:-1].long()),
     ):
         with pytest.raises(InterpreterError, match="cu_seqlens must ascend from 0 to the number of rows"):
             call()

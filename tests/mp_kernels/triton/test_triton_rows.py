@@ -55,6 +55,7 @@ def test_half_precision_of_rows(dtype: torch.dtype, honest_bfloat16: None) -> No
         (lambda m, *xs: m.gelu_gate(*xs), (x,)),
         (lambda m, t: m.rotary_embedding(t, PLACES, *angles(9, 8, t.dtype)), (x.view(9, 4, 16),)),
         (lambda m, *xs: m.ragged_mean(*xs, cu_seqlens), (x,)),
+        (lambda m, *xs: m.pair_features(*xs, cu_seqlens, torch.tensor([1, 4, 9])), (x[:3], x)),
     ):
         got = function(mp_kernels, *inputs)
         exact = function(reference, *(t.double() for t in inputs))
@@ -106,6 +107,29 @@ def test_a_position_outside_the_table_stops_the_kernel(outside: int) -> None:
     positions = torch.tensor([0, outside, 1], dtype=torch.int32)
     with pytest.raises(InterpreterError, match="positions must lie within the table"):
         mp_kernels.rotary_embedding(torch.randn(3, 2, 4), positions, *angles(9, 2))
+
+
+@pytest.mark.parametrize("width", [1, 37, 150])
+def test_pair_features(width: int) -> None:
+    parts = ((0, 0), (0, 1), (1, 0), (16, 1), (7, 10), (16, 16), (15, 18), (0, 33))
+    lengths = [sum(pair) for pair in parts]
+    cu_seqlens = cu_seqlens_of(lengths)
+    middles = cu_seqlens[:-1].long() + torch.tensor([pair[0] for pair in parts])
+    inputs = [torch.randn(len(parts), 2 * width)[:, ::2], torch.randn(sum(lengths), width + 3)[:, 3:]]
+    assert_accurate(
+        lambda *xs: mp_kernels.pair_features(*xs, cu_seqlens, middles),
+        lambda *xs: reference.pair_features(*xs, cu_seqlens, middles),
+        None,
+        inputs,
+    )
+
+
+@pytest.mark.parametrize("outside", [2, 18])
+def test_a_second_part_outside_its_sample_stops_the_kernel(outside: int) -> None:
+    with pytest.raises(InterpreterError, match="middles must lie within their samples"):
+        mp_kernels.pair_features(
+            torch.rand(2, 5), torch.rand(17, 5), cu_seqlens_of((3, 14)), torch.tensor([1, outside])
+        )
 
 
 def test_ragged_mean() -> None:
