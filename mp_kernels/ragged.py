@@ -20,6 +20,8 @@ class Ragged:
         width: width of that padded batch, or None.
         positions: int32 ``[total]``, the place that each row's token has in its text, rising within a sample; None where
             nobody asks for it.
+        middles: int64 ``[batch]``, the row at which the second text of each sample begins; None where nobody tells two
+            texts apart.
     """
 
     values: torch.Tensor
@@ -28,6 +30,7 @@ class Ragged:
     index: torch.Tensor | None = None
     width: int | None = None
     positions: torch.Tensor | None = None
+    middles: torch.Tensor | None = None
 
     @property
     def batch_size(self) -> int:
@@ -39,6 +42,15 @@ class Ragged:
         """int64 ``[batch]``, the rows of each sample."""
         lengths = torch.empty(self.batch_size, dtype=torch.int64, device=self.cu_seqlens.device)
         return torch.sub(self.cu_seqlens[1:], self.cu_seqlens[:-1], out=lengths)
+
+    def reduced(self, values: torch.Tensor, kept: Kept) -> Ragged:
+        """The batch of the rows that a compaction keeps; values: theirs, ``[total', ...]``."""
+        positions = None if self.positions is None else self.positions[kept.index]
+        middles = self.middles
+        if middles is not None:
+            middles = middles if kept.samples is None else middles[kept.samples]
+            middles = torch.searchsorted(kept.index, middles)  # as many kept rows lie before each
+        return Ragged(values, kept.cu_seqlens, kept.max_seqlen, positions=positions, middles=middles)
 
 
 @dataclass

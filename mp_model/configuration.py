@@ -33,9 +33,10 @@ class PyramidConfig(PreTrainedConfig):
             tokens; a float in (0, 1] is a share of the tokens that enter the layer, rounded up.
         exit_threshold: a sample exits where its uncertainty is at most this: one number in [0, 1], or one for each exit
             layer. None: nobody exits early.
-        exit_head: kind of the exit heads: ``"cls"`` (Magic Pyramid's), ``"pooled"`` or ``"fastbert"``.
-        exit_layers: layers whose output has an exit head, rising; 0 (the embeddings, ``"pooled"`` only) to L - 1. None:
-            1 to L - 1.
+        exit_head: kind of the exit heads: ``"cls"`` (Magic Pyramid's), ``"pooled"``, ``"pair"`` (for two texts) or
+            ``"fastbert"``.
+        exit_layers: layers whose output has an exit head, rising; 0 (the embeddings, ``"pooled"`` and ``"pair"`` only) to
+            L - 1. None: 1 to L - 1.
         importance_normalizer: divisor of importance: ``"alive"`` (tokens entering the layer), ``"input"`` (tokens
             the sample came with), or a number (LTP's released code: its padded width).
         precision: form of the weights of layers and word embeddings: ``"float"``, of the checkpoint's dtype; for inference
@@ -103,6 +104,16 @@ class PyramidConfig(PreTrainedConfig):
         return self.max_position_embeddings - self.backbone.first_position(self)
 
     @property
+    def reads_pairs(self) -> bool:
+        """Whether there are exits that compare two texts."""
+        return EXIT_HEADS[self.exit_head].reads_pairs and self.resolved_exit_layers() != []
+
+    @property
+    def token_types(self) -> int:
+        """Number of token types that inputs may have; exits that compare two texts tell them apart by their types."""
+        return max(self.backbone.token_types(self), 2 if self.reads_pairs else 1)
+
+    @property
     def label_names(self) -> list[str]:
         """Names of the labels, by their numbers."""
         names: Any = self.id2label
@@ -148,7 +159,7 @@ class PyramidConfig(PreTrainedConfig):
         lowest, highest = EXIT_HEADS[self.exit_head].lowest_layer, self.num_hidden_layers - 1
         for layer in layers:
             if not isinstance(layer, int) or isinstance(layer, bool) or not lowest <= layer <= highest:
-                why = "; layer 0 needs exit_head='pooled'" if layer == 0 else ""
+                why = "; layer 0 needs exit_head='pooled', or 'pair' for two texts" if layer == 0 else ""
                 raise ValueError(f"exit_layers must lie in {lowest}..{highest}{why}; got {layer!r}")
         if layers != sorted(set(layers)):
             raise ValueError(f"exit_layers must rise; got {layers}")

@@ -20,7 +20,7 @@ from mp_kernels import Kept, Ragged
 from .backbones import Block, KeysValues, PackedInputs, block_of, first_rows
 from .exits import EXIT_HEADS, Exits, LayerStates, as_they_are
 from .flops import Step
-from .inputs import concatenate_inputs, concatenate_starts
+from .inputs import cat_all, concatenate, concatenate_inputs, there
 from .pruning import Pruning
 
 # An exit is decided first, before the rest of its layer, where the layer has at least so many rows and samples. With
@@ -117,7 +117,7 @@ class Arrived:
             return parts[0]
         inputs = concatenate_inputs([part.inputs for part in parts])
         samples = torch.cat([part.samples for part in parts])
-        return Arrived(inputs, samples, _cat_all([part.thresholds for part in parts]))
+        return Arrived(inputs, samples, cat_all([part.thresholds for part in parts]))
 
 
 @dataclass
@@ -155,18 +155,12 @@ class Alive:
         """Samples of several batches in one; all of them follow their tokens, or none, and so for thresholds."""
         if len(parts) == 1:
             return parts[0]
-        batch = Ragged(
-            torch.cat([part.batch.values for part in parts]),
-            concatenate_starts([part.batch.cu_seqlens for part in parts], [part.tokens for part in parts]),
-            max(part.batch.max_seqlen for part in parts),
-            positions=_cat_all([part.batch.positions for part in parts]),
-        )
         return Alive(
-            batch,
+            concatenate([part.batch for part in parts]),
             torch.cat([part.samples for part in parts]),
             torch.cat([part.input_lengths for part in parts]),
-            _cat_all([part.thresholds for part in parts]),
-            _cat_all([part.rows for part in parts]),
+            cat_all([part.thresholds for part in parts]),
+            cat_all([part.rows for part in parts]),
         )
 
     def after(self, output: Ragged, kept: Kept | None) -> Alive:
@@ -180,24 +174,11 @@ class Alive:
         assert kept.samples is not None
         if kept.samples.shape[0] == len(self):
             return self, None
-        positions = None if self.batch.positions is None else self.batch.positions[kept.index]
-        values, *rows = mp_kernels.ragged_gather(_there(self.batch.values, self.rows), kept.index)
-        per_sample = _there(self.samples, self.input_lengths, self.thresholds)
+        values, *rows = mp_kernels.ragged_gather(there(self.batch.values, self.rows), kept.index)
+        per_sample = there(self.samples, self.input_lengths, self.thresholds)
         samples, input_lengths, *thresholds = mp_kernels.ragged_gather(per_sample, kept.samples)
-        batch = Ragged(values, kept.cu_seqlens, kept.max_seqlen, positions=positions)
         own = thresholds[0] if thresholds else None
-        return Alive(batch, samples, input_lengths, own, rows[0] if rows else None), kept
-
-
-def _cat_all(tensors: Sequence[Tensor | None]) -> Tensor | None:
-    """The tensors one after the other; None where all of them are None."""
-    there = _there(*tensors)
-    return torch.cat(there) if there else None
-
-
-def _there(*tensors: Tensor | None) -> list[Tensor]:
-    """The tensors that are not None."""
-    return [x for x in tensors if x is not None]
+        return Alive(self.batch.reduced(values, kept), samples, input_lengths, own, rows[0] if rows else None), kept
 
 
 @dataclass
@@ -416,7 +397,7 @@ def run_features(pyramid: Pyramid, batch: Ragged, kind: str) -> list[Tensor]:
     Args:
         pyramid: the classifier; its exits are not asked.
         batch: the embeddings' output, packed.
-        kind: kind of heads that can decide first, ``"cls"`` or ``"pooled"``.
+        kind: kind of heads that can decide first, ``"cls"``, ``"pooled"`` or ``"pair"``.
 
     Returns:
         L + 1 tensors: features ``[batch, features]`` at layers 0 to L - 1, and those of the final head, ``[batch, hidden]``.

@@ -46,10 +46,12 @@ class ExitHead(nn.Module):
     Attributes:
         lowest_layer: the first layer that it can stand at.
         reads_survivors: whether it needs the layer's whole output, so that nothing can be decided before.
+        reads_pairs: whether it needs to know where the second of two texts begins (:attr:`Ragged.middles`).
     """
 
     lowest_layer: ClassVar[int] = 1
     reads_survivors: ClassVar[bool] = False
+    reads_pairs: ClassVar[bool] = False
 
     @staticmethod
     def features(states: LayerStates) -> Any:
@@ -120,7 +122,26 @@ class PooledHead(TanhHead):
         return torch.cat([states.read(states.first), mean], dim=1)
 
 
-PLAIN = frozenset({ClsHead, PooledHead, nn.Linear})
+class PairHead(TanhHead):
+    """Ours, for two texts (``"pair"``): as ``"pooled"``, and distance and product of the texts' means.
+
+    Special tokens belong to the text that they follow; the mean of a text whose tokens are all gone is 0.
+    """
+
+    lowest_layer = 0
+    reads_pairs = True
+    widths = 4
+
+    @staticmethod
+    def features(states: LayerStates) -> Tensor:
+        entering = states.entering
+        assert entering.middles is not None
+        return mp_kernels.pair_features(
+            states.read(states.first), states.read(entering.values), entering.cu_seqlens, entering.middles
+        )
+
+
+PLAIN = frozenset({ClsHead, PooledHead, PairHead, nn.Linear})
 
 
 class FastBertHead(ExitHead):
@@ -167,7 +188,12 @@ class FastBertHead(ExitHead):
         return 2 * (tokens * of_all_tokens + of_first)
 
 
-EXIT_HEADS: Mapping[str, type[ExitHead]] = {"cls": ClsHead, "pooled": PooledHead, "fastbert": FastBertHead}
+EXIT_HEADS: Mapping[str, type[ExitHead]] = {
+    "cls": ClsHead,
+    "pooled": PooledHead,
+    "pair": PairHead,
+    "fastbert": FastBertHead,
+}
 
 
 def make_exit_heads(config: Any) -> nn.ModuleDict:

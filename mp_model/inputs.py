@@ -17,29 +17,46 @@ from mp_kernels.memory import read_by_host
 
 from .backbones.forms import PackedInputs
 
+ONE_TEXT = "this model's exits compare two texts (exit_head='pair'); give pairs"
+
 
 def concatenate_inputs(parts: Sequence[PackedInputs]) -> PackedInputs:
     """Several packed batches as one, sample after sample; all of them hold ids, or all vectors."""
     if len(parts) == 1:
         return parts[0]
-    words = Ragged(
-        torch.cat([part.words.values for part in parts]),
-        concatenate_starts([part.words.cu_seqlens for part in parts], [part.tokens for part in parts]),
-        max(part.words.max_seqlen for part in parts),
-    )
     return PackedInputs(
-        words,
+        concatenate([part.words for part in parts]),
         torch.cat([part.token_types for part in parts]),
         torch.cat([part.positions for part in parts]),
         max(part.positions_end for part in parts),
     )
 
 
-def concatenate_starts(starts: Sequence[Tensor], totals: Sequence[int]) -> Tensor:
-    """``cu_seqlens`` of several packed batches as one; totals: rows of each."""
-    ends = list(itertools.accumulate(totals, initial=0))
-    shifted = [part[:-1] + before for part, before in zip(starts, ends, strict=False)]
-    return torch.cat([*shifted, torch.full_like(starts[0][:1], ends[-1])])
+def concatenate(parts: Sequence[Ragged]) -> Ragged:
+    """Several packed batches as one, sample after sample; it comes from no padded batch."""
+    befores = list(itertools.accumulate((part.values.shape[0] for part in parts), initial=0))
+    starts = [part.cu_seqlens[:-1] + before for part, before in zip(parts, befores, strict=False)]
+    middles = [
+        None if part.middles is None else part.middles + before for part, before in zip(parts, befores, strict=False)
+    ]
+    return Ragged(
+        torch.cat([part.values for part in parts]),
+        torch.cat([*starts, torch.full_like(starts[0][:1], befores[-1])]),
+        max(part.max_seqlen for part in parts),
+        positions=cat_all([part.positions for part in parts]),
+        middles=cat_all(middles),
+    )
+
+
+def cat_all(tensors: Sequence[Tensor | None]) -> Tensor | None:
+    """The tensors one after the other; None where all of them are None."""
+    found = there(*tensors)
+    return torch.cat(found) if found else None
+
+
+def there(*tensors: Tensor | None) -> list[Tensor]:
+    """The tensors that are not None."""
+    return [x for x in tensors if x is not None]
 
 
 class Bounded(NamedTuple):
@@ -68,6 +85,8 @@ class PaddedInputs:
         token_types: int ``[batch, width]``; None: all 0.
         positions: int ``[batch, width]``; None: counted from each sample's first real token.
         first_position: the position of that token.
+        sides: int ``[batch, width]``, 0 for tokens of the first text and 1 or more for those of the second; None where
+            nobody reads pairs, or nobody said.
     """
 
     words: Tensor
@@ -75,6 +94,7 @@ class PaddedInputs:
     token_types: Tensor | None
     positions: Tensor | None
     first_position: int
+    sides: Tensor | None = None
 
     @property
     def keep(self) -> Tensor:
@@ -94,8 +114,9 @@ class PaddedInputs:
     def bounded(self, config: Any) -> list[Bounded]:
         """The integers that must keep to a range, the positions first."""
         bounded = [Bounded("position_ids", self.positions, config.max_position_embeddings, "; truncate the text")]
-        if self.token_types is not None:
-            bounded.append(Bounded("token_type_ids", self.token_types, config.backbone.token_types(config)))
+        types = self.token_types if self.sides is None else self.sides
+        if types is not None:
+            bounded.append(Bounded("token_type_ids", types, config.token_types))
         if not self.words.is_floating_point():
             bounded.append(
                 Bounded("input_ids", self.words, config.vocab_size, "; was it made by this model's tokenizer?")
@@ -121,7 +142,8 @@ def padded_inputs(
         dtype: the embeddings' dtype, which ``inputs_embeds`` must have.
         input_ids: int ``[batch, width]``; or ``inputs_embeds``, floating ``[batch, width, hidden]``.
         attention_mask: ``[batch, width]``, 1 for real tokens; None: all are real.
-        token_type_ids: int ``[batch, width]``; None: all 0.
+        token_type_ids: int ``[batch, width]``; None: all 0. Where exits read pairs, they tell the two texts apart, of a
+            backbone without token types too.
         position_ids: int ``[batch, width]`` or ``[1, width]``; None: counted.
 
     Raises:
@@ -146,8 +168,11 @@ def padded_inputs(
     if token_type_ids is not None:
         _check_shape("token_type_ids", token_type_ids, shape)
         _check_integers("token_type_ids", token_type_ids)
+    sides = token_type_ids if config.reads_pairs else None
+    if sides is not None and config.backbone.token_types(config) == 1:
+        token_type_ids = None
     first_position = config.backbone.first_position(config)
-    return PaddedInputs(source, attention_mask, token_type_ids, positions, first_position)
+    return PaddedInputs(source, attention_mask, token_type_ids, positions, first_position, sides)
 
 
 def first_columns(keep: Tensor) -> Tensor:
@@ -155,13 +180,16 @@ def first_columns(keep: Tensor) -> Tensor:
     return keep.byte().argmax(1) if keep.shape[1] else torch.zeros_like(keep.sum(1))
 
 
-def pack_inputs(config: Any, inputs: PaddedInputs) -> PackedInputs:
+def pack_inputs(config: Any, inputs: PaddedInputs, of_pairs: bool = False) -> PackedInputs:
     """Takes the padding out of a batch.
 
+    of_pairs: whether exits will read where each sample's second text begins.
+
     Raises:
-        ValueError: a value outside its range, a sample without a token; the message names the argument.
+        ValueError: a value outside its range, a sample without a token, or without a second text where that is asked for;
+            the message names the argument.
     """
-    extents = checked_values(config, inputs)
+    extents = checked_values(config, inputs, of_pairs)
     ids = None if inputs.words.is_floating_point() else inputs.words
     xs = [x for x in (ids, inputs.token_types, inputs.positions) if x is not None]
     rows, places, packed = mp_kernels.pack_padded(inputs.attention_mask, extents.cu_seqlens, extents.total, xs)
@@ -173,7 +201,19 @@ def pack_inputs(config: Any, inputs: PaddedInputs) -> PackedInputs:
     else:
         positions = next(columns)
     words = Ragged(values, extents.cu_seqlens, extents.longest, rows, inputs.words.shape[1])
+    if of_pairs:
+        words.middles = words.cu_seqlens[1:] - _of_second_text(inputs).sum(1)
     return PackedInputs(words, types, positions, extents.positions_end)
+
+
+def _of_second_text(inputs: PaddedInputs) -> Tensor:
+    """bool ``[batch, width]``: the tokens of each sample's second text."""
+    if inputs.sides is None:
+        raise ValueError(
+            "token_type_ids must tell two texts apart for exits with exit_head='pair', 0 for the first and its special "
+            "tokens, 1 for the second; got none: give them, or close the exits with exit_threshold='never'"
+        )
+    return inputs.keep & (inputs.sides != 0)
 
 
 class Extents(NamedTuple):
@@ -185,18 +225,30 @@ class Extents(NamedTuple):
     positions_end: int
 
 
-def checked_values(config: Any, inputs: PaddedInputs) -> Extents:
+def checked_values(config: Any, inputs: PaddedInputs, of_pairs: bool = False) -> Extents:
     """All that the host must know of a padded batch, in one read.
 
+    of_pairs: whether each sample must have a second text.
+
     Raises:
-        ValueError: a sample without a token; a value outside its range, at a real token.
+        ValueError: a sample without a token, or without a second text; a value outside its range, at a real token.
     """
     bounded = inputs.bounded(config)
     read = [x.values for x in bounded if x.values is not None]
     cu_seqlens, extents = mp_kernels.measure_padded(inputs.attention_mask, read)
     if inputs.attention_mask.shape[0] == 0:
         return Extents(cu_seqlens, 0, 0, 0)
-    return understood(read_by_host(extents), bounded, cu_seqlens, inputs.first_position)
+    if not of_pairs:
+        return understood(read_by_host(extents), bounded, cu_seqlens, inputs.first_position)
+    seconds = _of_second_text(inputs).sum(1)
+    *facts, fewest, single_row = read_by_host(torch.cat([extents, torch.stack([seconds.amin(), seconds.argmin()])]))
+    found = understood(facts, bounded, cu_seqlens, inputs.first_position)
+    if fewest == 0:
+        raise ValueError(
+            f"token_type_ids has no 1 in row {single_row}, and exits with exit_head='pair' compare two texts; give a pair, "
+            "or close the exits with exit_threshold='never'"
+        )
+    return found
 
 
 def understood(facts: Sequence[int], bounded: Sequence[Bounded], cu_seqlens: Tensor, first_position: int) -> Extents:
@@ -277,12 +329,14 @@ def pack_tokens(
     Args:
         config: the model's configuration.
         ids: int64 ``[total]``, the samples' word-piece ids back to back.
-        types: int64 ``[total]``, their token types; None: all 0.
+        types: int64 ``[total]``, their token types; None: all 0. Where exits read pairs, each sample has 1 in its second
+            text, of a backbone without token types too.
         lengths: int64 ``[batch]``, tokens of each sample, at least 1.
         device: the model's device.
 
     Raises:
-        ValueError: a sample without a token or with more than the model's positions, an id or a type outside its range.
+        ValueError: a sample without a token or with more than the model's positions, an id or a type outside its range; a
+            single text where exits read pairs.
     """
     longest = int(lengths.max(initial=0))
     if longest > config.positions:
@@ -294,7 +348,7 @@ def pack_tokens(
         raise ValueError(
             f"input_ids must lie in 0..{config.vocab_size - 1}; got {wrong}; was it made by this model's tokenizer?"
         )
-    kinds = config.backbone.token_types(config)
+    kinds = config.token_types
     if types is not None and types.size and types.max() >= kinds:
         raise ValueError(
             f"token_type_ids must lie in 0..{kinds - 1}; got {types.max()}; is the model for single texts?"
@@ -308,5 +362,11 @@ def pack_tokens(
         return torch.from_numpy(np.ascontiguousarray(x)).to(device, non_blocking=True)
 
     words = Ragged(on_device(ids), on_device(starts), longest)
-    token_types = on_device(np.zeros_like(ids) if types is None else types)
-    return PackedInputs(words, token_types, on_device(positions), first + longest)
+    if config.reads_pairs:
+        of_second = np.zeros_like(lengths) if types is None else np.add.reduceat((types != 0).astype(int), starts[:-1])
+        if of_second.min(initial=1) < 1:
+            raise ValueError(ONE_TEXT)
+        words.middles = on_device(starts[1:] - of_second)
+    if types is None or config.backbone.token_types(config) == 1:
+        types = np.zeros_like(ids)
+    return PackedInputs(words, on_device(types), on_device(positions), first + longest)

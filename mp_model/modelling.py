@@ -205,10 +205,11 @@ class PyramidModel(PyramidPreTrainedModel):
     ) -> PackedInputs:
         """Checks the padded inputs and takes their padding out (:func:`mp_model.inputs.pack_inputs`).
 
+        Where there are exits that compare two texts, every sample must have two, and it is noted where each begins.
         Positions count from each sample's first real token, so the side of the padding changes nothing.
         """
         inputs = self.padded(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
-        return pack_inputs(self.config, inputs)
+        return pack_inputs(self.config, inputs, self.config.reads_pairs)
 
     def padded(self, *arguments: Any, **named: Any) -> PaddedInputs:
         """The padded inputs, their shapes checked; takes the arguments of :meth:`pack`."""
@@ -393,7 +394,9 @@ class PyramidForSequenceClassification(PyramidPreTrainedModel):
         """Classifies a padded batch.
 
         Args:
-            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds: as for :class:`PyramidModel`.
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds: as for :class:`PyramidModel`. Open exits
+                with ``"pair"`` heads need ``token_type_ids``, 0 for the first of two texts and 1 for the second, of any
+                backbone.
             labels: int64 ``[batch]``, or floats for several labels a text or values, as in BERT; adds the loss. Where
                 ``config.problem_type`` is None, they set it.
             exit_threshold: instead of ``config.exit_threshold``: a float, a list with one float an exit layer, a tensor
@@ -460,7 +463,7 @@ class PyramidForSequenceClassification(PyramidPreTrainedModel):
         follow_tokens: bool,
     ) -> PyramidOutput:
         """Answers by the engine; exit_threshold: a tensor with one for each sample, or else it is not read."""
-        inputs = pack_inputs(self.config, padded)
+        inputs = pack_inputs(self.config, padded, pyramid.exits is not None and self.config.reads_pairs)
         batch = inputs.words
         thresholds = None
         if isinstance(exit_threshold, Tensor):

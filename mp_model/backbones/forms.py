@@ -8,7 +8,7 @@ themselves, packed and fused for inference; it is taken where the weights say ev
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MethodType
 from typing import ClassVar, Protocol
 
@@ -42,7 +42,7 @@ class PackedInputs:
         """The same batch of other rows; placed: whether they are to know their tokens' places in the text."""
         words = self.words
         positions = places_of(words) if placed else None
-        return Ragged(values, words.cu_seqlens, words.max_seqlen, words.index, words.width, positions)
+        return replace(words, values=values, positions=positions)
 
     @property
     def tokens(self) -> int:
@@ -59,10 +59,7 @@ def places_of(batch: Ragged) -> Tensor:
 
 def output_of(values: Tensor, kept: Kept | None, entering: Ragged) -> Ragged:
     """The packed batch of a layer's output rows; kept: those that survived, None: all that entered."""
-    if kept is None:
-        return Ragged(values, entering.cu_seqlens, entering.max_seqlen, positions=entering.positions)
-    positions = None if entering.positions is None else entering.positions[kept.index]
-    return Ragged(values, kept.cu_seqlens, kept.max_seqlen, positions=positions)
+    return replace(entering, values=values, index=None, width=None) if kept is None else entering.reduced(values, kept)
 
 
 def first_rows(values: Tensor, batch: Ragged) -> Tensor:

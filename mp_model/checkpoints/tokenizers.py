@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
+
+from tokenizers import processors
 
 from ..configuration import PyramidConfig
 from .configurations import read_config
@@ -42,10 +45,56 @@ def load_tokenizer(checkpoint: str | Path) -> Any:
     _check_vocabulary(tokenizer, config, checkpoint)
     if unsaid:
         _check_special_tokens(tokenizer, Path(checkpoint) / "vocab.txt")
-    # The model says whether it tells the texts of a pair apart by types, not the tokenizer, which may be a generic one.
-    others = [name for name in tokenizer.model_input_names if name != TYPES]
-    tokenizer.model_input_names = others if config.backbone.token_types(config) == 1 else [*others, TYPES]
+    say_types(tokenizer, config)
     return tokenizer
+
+
+def say_types(tokenizer: Any, config: PyramidConfig) -> None:
+    """Lets a tokenizer give the token types that a model reads, or none.
+
+    The model says whether it tells the texts of a pair apart by types, not the tokenizer, which may be a generic one. Where
+    exits compare two texts they must be told apart, and a tokenizer that gives both type 0, such as RoBERTa's, is changed to
+    give the second one type 1, in all that is made with it and in what it is saved as.
+
+    Raises:
+        ValueError: a tokenizer that cannot be changed so.
+    """
+    others = [name for name in tokenizer.model_input_names if name != TYPES]
+    tokenizer.model_input_names = others if config.token_types == 1 else [*others, TYPES]
+    if not config.reads_pairs:
+        return
+    tokenizer.init_kwargs["model_input_names"] = tokenizer.model_input_names  # it is saved with these
+    if any(tokenizer("a", "a", return_token_type_ids=True)[TYPES]):
+        return
+    if not getattr(tokenizer, "is_fast", False):
+        raise ValueError(
+            "exits that compare two texts (exit_head='pair') need a tokenizer that tells them apart by token_type_ids, or "
+            "a fast one; give the checkpoint a tokenizer.json, or choose exit_head='pooled'"
+        )
+    _mark_second_texts(tokenizer.backend_tokenizer)
+
+
+def _mark_second_texts(backend: Any) -> None:
+    """Makes a tokenizer of the tokenizers library give type 1 to second texts and the special tokens that follow them."""
+    plain = copy.deepcopy(backend)
+    plain.no_padding()
+    plain.no_truncation()
+    special: dict[int, dict[str, Any]] = {}
+    templates: list[list[str]] = []
+    for texts in (("a",), ("a", "a")):
+        made, pieces, side = plain.encode(*texts), [], 0
+        for number, token, text in zip(made.ids, made.tokens, made.sequence_ids, strict=True):
+            if text is None:
+                known = special.setdefault(number, {"id": f"special{number}", "ids": [number], "tokens": [token]})
+                pieces.append(f"{known['id']}:{side}")
+            elif f"${'AB'[text]}:{text}" not in pieces:
+                side = text
+                pieces.append(f"${'AB'[text]}:{text}")
+        templates.append(pieces)
+    made_from: Any = processors.TemplateProcessing
+    template, before = made_from(*templates, list(special.values())), backend.post_processor
+    trims = before is not None and b'"trim_offsets":true' in before.__getstate__()  # the spaces before words
+    backend.post_processor = processors.Sequence([processors.ByteLevel(), template]) if trims else template
 
 
 def _check_special_tokens(tokenizer: Any, vocabulary: Path) -> None:

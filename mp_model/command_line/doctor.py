@@ -159,7 +159,8 @@ def of_folder(folder: Path, device: str, precision: str) -> Iterator[Finding]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", TunedForOtherWarning)  # it has a sentence of its own
             classifier = Classifier.load(folder, precision, device)
-            (answer,) = classifier(["Does it answer?"])
+            text = "Does it answer?"
+            (answer,) = classifier([(text, text) if classifier.reads_pairs else text])
     except (ValueError, TypeError, OSError, ModuleNotFoundError) as error:
         yield Finding("model", WRONG, f"{' '.join(str(error).split())}.")
         return

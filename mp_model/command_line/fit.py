@@ -195,6 +195,7 @@ def _train(prepared: Prepared, max_drop: float, precision: str, console: Console
 def _describe(prepared: Prepared, summary: Summary, checkpoint: str) -> None:
     """Writes the card of the fitted model."""
     from ..checkpoints.configurations import read_config
+    from ..data.batches import are_pairs
     from ..reporting.card import Figure, escaped, figures_of, write_card
     from .info import settings_of
 
@@ -217,6 +218,7 @@ def _describe(prepared: Prepared, summary: Summary, checkpoint: str) -> None:
         figures_of(figures, summary.validation_texts, settings),
         data_rows(prepared),
         notes,
+        are_pairs(prepared.task.train.texts),
     )
 
 

@@ -45,8 +45,9 @@ def for_the_model(
         ValueError: a model that does not choose one label for a text, or has not all of the labels.
     """
     from ..checkpoints.tokenizers import max_length_of
-    from ..data.batches import encode, length_sorted_batches
+    from ..data.batches import are_pairs, encode, length_sorted_batches
     from ..data.labels import numbered
+    from ..inputs import ONE_TEXT
     from ..measuring.all_exits import check_task
 
     config = classifier.model.config
@@ -54,6 +55,8 @@ def for_the_model(
     data = numbered(rows, config.label_names, source)
     if data.note is not None:
         typer.echo(data.note, err=True)
+    if classifier.reads_pairs and not are_pairs(data.texts):
+        raise ValueError(f"{source} holds single texts: {ONE_TEXT}, in columns 'text_a' and 'text_b'")
     encoded = encode(classifier.tokenizer, data.texts, max_length_of(classifier.tokenizer, config))
     batches = length_sorted_batches(encoded, batch_size, config.pad_token_id or 0)
     return data, [batch.to(classifier.model.device) for batch in batches]

@@ -14,6 +14,7 @@ from .loading import check_model_folder
 from .options import takes_dataclasses
 
 if TYPE_CHECKING:
+    from ..data.batches import Text
     from ..serving.classifier import Classifier
 
 
@@ -74,8 +75,8 @@ def serve(
         run(Service(classifier, settings, name, shaded), bound, tracer)
 
 
-def shaded(classifier: Classifier, text: str, exit_threshold: Any) -> dict[str, Any]:
-    """A text's words with the number of layers that each went through, and the answer."""
+def shaded(classifier: Classifier, text: Text, exit_threshold: Any) -> dict[str, Any]:
+    """The words of a text, or of a pair, with the number of layers that each went through, and the answer."""
     from ..reporting.shading import shade_answer
 
     found = shade_answer(classifier.model, classifier.tokenizer, text, exit_threshold)

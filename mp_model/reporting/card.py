@@ -40,6 +40,7 @@ def write_card(
     figures: str,
     data: Sequence[Sequence[str]] | None = None,
     notes: Sequence[str] = (),
+    pairs: bool = False,
 ) -> bool:
     """Writes the card of a folder, unless a README.md is there that somebody else wrote; returns whether it did.
 
@@ -50,6 +51,7 @@ def write_card(
         figures: part on accuracy, work and settings, by :func:`figures_of`.
         data: rows of a table of the texts that it was made from, the columns' names first; None: unknown.
         notes: sentences on them.
+        pairs: whether it reads pairs of texts.
     """
     if not is_ours(folder):
         return False
@@ -63,7 +65,7 @@ def write_card(
     ]
     if data is not None:
         parts += ["## Data", table(data), *map(escaped, notes)]
-    parts += [figures, _use(folder)]
+    parts += [figures, _use(folder, pairs)]
     with whole_file(folder / CARD) as stream:
         stream.write("\n\n".join(parts) + "\n")
     return True
@@ -124,19 +126,20 @@ def escaped(words: str) -> str:
     return re.sub(r"([\\`*_\[\]<>#|])", r"\\\1", " ".join(words.split()))
 
 
-def _use(folder: Path) -> str:
+def _use(folder: Path, pairs: bool) -> str:
+    texts, file = ('("A text.", "Another one.")', "pairs.tsv") if pairs else ('"A text.", "Another one."', "texts.txt")
     return f"""## Use
 
 ```python
 from mp_model import Classifier
 
 classifier = Classifier.load("{folder}")
-for answer in classifier(["A text.", "Another one."]):
+for answer in classifier([{texts}]):
     print(answer.label, answer.score, answer.exit_layer)
 ```
 
 ```bash
-magic-pyramid classify --model {folder} texts.txt --output answers.jsonl
+magic-pyramid classify --model {folder} {file} --output answers.jsonl
 magic-pyramid tune validation.tsv --model {folder} --max-drop 0.5
 magic-pyramid report {folder} test.tsv
 ```"""

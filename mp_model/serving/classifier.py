@@ -30,7 +30,7 @@ from ..data.files import check_folder
 from ..data.tokens import Tokeniser, Tokens
 from ..data.windows import Window, Windows, tokens_of, with_windows
 from ..engine import Arrived, Pyramid, StepResult
-from ..inputs import pack_tokens
+from ..inputs import ONE_TEXT, pack_tokens
 from ..modelling import thresholds_of_samples
 from ..registration import PyramidForSequenceClassification
 from ..schedule import BUDGET, Schedule
@@ -111,6 +111,11 @@ class Classifier:
         self.cache: Cache[Answer] | None = Cache(cache) if cache else None
         self.longer = 0
 
+    @property
+    def reads_pairs(self) -> bool:
+        """Whether it takes nothing but pairs of texts, which its exits compare."""
+        return self.model.config.reads_pairs
+
     @classmethod
     def load(
         cls,
@@ -188,14 +193,15 @@ class Classifier:
 
         Raises:
             TypeError: a single string; an item that is no text.
-            ValueError: a text that is no Unicode; singles and pairs in one call; an answer that is no number.
+            ValueError: a text that is no Unicode; singles and pairs in one call; a single text where exits compare two; an
+                answer that is no number.
             ValueError, TypeError: an exit threshold that cannot be followed, or that opens untrained exits.
         """
         if isinstance(texts, str | Mapping | Set):
             kind = type(texts).__name__
             way_out = "put it into a list" if isinstance(texts, str) else "its order is nobody's; give a list"
             raise TypeError(f"texts must be a list of texts; got a single {kind}, {way_out}")
-        texts = list(checked(texts))
+        texts = list(checked(texts, self.reads_pairs))
         own = exit_threshold if isinstance(exit_threshold, Tensor) else None
         if own is not None and own.shape != (len(texts),):
             raise ValueError(f"a tensor exit_threshold has one entry per text, [{len(texts)}]; got {list(own.shape)}")
@@ -234,7 +240,7 @@ class Classifier:
     def _from_source(
         self, texts: Iterable[Text], room: int, size: int, exit_threshold: float | str | Sequence[float] | None
     ) -> Iterator[Answer]:
-        source = ReadAhead(checked(texts), ahead=size)
+        source = ReadAhead(checked(texts, self.reads_pairs), ahead=size)
         try:
             pieces = ((piece, None) for piece in source.pieces(size))
             yield from self._stream(pieces, room, size, exit_threshold)
@@ -554,12 +560,13 @@ def scores_of(logits: Tensor, task: str) -> Tensor:
     return logits.sigmoid() if task == SEVERAL_LABELS else logits
 
 
-def checked(texts: Iterable[Any]) -> Iterator[Text]:
+def checked(texts: Iterable[Any], only_pairs: bool = False) -> Iterator[Text]:
     """The texts, as long as each is a str, or each a pair of them, that a tokenizer can take.
 
     Raises:
         TypeError: an item that is neither.
-        ValueError: a lone surrogate, which is half a character; singles and pairs together.
+        ValueError: a lone surrogate, which is half a character; singles and pairs together; a single one where only pairs
+            are taken.
     """
     pairs: bool | None = None
     for number, text in enumerate(texts):
@@ -579,6 +586,8 @@ def checked(texts: Iterable[Any]) -> Iterator[Text]:
                 f"texts must be all single or all pairs; got both: texts[{number}] is not like those before"
             )
         pairs = isinstance(text, tuple)
+        if only_pairs and not pairs:
+            raise ValueError(f"texts[{number}] is a single text: {ONE_TEXT}")
         yield text
 
 

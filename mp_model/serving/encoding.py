@@ -10,6 +10,7 @@ import numpy as np
 from ..data.batches import Text
 from ..data.tokens import Tokeniser
 from ..data.windows import Windows
+from ..inputs import ONE_TEXT
 from .admission import EmptyError, InvalidError, RefusedError, TokenizerError
 from .classifier import Classifier, LongText
 from .requests import Encoded, next_window, separate
@@ -26,6 +27,7 @@ class Encoder:
 
     def __init__(self, classifier: Classifier) -> None:
         tokenizer, self.max_length = classifier.tokenizer, classifier.tokenise.max_length
+        self.only_pairs = classifier.reads_pairs
         self.own_side = getattr(tokenizer, "truncation_side", "right")
         other = copy.deepcopy(tokenizer)
         other.truncation_side = "left" if self.own_side == "right" else "right"
@@ -53,6 +55,10 @@ class Encoder:
         found: list[Encoded | RefusedError] = [EmptyError("`inputs` cannot be empty")] * len(texts)
         for kind in (str, tuple):
             places = [place for place, text in enumerate(texts) if isinstance(text, kind) and _says_something(text)]
+            if kind is str and self.only_pairs:
+                for place in places:
+                    found[place] = InvalidError(ONE_TEXT)
+                continue
             kept = self._all(tokenise, [texts[place] for place in places], long_texts == "windows")
             for place, encoded in zip(places, kept, strict=True):
                 found[place] = self._if_short(encoded) if long_texts == "refuse" else encoded

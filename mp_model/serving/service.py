@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..data.batches import Text
+from ..inputs import ONE_TEXT
 from .admission import ExpiredError, GoneError, InvalidError, Permits, RefusedError
 from .audit import Audit
 from .cache import Cache
@@ -34,7 +35,7 @@ QUICK = 2000  # characters that are tokenised in less time than a thread takes t
 RECENT = 1000  # requests whose times the live figures are made from
 
 # What shades a text by the way that it takes through the model, given an exit threshold.
-Shade = Callable[[Classifier, str, Any], dict[str, Any]]
+Shade = Callable[[Classifier, Text, Any], dict[str, Any]]
 
 
 @dataclass
@@ -276,20 +277,27 @@ class Service:
             self.metrics.failures.labels(outcome.kind).inc()
 
     async def pyramid(self, text: str, exit_threshold: float | str | None) -> dict[str, Any]:
-        """A text's way through the model, for the page.
+        """A text's way through the model, for the page; for a model that reads pairs the second begins in the second line.
 
         Raises:
-            RefusedError: nothing shades texts here; more waits than is allowed; thresholds that cannot be followed.
+            RefusedError: nothing shades texts here; more waits than is allowed; thresholds that cannot be followed; one line
+                where two texts are compared.
         """
         if self.shade is None:
             raise InvalidError("this server shades no texts")
+        whole: Text = text
+        if self.classifier.reads_pairs:
+            first, _, second = text.partition("\n")
+            if not second:
+                raise InvalidError(f"{ONE_TEXT}, the second text on a line of its own")
+            whole = first, second
         shade, threshold = self.shade, exit_threshold
         self.levels.row(threshold)
         if threshold is None:
             own = self.levels.by_name[DEFAULT]
             threshold = "never" if own.exit_threshold is None else own.exit_threshold  # type: ignore[assignment]
         with self.permits.for_texts(1):
-            return await asyncio.wrap_future(self.worker.call(lambda: shade(self.classifier, text, threshold)))
+            return await asyncio.wrap_future(self.worker.call(lambda: shade(self.classifier, whole, threshold)))
 
     def _tighten(self, factor: float) -> None:
         self.levels.factor = factor

@@ -193,7 +193,8 @@ class Worker:
     def _run(self) -> None:
         try:
             longest = self.classifier.tokenise.max_length
-            self.classifier(["a " * min(words, longest) for words in WARM])
+            texts = ["a " * min(words, longest) for words in WARM]
+            self.classifier([(text, "a") for text in texts] if self.classifier.reads_pairs else texts)
             self.state = "ready"
             log.info("ready")
             while (number := self._next()) is not None:

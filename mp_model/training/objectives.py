@@ -106,7 +106,7 @@ class JointExits(nn.Module):
     """The main head first, every exit beside it at a lower weight (deep supervision); tokens pruned for real.
 
     Args:
-        model: the classifier, with ``"cls"`` or ``"pooled"`` heads.
+        model: the classifier, with ``"cls"``, ``"pooled"`` or ``"pair"`` heads.
         exit_weight: weight of each exit's loss, where the main head's is 1.
         share_of_teacher: share of the main head's prediction in an exit's target; the rest is the label.
     """

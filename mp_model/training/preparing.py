@@ -13,8 +13,9 @@ from transformers import set_seed
 
 from ..checkpoints.configurations import read_config
 from ..checkpoints.reading import read_classifier
-from ..checkpoints.tokenizers import load_tokenizer, max_length_of
+from ..checkpoints.tokenizers import load_tokenizer, max_length_of, say_types
 from ..configuration import ONE_LABEL
+from ..data.batches import are_pairs
 from ..data.files import check_folder
 from ..data.values import listed
 from ..registration import PyramidForSequenceClassification
@@ -105,6 +106,7 @@ def prepare(
     settings = settings.for_texts(len(task.train))
     tokenizer = load_tokenizer(checkpoint)
     model, agreement, notes = _load(checkpoint, recipe, settings, task, stages, freeze_backbone)
+    say_types(tokenizer, model.config)
     task = task.in_the_order_of(agreement.label_names)
     positions = model.config.positions
     if (settings.max_length or 0) > positions:
@@ -133,6 +135,7 @@ def prepare(
             "freeze_backbone": freeze_backbone,
             "settings": asdict(settings),
             "label_names": task.label_names,
+            **({"exit_head": model.config.exit_head} if model.config.reads_pairs else {}),
             "training texts": texts_identity(task.train, task.label_names),
             "validation texts": texts_identity(task.validation, task.label_names),
         },
@@ -184,7 +187,7 @@ def _load(
         problem_type=ONE_LABEL,
         id2label=names,
         label2id={name: number for number, name in names.items()},
-        **model_settings(recipe, settings, config.num_hidden_layers),
+        **model_settings(recipe, settings, config.num_hidden_layers, are_pairs(task.train.texts)),
     ).model
     if not agreement.keeps_head:
         _reset_heads(model)

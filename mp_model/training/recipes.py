@@ -19,12 +19,14 @@ class Recipe:
         stages: names out of ``STAGES``, in their order.
         config: settings of :class:`mp_model.PyramidConfig`, instead of the checkpoint's.
         share_of_teacher: share of the main head's prediction in an exit's target; the rest is the label.
+        for_pairs: settings that are others where texts come in pairs.
     """
 
     about: str
     stages: tuple[str, ...]
     config: dict[str, Any] = field(default_factory=dict)
     share_of_teacher: float = 1.0
+    for_pairs: dict[str, Any] = field(default_factory=dict)
 
     @property
     def has_exits_on_features(self) -> bool:
@@ -52,7 +54,9 @@ class Recipe:
             if exit_training not in ("joint", "frozen"):
                 raise ValueError(f"exit training must be 'joint' or 'frozen'; got {exit_training!r}")
             if not self.has_exits_on_features:
-                raise ValueError("exit training can be chosen where there are 'cls' or 'pooled' exits, as in 'mp'")
+                raise ValueError(
+                    "exit training can be chosen where there are 'cls', 'pooled' or 'pair' exits, as in 'mp'"
+                )
             before = tuple(stage for stage in stages if stage in ("fine-tune", "soft"))
             stages = (*before, "joint" if exit_training == "joint" else "hard", "exits")
         if freeze_backbone:
@@ -75,10 +79,12 @@ NO_EXITS: dict[str, Any] = {"exit_head": "cls", "exit_layers": [], "top_k": None
 
 RECIPES = {
     "pyramid": Recipe(
-        "tokens pruned, and pooled exits from before layer 1 on, trained with the backbone and then by themselves",
+        "tokens pruned, and exits from before layer 1 on that also read means of tokens, trained with the backbone and then "
+        "by themselves",
         ("fine-tune", "soft", "joint", "exits"),
         {"exit_head": "pooled", "exit_layers": "all", "top_k": None},
         share_of_teacher=0.5,
+        for_pairs={"exit_head": "pair"},
     ),
     "mp": Recipe(
         "Magic Pyramid to the letter: learned token pruning, then exits under a frozen backbone",
@@ -190,13 +196,17 @@ def _number(normalizer: str | float) -> float:
         raise ValueError(f"importance_normalizer must be alive, input or a number; got {normalizer!r}") from None
 
 
-def model_settings(recipe: Recipe, settings: Settings, layers: int) -> dict[str, Any]:
-    """Settings of :class:`mp_model.PyramidConfig` by a recipe, for a backbone of that many layers."""
+def model_settings(recipe: Recipe, settings: Settings, layers: int, pairs: bool = False) -> dict[str, Any]:
+    """Settings of :class:`mp_model.PyramidConfig` by a recipe, for a backbone of that many layers.
+
+    pairs: whether it will read pairs of texts.
+    """
     config = {
         "importance_normalizer": settings.importance_normalizer,
         "exit_threshold": None,
         "tuned_for": None,
         **recipe.config,
+        **(recipe.for_pairs if pairs else {}),
     }
     if config.get("exit_layers") == "all":
         config["exit_layers"] = list(range(layers))

@@ -145,7 +145,7 @@ def test_bias_and_windows_in_half_precision(window: int | None, dtype: torch.dty
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("head", ["cls", "pooled", "fastbert"])
+@pytest.mark.parametrize("head", ["cls", "pooled", "pair", "fastbert"])
 @pytest.mark.parametrize("pruned", [False, True], ids=["whole", "pruned"])
 def test_model_gives_the_cpu_answers(head: str, pruned: bool) -> None:
     batch = tiny.samples()

@@ -186,24 +186,25 @@ def test_one_label_has_no_exits(threshold: object) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("head", ["cls", "pooled", "fastbert"])
+@pytest.mark.parametrize("head", ["cls", "pooled", "pair", "fastbert"])
 @pytest.mark.parametrize("threshold", [None, 0.5, torch.zeros(0)], ids=["never", "float", "tensor"])
 @pytest.mark.parametrize("width", [0, 8])
 def test_an_empty_batch_has_an_empty_answer(head: str, threshold: object, width: int) -> None:
     model = tiny.classifier(exit_head=head, prune_thresholds=[0.05] * 4)
-    output = model(torch.zeros(0, width, dtype=torch.int64), exit_threshold=threshold)
+    nothing = torch.zeros(0, width, dtype=torch.int64)
+    output = model(nothing, token_type_ids=nothing, exit_threshold=threshold)
     assert output.logits.shape == (0, 3)
     assert output.tokens_per_layer.shape == (0, 4)
     for name in ("exit_layer", "uncertainty", "flops", "executed_flops"):
         assert getattr(output, name).shape == (0,)
-    encoded = model.bert(torch.zeros(0, width, dtype=torch.int64))
+    encoded = model.bert(nothing)
     assert encoded.last_hidden_state.shape == (0, width, 32)
     assert encoded.pooler_output.shape == (0, 32)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("pruning", [{}, {"prune_thresholds": [0.5] * 4}, {"top_k": [1, 0.5, 3, 1]}], ids=str)
-@pytest.mark.parametrize("head", ["cls", "pooled", "fastbert"])
+@pytest.mark.parametrize("head", ["cls", "pooled", "pair", "fastbert"])
 def test_samples_of_one_token(head: str, pruning: dict) -> None:
     model = tiny.classifier(exit_head=head, **pruning)
     batch = tiny.samples([1, 1, 1])
@@ -212,6 +213,32 @@ def test_samples_of_one_token(head: str, pruning: dict) -> None:
     assert output.tokens_per_layer.eq(1).all()
     expected = torch.stack([answer.logits for answer in answers])
     torch.testing.assert_close(output.logits.double(), expected, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_exits_that_compare_two_texts_refuse_a_single_one() -> None:
+    model = tiny.classifier(exit_head="pair", exit_layers=[0, 2], exit_threshold=0.5)
+    batch = tiny.samples([5, 9, 3])
+    inputs = batch.padded()
+    without = {name: x for name, x in inputs.items() if name != "token_type_ids"}
+    with pytest.raises(ValueError, match=r"token_type_ids must tell two texts apart for exits .*; got none: .*'never'"):
+        model(**without)
+    single = {**inputs, "token_type_ids": inputs["token_type_ids"].clone()}
+    single["token_type_ids"][1, :9] = 0  # the padding still holds ones
+    for call in (model, model.bert.pack):
+        with pytest.raises(
+            ValueError, match="token_type_ids has no 1 in row 1, and exits with exit_head='pair' compare"
+        ):
+            call(**single)
+    # Where nobody compares anything, a single text is answered.
+    for inputs in (without, single):
+        batch.types = [
+            x[: len(y)] for x, y in zip(inputs.get("token_type_ids", torch.zeros(3, 9).long()), batch.ids, strict=True)
+        ]
+        expected = torch.stack([answer.logits for answer in tiny.define(model, batch)])
+        closed = model(**inputs, exit_threshold="never")
+        torch.testing.assert_close(closed.logits.double(), expected, atol=1e-5, rtol=0)
+        assert model.bert(**inputs).last_hidden_state.isfinite().all()
 
 
 @torch.no_grad()

@@ -141,7 +141,10 @@ ROUNDING = pytest.mark.parametrize(("dtype", "rounding"), [(torch.float32, 5e-6)
 @torch.no_grad()
 @ROUNDING
 @pytest.mark.parametrize("kind", ["scalar", "per_layer", "per_sample"])
-@pytest.mark.parametrize(("pruning", "head"), [("alive", "cls"), ("shares", "pooled_from_0"), ("input", "fastbert")])
+@pytest.mark.parametrize(
+    ("pruning", "head"),
+    [("alive", "cls"), ("shares", "pooled_from_0"), ("alive", "pair_from_0"), ("input", "fastbert")],
+)
 def test_permuting_the_batch_permutes_the_answers(
     pruning: str, head: str, kind: str, dtype: torch.dtype, rounding: float
 ) -> None:
@@ -161,7 +164,10 @@ def test_permuting_the_batch_permutes_the_answers(
 
 @torch.no_grad()
 @ROUNDING
-@pytest.mark.parametrize(("pruning", "head"), [("number", "cls"), ("top_k", "pooled_from_0"), ("alive", "fastbert")])
+@pytest.mark.parametrize(
+    ("pruning", "head"),
+    [("number", "cls"), ("top_k", "pooled_from_0"), ("shares", "pair_from_0"), ("alive", "fastbert")],
+)
 def test_a_batch_of_one_is_its_row_in_a_batch(pruning: str, head: str, dtype: torch.dtype, rounding: float) -> None:
     _, thresholds, _ = calibrated(pruning, head)
     model, thresholds = in_dtype(calibrated(pruning, head)[0], dtype), list(thresholds.values())
@@ -175,7 +181,10 @@ def test_a_batch_of_one_is_its_row_in_a_batch(pruning: str, head: str, dtype: to
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("pruning", "head"), [("alive", "cls"), ("input", "pooled_from_0"), ("shares", "fastbert")])
+@pytest.mark.parametrize(
+    ("pruning", "head"),
+    [("alive", "cls"), ("input", "pooled_from_0"), ("alive", "pair_from_0"), ("shares", "fastbert")],
+)
 @pytest.mark.parametrize(
     "padding",
     [
@@ -264,7 +273,9 @@ def test_the_threshold_of_the_call_goes_before_the_configuration() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("head", "first"), [("cls", 1), ("cls_at_2", 2), ("pooled_from_0", 0), ("fastbert", 1)])
+@pytest.mark.parametrize(
+    ("head", "first"), [("cls", 1), ("cls_at_2", 2), ("pooled_from_0", 0), ("pair_from_0", 0), ("fastbert", 1)]
+)
 def test_everybody_leaves_at_the_first_exit(head: str, first: int) -> None:
     """u never exceeds 1, so an exit threshold of 1 empties the batch, and no later layer runs."""
     model, _, _ = calibrated("nothing", head)
@@ -274,7 +285,8 @@ def test_everybody_leaves_at_the_first_exit(head: str, first: int) -> None:
     assert (output.tokens_per_layer[:, first:] == 0).all()
     if first == 0:
         assert (output.flops == 0).all()
-        assert (output.executed_flops == 2 * (64 * 32 + 32 * 3)).all()
+        features = {"pooled_from_0": 64, "pair_from_0": 128}[head]
+        assert (output.executed_flops == 2 * (features * 32 + 32 * 3)).all()
 
 
 @torch.no_grad()
@@ -329,20 +341,25 @@ def test_a_large_batch_is_computed_as_a_small_one() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("head", ["cls", "pooled"])
+@pytest.mark.parametrize("head", ["cls", "pooled", "pair_from_0"])
 def test_features_of_the_heads(head: str) -> None:
-    """Heads are trained on [CLS] of every layer, and the mean of the tokens that enter it."""
+    """Heads are trained on [CLS] of every layer, and the mean of the tokens that enter it, or of each text's."""
     model, _, _ = calibrated("alive", head)
     batch = model.bert.embed(**BATCH.padded())
-    features = engine.run_features(model.with_pruning(Pruning.of(model.config)), batch, head)
+    features = engine.run_features(model.with_pruning(Pruning.of(model.config)), batch, model.config.exit_head)
     answers = tiny.define(model, BATCH, classify=False)
 
     assert len(features) == LAYERS + 1
     for layer, found in enumerate(features):
-        for row, answer in zip(found, answers, strict=True):
+        for row, answer, types in zip(found, answers, BATCH.types, strict=True):
             expected = answer.states[layer][0]
-            if head == "pooled" and layer < LAYERS:
-                expected = torch.cat([expected, answer.states[max(layer - 1, 0)].mean(0)])
+            if head != "cls" and layer < LAYERS:
+                entering = answer.states[max(layer - 1, 0)]
+                expected = torch.cat([expected, entering.mean(0)])
+            if head == "pair_from_0" and layer < LAYERS:
+                sides = types if layer < 2 else types[answer.survivors[layer - 2]]
+                a, b = (entering[sides == side].sum(0) / max(1, int((sides == side).sum())) for side in (0, 1))
+                expected = torch.cat([expected, (a - b).abs(), a * b])
             torch.testing.assert_close(row.double(), expected, atol=1e-5, rtol=0)
 
 
@@ -352,7 +369,7 @@ def test_features_of_the_heads(head: str) -> None:
     thresholds=st.lists(st.floats(0, 0.2), min_size=LAYERS, max_size=LAYERS),
     taus=st.lists(st.floats(0, 1), min_size=LAYERS - 1, max_size=LAYERS - 1),
     normalizer=st.sampled_from(["alive", "input", 24, 31.5]),
-    head=st.sampled_from(["cls", "pooled", "fastbert"]),
+    head=st.sampled_from(["cls", "pooled", "pair", "fastbert"]),
     side=st.sampled_from(["left", "right", "mixed"]),
     seed=st.integers(0, 2**16),
 )
@@ -371,7 +388,9 @@ def test_random_pyramids(lengths, thresholds, taus, normalizer, head, side, seed
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("pruning", "head"), [("alive", "cls"), ("top_k", "pooled_from_0"), ("input", "fastbert")])
+@pytest.mark.parametrize(
+    ("pruning", "head"), [("alive", "cls"), ("top_k", "pooled_from_0"), ("alive", "pair_from_0"), ("input", "fastbert")]
+)
 def test_float64_is_the_definition_to_the_last_digits(pruning: str, head: str) -> None:
     model, thresholds, _ = calibrated(pruning, head)
     answers = tiny.define(model, BATCH, thresholds)
@@ -383,7 +402,7 @@ def test_float64_is_the_definition_to_the_last_digits(pruning: str, head: str) -
 
 @torch.no_grad()
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.15), (torch.float16, 0.02)])
-@pytest.mark.parametrize("head", ["cls", "pooled_from_0", "fastbert"])
+@pytest.mark.parametrize("head", ["cls", "pooled_from_0", "pair_from_0", "fastbert"])
 def test_half_precision_answers_are_near(head: str, dtype: torch.dtype, tolerance: float) -> None:
     model, thresholds, _ = calibrated("nothing", head)
     half = in_dtype(model, dtype)
@@ -403,7 +422,7 @@ def test_half_precision_answers_are_near(head: str, dtype: torch.dtype, toleranc
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("head", ["cls", "pooled_from_0", "fastbert"])
+@pytest.mark.parametrize("head", ["cls", "pooled_from_0", "pair_from_0", "fastbert"])
 def test_autocast_answers_are_near(head: str) -> None:
     """Linear layers in bfloat16, states in float32: what Trainer does with ``bf16=True``."""
     model, thresholds, _ = calibrated("nothing", head)

@@ -20,6 +20,7 @@ BATCH = tiny.samples(LENGTHS)
         ("nothing", "pooled_from_0", True),
         ("alive", "cls", True),
         ("alive", "pooled_from_0", True),
+        ("alive", "pair_from_0", True),
         ("alive", "fastbert", True),
         ("shares", "cls", True),
     ],

@@ -73,7 +73,7 @@ def test_the_last_layer_computes_only_cls() -> None:
     assert executed == everything - others + 2 * (d * d + d * BERT_BASE.num_labels)
 
 
-@pytest.mark.parametrize("head", ["cls", "pooled", "fastbert"])
+@pytest.mark.parametrize("head", ["cls", "pooled", "pair", "fastbert"])
 def test_counts_rise_with_the_layer_of_the_exit(head: str) -> None:
     config = tiny.config(num_hidden_layers=4, exit_head=head)
     exit_layer = torch.arange(1, 5)

@@ -110,7 +110,7 @@ def test_encoder_gradients_are_the_definitions(pruning: str, dtype: torch.dtype)
     assert_gradients_close(encoder, {name: weight.grad for name, weight in weights.items()}, prefix="bert.")
 
 
-@pytest.mark.parametrize("head", ["cls", "pooled", "fastbert"])
+@pytest.mark.parametrize("head", ["cls", "pooled", "pair", "fastbert"])
 def test_nobody_leaves_in_training(head: str) -> None:
     model = tiny.classifier(exit_head=head, exit_threshold=1.0)
     with torch.no_grad():

@@ -46,7 +46,7 @@ def stock() -> BertForSequenceClassification:
 # Names
 
 
-@pytest.mark.parametrize(("head", "width"), [("cls", 32), ("pooled", 64)])
+@pytest.mark.parametrize(("head", "width"), [("cls", 32), ("pooled", 64), ("pair", 128)])
 def test_state_dict_has_stock_names_and_the_exits(stock: BertForSequenceClassification, head: str, width: int) -> None:
     model = tiny.classifier(exit_head=head)
     shapes = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
@@ -85,9 +85,10 @@ def assert_same_answers(model: nn.Module, other: nn.Module) -> None:
         {},
         PRUNED_WITH_EXITS,
         {"exit_head": "pooled", "exit_layers": [0, 2], "exit_threshold": [0.5, 0.7], "top_k": [0.9, 12, 6, 2]},
+        {"exit_head": "pair", "exit_layers": [0, 2], "exit_threshold": [0.9, 0.7], "top_k": [0.9, 12, 6, 2]},
         {"exit_head": "fastbert", "exit_threshold": 0.9, "importance_normalizer": 24, "prune_thresholds": [0.01] * 4},
     ],
-    ids=["dense", "cls", "pooled", "fastbert"],
+    ids=["dense", "cls", "pooled", "pair", "fastbert"],
 )
 def test_save_and_load(tmp_path: Path, settings: dict) -> None:
     model = tiny.classifier(**settings)
@@ -469,7 +470,7 @@ def wrap_linear_layers(module: nn.Module) -> list[Wrapped]:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("head", "linear_layers_of_a_head"), [("cls", 2), ("pooled", 2), ("fastbert", 7)])
+@pytest.mark.parametrize(("head", "linear_layers_of_a_head"), [("cls", 2), ("pooled", 2), ("pair", 2), ("fastbert", 7)])
 def test_replaced_linear_layers_are_called(head: str, linear_layers_of_a_head: int) -> None:
     model = tiny.classifier(exit_head=head, **PRUNED_WITH_EXITS)
     inputs = BATCH.padded()
@@ -490,7 +491,7 @@ def test_replaced_linear_layers_are_called(head: str, linear_layers_of_a_head: i
 @torch.no_grad()
 @pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor, :UserWarning")
-@pytest.mark.parametrize("head", ["cls", "pooled", "fastbert"])
+@pytest.mark.parametrize("head", ["cls", "pooled", "pair", "fastbert"])
 def test_dynamically_quantised_layers(head: str) -> None:
     model = tiny.classifier(exit_head=head)
     quantised = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)

@@ -55,18 +55,19 @@ def _texts() -> list[Tensor]:
 
 
 BATCH = _texts()
+SIDES = [(torch.arange(n) >= 2 * n // 5).long() for n in LENGTHS]  # of each token, where these texts are pairs
 
 
-def padded(kind: str, side: str = "right") -> dict[str, Tensor]:
-    """Arguments of a model for :data:`BATCH`; side is "left", "right" or "mixed" (by turns)."""
+def padded(kind: str, side: str = "right", pairs: bool = False) -> dict[str, Tensor]:
+    """Arguments of a model for :data:`BATCH`; side is "left", "right" or "mixed" (by turns); pairs: as pairs of texts."""
     width = max(LENGTHS)
     ids = torch.full((len(BATCH), width), stock_config(kind).pad_token_id)
-    mask = torch.zeros_like(ids)
+    mask, types = torch.zeros_like(ids), torch.ones_like(ids)
     for row, text in enumerate(BATCH):
         left = side == "left" or (side == "mixed" and row % 2)
         place = slice(width - len(text), width) if left else slice(0, len(text))
-        ids[row, place], mask[row, place] = text, 1
-    return {"input_ids": ids, "attention_mask": mask}
+        ids[row, place], mask[row, place], types[row, place] = text, 1, SIDES[row]
+    return {"input_ids": ids, "attention_mask": mask} | ({"token_type_ids": types} if pairs else {})
 
 
 def settings(kind: str, **changed: Any) -> dict[str, Any]:

@@ -117,13 +117,25 @@ def tanh_head(weights: Mapping[str, Tensor], dense: str, classifier: str, featur
     return linear(weights, classifier, torch.tanh(linear(weights, dense, features)))
 
 
-def exit_logits(weights: Mapping[str, Tensor], config: Any, layer: int, entering: Tensor, output: Tensor) -> Tensor:
-    """Prediction at a layer from the states entering it and its survivors' output (at 0 both are the embeddings)."""
+def exit_logits(
+    weights: Mapping[str, Tensor], config: Any, layer: int, entering: Tensor, output: Tensor, sides: Tensor
+) -> Tensor:
+    """Prediction at a layer from the states entering it and its survivors' output (at 0 both are the embeddings).
+
+    sides: int ``[entering]``, 0 for tokens of the first text and 1 for those of the second.
+    """
     name = f"exits.{layer}"
     if config.exit_head == "cls":
         return tanh_head(weights, f"{name}.dense", f"{name}.classifier", output[0])
     if config.exit_head == "pooled":
         features = torch.cat([output[0], entering.mean(0)])
+        return tanh_head(weights, f"{name}.dense", f"{name}.classifier", features)
+    if config.exit_head == "pair":
+        first, second = (
+            states.mean(0) if len(states) else torch.zeros_like(output[0])
+            for states in (entering[sides == 0], entering[sides == 1])
+        )
+        features = torch.cat([output[0], entering.mean(0), (first - second).abs(), first * second])
         return tanh_head(weights, f"{name}.dense", f"{name}.classifier", features)
     narrow = torch.tanh(linear(weights, f"{name}.input", output))
     query, key, value = (linear(weights, f"{name}.{part}", narrow) for part in ("query", "key", "value"))
@@ -173,11 +185,11 @@ def run(
         return layer == config.num_hidden_layers or answer.uncertainty <= open_exits[layer]
 
     entered: list[int] = []
-    left = 0 in open_exits and leaves(0, exit_logits(weights, config, 0, x, x))
+    left = 0 in open_exits and leaves(0, exit_logits(weights, config, 0, x, x, types))
     layer = 0
     while not left and layer < config.num_hidden_layers:
         layer += 1
-        entering = x
+        entering, sides = x, types[alive]
         entered.append(len(entering))
         output, received = whole_layer(weights, config, layer, entering)
         among, importance = survivors(config, layer, received, len(ids))
@@ -190,7 +202,7 @@ def run(
         if classify and layer == config.num_hidden_layers:
             left = leaves(layer, tanh_head(weights, "bert.pooler.dense", "classifier", x[0]))
         elif classify and layer in open_exits:
-            left = leaves(layer, exit_logits(weights, config, layer, entering, x))
+            left = leaves(layer, exit_logits(weights, config, layer, entering, x, sides))
         if left:
             answer.tokens_per_layer[layer - 1] = len(entering)
     answer.last_hidden_state = torch.stack([settled[j] for j in range(len(ids))])
@@ -276,5 +288,5 @@ def head_flops(config: Any, tokens: int) -> int:
         row = FASTBERT_HEADS * (product(1, head_dim, tokens) + product(1, tokens, head_dim))
         read = product(tokens, d, width) + 2 * product(tokens, width, width)
         return read + row + 3 * product(1, width, width) + product(1, width, labels)
-    features = 2 * d if config.exit_head == "pooled" else d
+    features = {"cls": d, "pooled": 2 * d, "pair": 4 * d}[config.exit_head]
     return product(1, features, d) + product(1, d, labels)

@@ -19,13 +19,14 @@ QUICK = Settings(
 )
 
 
-def write_rows(path: Path, count: int, seed: int, names: tuple[str, str] = ("no", "yes")) -> Path:
-    """Texts of single letters; the label says which of two words is somewhere among them."""
+def write_rows(path: Path, count: int, seed: int, names: tuple[str, str] = ("no", "yes"), pairs: bool = False) -> Path:
+    """Texts of single letters; the label says which of two words is somewhere among them, of pairs in the second text."""
     draw = random.Random(seed)
-    lines = ["label\ttext"]
+    lines = ["label\ttext_a\ttext_b" if pairs else "label\ttext"]
     for _ in range(count):
         label, words = draw.randint(0, 1), draw.choices("abcdefgh", k=draw.randint(3, 20))
         words.insert(draw.randint(0, len(words)), ("the", "rate")[label])
-        lines.append(f"{names[label]}\t{' '.join(words)}")
+        text = " ".join(words)
+        lines.append(f"{names[label]}\t{text[:9].replace('the', 'a')}\t{text}" if pairs else f"{names[label]}\t{text}")
     path.write_text("\n".join(lines) + "\n")
     return path

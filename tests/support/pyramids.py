@@ -24,6 +24,7 @@ HEADS = {
     "cls_at_2": {"exit_head": "cls", "exit_layers": [2]},
     "pooled": {"exit_head": "pooled"},
     "pooled_from_0": {"exit_head": "pooled", "exit_layers": [0, 1, 3]},
+    "pair_from_0": {"exit_head": "pair", "exit_layers": [0, 1, 3]},
     "fastbert": {"exit_head": "fastbert"},
 }
 

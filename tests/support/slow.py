@@ -42,9 +42,12 @@ class Layers:
             return self.base.layers
         return self.base.transformer.layer if self.kind == "distilbert" else self.base.encoder.layer
 
-    def embed(self, ids: Tensor) -> Tensor:
-        """``[n, hidden]``."""
-        embedded = self.base.embeddings(input_ids=ids.unsqueeze(0))
+    def embed(self, ids: Tensor, sides: Tensor) -> Tensor:
+        """``[n, hidden]``; sides: the token types, of a backbone that has any."""
+        typed = getattr(self.model.config, "type_vocab_size", 1) > 1 and self.kind != "mpnet"
+        embedded = self.base.embeddings(
+            input_ids=ids.unsqueeze(0), **({"token_type_ids": sides.unsqueeze(0)} if typed else {})
+        )
         if hasattr(self.base, "embeddings_project"):
             embedded = self.base.embeddings_project(embedded)
         return embedded[0]
@@ -104,6 +107,7 @@ def run(
     heads: Mapping[str, Tensor],
     ids: Tensor,
     exit_thresholds: Mapping[int, float] | None = None,
+    sides: Tensor | None = None,
 ) -> Answer:
     """One sample's way up the pyramid.
 
@@ -113,10 +117,12 @@ def run(
         heads: weights of the exit heads, by their names.
         ids: int64 ``[n]``.
         exit_thresholds: the threshold of each open exit, by the layer's number; None: nobody exits.
+        sides: int64 ``[n]``, 0 for tokens of the first of two texts and 1 for those of the second; None: all 0.
     """
+    sides = torch.zeros_like(ids) if sides is None else sides
     layers, count = Layers(stock), config.num_hidden_layers
     open_exits = dict(exit_thresholds or {})
-    x = layers.embed(ids)
+    x = layers.embed(ids, sides)
     alive = torch.arange(len(ids))
     settled = {j: x[j] for j in range(len(ids))}
     answer = Answer(None, count, math.nan, [0] * count, [], [x], x)
@@ -126,14 +132,15 @@ def run(
         answer.uncertainties[layer] = answer.uncertainty
         return layer == count or answer.uncertainty <= open_exits[layer]
 
-    def exit_at(layer: int, entering: Tensor, output: Tensor) -> bool:
-        return leaves(layer, exit_logits(heads, config, layer, layers.read(entering), layers.read(output)))
+    def exit_at(layer: int, entering: Tensor, output: Tensor, places: Tensor) -> bool:
+        read = layers.read(entering), layers.read(output)
+        return leaves(layer, exit_logits(heads, config, layer, *read, sides[places]))
 
-    left = 0 in open_exits and exit_at(0, x, x)
+    left = 0 in open_exits and exit_at(0, x, x, alive)
     layer = 0
     while not left and layer < count:
         layer += 1
-        entering = x
+        entering, places = x, alive
         output, importance = layers.run(layer, entering, alive)
         if layer == count and layers.last_reads_all:
             among = torch.arange(len(alive))
@@ -147,16 +154,16 @@ def run(
         if layer == count:
             left = leaves(layer, layers.logits(x))
         elif layer in open_exits:
-            left = exit_at(layer, entering, x)
+            left = exit_at(layer, entering, x, places)
         if left:
             answer.tokens_per_layer[layer - 1] = len(entering)
     answer.last_hidden_state = layers.read(torch.stack([settled[j] for j in range(len(ids))]))
     return answer
 
 
-def all_importances(stock: Any, config: Any, ids: Sequence[Tensor], layer: int) -> list[float]:
+def all_importances(stock: Any, config: Any, ids: Sequence[Tensor], layer: int, sides: Sequence[Tensor]) -> list[float]:
     """Importances in layer ``layer`` of all tokens but [CLS] that reach it."""
-    answers = [run(stock, config, {}, sample) for sample in ids]
+    answers = [run(stock, config, {}, sample, None, of_sample) for sample, of_sample in zip(ids, sides, strict=True)]
     return [value for answer in answers for value in answer.importance[layer - 1].tolist()[1:]]
 
 

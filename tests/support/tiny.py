@@ -95,10 +95,10 @@ class Batch:
 
 
 def samples(lengths: Sequence[int] = LENGTHS, seed: int = 0, vocabulary: int = 50) -> Batch:
-    """Random texts of one or two segments, without [PAD], whose embedding BERT does not train."""
+    """Random pairs of texts, without [PAD], whose embedding BERT does not train; the first of a pair may have no token."""
     generator = torch.Generator().manual_seed(seed)
     ids = [torch.randint(1, vocabulary, (n,), generator=generator) for n in lengths]
-    types = [(torch.arange(n) >= int(torch.randint(1, n + 1, (1,), generator=generator))).long() for n in lengths]
+    types = [(torch.arange(n) >= int(torch.randint(1, n + 1, (1,), generator=generator)) % n).long() for n in lengths]
     return Batch(ids, types)
 
 

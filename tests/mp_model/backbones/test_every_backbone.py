@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import re
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from mp_model.data.tokens import Tokeniser
 from mp_model.pruning import Pruning
 from mp_model.schedule import run_batches
 from support import backbones, slow, tiny, wordpiece
-from support.backbones import BATCH, KINDS, LAYERS, padded
+from support.backbones import BATCH, KINDS, LAYERS, SIDES, padded
 
 EXACT = {"atol": 1e-5, "rtol": 1e-5}
 
@@ -180,21 +181,28 @@ def test_positions_are_counted(kind: str) -> None:
 @functools.cache
 def calibrated(kind: str, head: str, **settings: Any) -> tuple[PyramidForSequenceClassification, dict[int, float]]:
     """A model whose layers prune a quarter of the tokens each, and a threshold for each exit by which a third leaves."""
-    exits = {"exit_head": head} | ({"exit_layers": [0, 1, 2, 3]} if head == "pooled" else {})
+    exits = {"exit_head": head} | ({"exit_layers": [0, 1, 2, 3]} if head in ("pooled", "pair") else {})
+    sides = sides_of(head)
     model = backbones.pyramid(kind, **exits, **settings)
     exact = backbones.exact(kind, **settings)
     if model.config.top_k is None:
         model.config.prune_thresholds = [0.0] * LAYERS
         for layer in range(1, LAYERS + 1):
-            found = slow.all_importances(exact, model.config, BATCH, layer)
+            found = slow.all_importances(exact, model.config, BATCH, layer, sides)
             model.config.prune_thresholds[layer - 1] = tiny.between(found, 0.25)
     heads = backbones.heads_of(model)
     thresholds = dict.fromkeys(model.config.resolved_exit_layers(), 0.0)
-    staying = [slow.run(exact, model.config, heads, ids, thresholds).uncertainties for ids in BATCH]
+    answers = [slow.run(exact, model.config, heads, *sample) for sample in zip(BATCH, repeat(thresholds), sides)]
+    staying = [answer.uncertainties for answer in answers]
     for layer in thresholds:
         thresholds[layer] = tiny.between([sample[layer] for sample in staying], 0.3)
         staying = [sample for sample in staying if sample[layer] > thresholds[layer]]
     return model, thresholds
+
+
+def sides_of(head: str) -> list[Tensor]:
+    """The text, 0 or 1, that each token belongs to."""
+    return SIDES if head == "pair" else [torch.zeros_like(ids) for ids in BATCH]
 
 
 def pruned_by(length: int, answer: slow.Answer) -> list[int]:
@@ -208,9 +216,14 @@ def pruned_by(length: int, answer: slow.Answer) -> list[int]:
 
 def compare(kind: str, model: PyramidForSequenceClassification, thresholds: dict[int, float], **settings: Any) -> None:
     exact, heads = backbones.exact(kind, **settings), backbones.heads_of(model)
-    answers = [slow.run(exact, model.config, heads, ids, thresholds) for ids in BATCH]
+    head = model.config.exit_head
+    answers = [
+        slow.run(exact, model.config, heads, *sample) for sample in zip(BATCH, repeat(thresholds), sides_of(head))
+    ]
     with torch.inference_mode():
-        got = model(**padded(kind, "mixed"), exit_threshold=list(thresholds.values()), follow_tokens=True)
+        got = model(
+            **padded(kind, "mixed", pairs=head == "pair"), exit_threshold=list(thresholds.values()), follow_tokens=True
+        )
     assert got.exit_layer.tolist() == [answer.exit_layer for answer in answers]
     assert got.tokens_per_layer.tolist() == [answer.tokens_per_layer for answer in answers]
     tokens = padded(kind, "mixed")["attention_mask"].bool()
@@ -226,7 +239,7 @@ def compare(kind: str, model: PyramidForSequenceClassification, thresholds: dict
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("head", ["cls", "pooled", "fastbert"])
+@pytest.mark.parametrize("head", ["cls", "pooled", "pair", "fastbert"])
 def test_slow_pyramid(kind: str, head: str) -> None:
     compare(kind, *calibrated(kind, head))
 
@@ -236,7 +249,7 @@ def test_slow_pyramid_with_top_k(kind: str) -> None:
     compare(kind, *calibrated(kind, "pooled", top_k=(30, 14, 9, 4)), top_k=(30, 14, 9, 4))
 
 
-@pytest.mark.parametrize("head", ["cls", "pooled"])
+@pytest.mark.parametrize("head", ["cls", "pooled", "pair"])
 def test_slow_pyramid_of_mean_heads(head: str) -> None:
     settings = {"classifier_pooling": "mean"}
     compare("modernbert", *calibrated("modernbert", head, **settings), **settings)

@@ -140,7 +140,7 @@ def test_hooks_where_tokens_are_pruned_and_samples_leave() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("part", ["", ".dense", ".classifier"])
-@pytest.mark.parametrize("head", ["cls", "pooled"])
+@pytest.mark.parametrize("head", ["cls", "pooled", "pair"])
 def test_hooks_of_an_exit_head(head: str, part: str) -> None:
     model = tiny.classifier(exit_head=head, exit_layers=[2], exit_threshold=1.0)
     plain = model(**BATCH.padded()).logits

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertTokenizer, PreTrainedTokenizerFast, pipeline
 
 from mp_model import Classifier
-from mp_model.checkpoints.tokenizers import load_tokenizer, max_length_of
+from mp_model.checkpoints.tokenizers import load_tokenizer, max_length_of, say_types
 from mp_model.data.batches import encode
-from support import tiny, wordpiece
+from mp_model.data.tokens import Tokeniser
+from mp_model.data.windows import Windows
+from support import backbones, tiny, wordpiece
 from support.checkpoints import TEXTS, change_json, classifier, save
 from support.commands import Command
 from support.situations import situation
@@ -184,3 +187,82 @@ def test_every_command_cuts_texts_where_the_tokenizer_says(
     assert run("tune", short, "--dry-run", "--json").answers()[0]["accuracy_without_exits"] == 1.0
     assert "longest text" in run("info", short).out
     assert run("info", short, "--json").answers()[0]["longest text"] == "8 tokens"
+
+
+# Texts of a pair, told apart
+
+
+def like_robertas() -> PreTrainedTokenizerFast:
+    """Bytes, with RoBERTa's special tokens, which give no text a type of its own."""
+    alphabet = ["<s>", "<pad>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    built = Tokenizer(models.BPE({piece: i for i, piece in enumerate(alphabet)}, []))
+    built.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    built.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+    special = {"pad_token": "<pad>", "cls_token": "<s>", "sep_token": "</s>", "bos_token": "<s>", "eos_token": "</s>"}
+    return PreTrainedTokenizerFast(tokenizer_object=built, model_max_length=64, **special)
+
+
+def pair_config(kind: str = "roberta", **settings: Any) -> Any:
+    return backbones.config(kind, vocab_size=259, **{"exit_head": "pair", "exit_layers": [0, 2], **settings})
+
+
+def test_second_texts_get_type_1_where_exits_compare_them() -> None:
+    """Special tokens belong to the text that they follow; ids and places of words stay as they were."""
+    plain, marked = like_robertas(), like_robertas()
+    say_types(marked, pair_config())
+    assert "token_type_ids" in marked.model_input_names
+    found, before = (x("ab", "c d", return_token_type_ids=True, return_offsets_mapping=True) for x in (marked, plain))
+    assert before["token_type_ids"] == [0] * 11
+    assert found["token_type_ids"] == [0] * 6 + [1] * 5  # <s> space a b </s> </s>, space c space d </s>
+    for name in ("input_ids", "attention_mask", "offset_mapping"):
+        assert found[name] == before[name], name
+    assert marked("ab")["input_ids"] == plain("ab")["input_ids"]
+    assert marked(["ab"], [""])["token_type_ids"] == [[0] * 6 + [1]]
+    for pair in (("ab" * 30, "c" * 9), ("", "c"), ("</s>", "a")):
+        ids, types = (marked(*pair, truncation=True, max_length=20)[name] for name in ("input_ids", "token_type_ids"))
+        assert ids == plain(*pair, truncation=True, max_length=20)["input_ids"]
+        tokens = Tokeniser(marked, 20)([pair])
+        (row,) = encode(marked, [pair], 20)
+        assert (tokens.ids.tolist(), tokens.types.tolist()) == (ids, types)
+        assert (row["input_ids"], row["token_type_ids"]) == (ids, types)
+    for window in Windows(marked, 20).of(("ab" * 30, "c")):
+        assert window.types == [0] * (len(window.ids) - 3) + [1] * 3
+
+
+def test_a_marked_tokenizer_is_saved_so(tmp_path: Path) -> None:
+    tokenizer = like_robertas()
+    say_types(tokenizer, pair_config())
+    tokenizer.save_pretrained(tmp_path)
+    pair_config().save_pretrained(tmp_path)
+    again = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    assert again("ab", "c")["token_type_ids"] == tokenizer("ab", "c")["token_type_ids"]
+    loaded = load_tokenizer(tmp_path)
+    processor = str(loaded.backend_tokenizer.post_processor)
+    assert loaded("ab", "c")["token_type_ids"] == tokenizer("ab", "c")["token_type_ids"]
+    say_types(loaded, pair_config())
+    assert str(loaded.backend_tokenizer.post_processor) == processor
+
+
+def test_tokenizers_of_other_heads_stay_as_they_are() -> None:
+    for settings in ({"exit_head": "pooled"}, {"exit_layers": []}):
+        tokenizer = like_robertas()
+        say_types(tokenizer, pair_config(**settings))
+        assert "token_type_ids" not in tokenizer.model_input_names
+        assert not any(tokenizer("ab", "c", return_token_type_ids=True)["token_type_ids"])
+    ours = wordpiece.tokenizer()
+    before = str(ours.backend_tokenizer.post_processor)
+    say_types(ours, pair_config("distilbert"))
+    assert "token_type_ids" in ours.model_input_names
+    assert str(ours.backend_tokenizer.post_processor) == before
+
+
+def test_a_slow_tokenizer_that_cannot_tell_texts_apart_is_refused() -> None:
+    class Slow:
+        is_fast, model_input_names = False, ("input_ids",)
+        init_kwargs: ClassVar[dict[str, Any]] = {}
+
+        def __call__(self, *texts: str, **settings: Any) -> dict[str, list[int]]:
+            return {"token_type_ids": [0, 0]}
+
+    with pytest.raises(ValueError, match="need a tokenizer that tells them apart by token_type_ids, or a fast one"):
+        say_types(Slow(), pair_config())

@@ -16,6 +16,7 @@ HEADS = {
     "cls": {"exit_head": "cls"},
     "cls_at_2": {"exit_head": "cls", "exit_layers": [2]},
     "pooled_from_0": {"exit_head": "pooled", "exit_layers": [0, 1, 2, 3]},
+    "pair_from_0": {"exit_head": "pair", "exit_layers": [0, 1, 2, 3]},
     "fastbert": {"exit_head": "fastbert"},
     "none": {"exit_layers": []},
 }
@@ -71,7 +72,7 @@ def test_answers_and_work_are_the_models(head: str, pruned: bool) -> None:
         if threshold is not None:
             places = exits.exit_places(threshold)
             assert torch.equal(exits.executed_at.gather(0, places.unsqueeze(0)).squeeze(0), out.executed_flops)
-    if head == "pooled_from_0":
+    if head.endswith("_from_0"):
         assert len(exits.answers(thresholds[-1]).exit_layer.unique()) > 2
     unpruned = tiny.classifier(**HEADS[head])
     assert torch.equal(exits.dense_flops, unpruned(**BATCH.padded()).flops)

@@ -13,7 +13,7 @@ from mp_model.command_line import app
 from mp_model.training import RECIPES, Settings, fit, load_task
 from support import backbones, wordpiece
 from support.backbones import KINDS
-from support.fits import QUICK
+from support.fits import QUICK, write_rows
 
 
 def checkpoint_of(kind: str, folder: Path) -> Path:
@@ -49,6 +49,23 @@ def test_from_fit_to_answers(kind: str, files: tuple[Path, Path], tmp_path: Path
     assert [answer.label for answer in answers] == ["no", "yes"]
     pairs = classifier([("a b", "the c"), ("d e", "rate f")])
     assert len(pairs) == 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pairs_get_exits_that_compare_them(kind: str, tmp_path: Path) -> None:
+    checkpoint = checkpoint_of(kind, tmp_path / "checkpoint")
+    files = [write_rows(tmp_path / f"{n}.tsv", n, seed, pairs=True) for seed, n in enumerate((400, 150))]
+    summary = fit(str(checkpoint), load_task(*files), tmp_path / "fit", "pyramid", QUICK, max_drop=0.02, quiet=True)
+    assert summary.validation_accuracy > 0.8
+    model = tmp_path / "fit" / "model"
+    config = json.loads((model / "config.json").read_text())
+    assert (config["exit_head"], config["exit_layers"]) == ("pair", [0, 1, 2, 3])
+    assert "token_type_ids" in json.loads((model / "tokenizer_config.json").read_text())["model_input_names"]
+    again = fit(str(checkpoint), load_task(*files), tmp_path / "fit", "pyramid", QUICK, max_drop=0.02, quiet=True)
+    assert again.already_done == ["fine-tune", "soft", "joint", "exits"]
+    classifier = Classifier.load(model)
+    answers = classifier([("a b", "a b the c"), ("d e", "d rate f")])
+    assert [answer.label for answer in answers] == ["no", "yes"]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -25,6 +25,7 @@ HEADS = {
     "cls": {"exit_head": "cls"},
     "cls_at_2": {"exit_head": "cls", "exit_layers": [2]},
     "pooled_from_0": {"exit_head": "pooled", "exit_layers": [0, 1, 2, 3]},
+    "pair_from_0": {"exit_head": "pair", "exit_layers": [0, 1, 2, 3]},
 }
 
 
