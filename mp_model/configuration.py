@@ -37,6 +37,8 @@ class PyramidConfig(PreTrainedConfig):
             ``"fastbert"``.
         exit_layers: layers whose output has an exit head, rising; 0 (the embeddings, ``"pooled"`` and ``"pair"`` only) to
             L - 1. None: 1 to L - 1.
+        depth: an exit layer by which everybody leaves, with the answer of its head, however uncertain; layers above it are
+            not run, and :class:`mp_model.Classifier` does not load them. None: layer L, by the model's own head.
         importance_normalizer: divisor of importance: ``"alive"`` (tokens entering the layer), ``"input"`` (tokens
             the sample came with), or a number (LTP's released code: its padded width).
         precision: form of the weights of layers and word embeddings: ``"float"``, of the checkpoint's dtype; for inference
@@ -57,6 +59,7 @@ class PyramidConfig(PreTrainedConfig):
     exit_threshold: Any = None
     exit_head: str = "cls"
     exit_layers: Any = None
+    depth: Any = None
     importance_normalizer: Any = "alive"
     precision: str = "float"
     untrained_exits: Any = None
@@ -84,6 +87,10 @@ class PyramidConfig(PreTrainedConfig):
         self.resolved_top_k()
         self.resolved_exit_layers()
         self.resolved_exit_threshold()
+        if self.depth is not None and (isinstance(self.depth, bool) or self.depth not in self.resolved_exit_layers()):
+            raise ValueError(
+                f"depth must be one of exit_layers, {self.resolved_exit_layers()}, or None; got {self.depth!r}"
+            )
         if self.untrained_exits is not None and not _are_numbers(self.untrained_exits):
             raise TypeError(f"untrained_exits must be a list of layer numbers or None; got {self.untrained_exits!r}")
         if not isinstance(self.tuned_for, dict | None):
@@ -107,6 +114,11 @@ class PyramidConfig(PreTrainedConfig):
     def reads_pairs(self) -> bool:
         """Whether there are exits that compare two texts."""
         return EXIT_HEADS[self.exit_head].reads_pairs and self.resolved_exit_layers() != []
+
+    @property
+    def reached_layers(self) -> int:
+        """Number of layers that a text can reach."""
+        return self.num_hidden_layers if self.depth is None else self.depth
 
     @property
     def token_types(self) -> int:
@@ -195,18 +207,24 @@ class PyramidConfig(PreTrainedConfig):
         return given * count if _is_number(wanted) else given
 
     def why_untrained(self) -> str | None:
-        """A sentence on exits whose heads nobody has trained; None: there are none."""
-        layers = [layer for layer in self.resolved_exit_layers() if layer in (self.untrained_exits or ())]
+        """A sentence on exits whose heads nobody has trained; None: there are none that a text can reach."""
+        untrained = self.untrained_exits or ()
+        layers = [x for x in self.resolved_exit_layers() if x in untrained and x <= self.reached_layers]
         if not layers:
             return None
         where = f"layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers))}"
         return f"this checkpoint has no trained exits at {where}; train them: magic-pyramid fit --freeze-backbone"
 
+    def uses_untrained(self, exit_threshold: Any) -> bool:
+        """Whether an exit threshold, or the depth, opens exits of which nobody has trained some."""
+        if self.why_untrained() is None:
+            return False
+        return self.depth in (self.untrained_exits or ()) or self.resolved_exit_threshold(exit_threshold) is not None
+
     def check_exits(self, exit_threshold: Any) -> None:
-        """Raises ValueError for an exit threshold that opens exits whose heads nobody has trained."""
-        why = self.why_untrained()
-        if why is not None and self.resolved_exit_threshold(exit_threshold) is not None:
-            raise ValueError(why)
+        """Raises ValueError for an exit threshold, or a depth, that opens exits whose heads nobody has trained."""
+        if self.uses_untrained(exit_threshold):
+            raise ValueError(self.why_untrained())
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *arguments: Any, **settings: Any) -> Any:

@@ -18,7 +18,7 @@ import mp_kernels
 from mp_kernels import Kept, Ragged
 
 from .backbones import Block, KeysValues, PackedInputs, block_of, first_rows
-from .exits import EXIT_HEADS, Exits, LayerStates, as_they_are
+from .exits import EXIT_HEADS, ExitHead, Exits, LayerStates, as_they_are
 from .flops import Step
 from .inputs import cat_all, concatenate, concatenate_inputs, there
 from .pruning import Pruning
@@ -45,12 +45,13 @@ class Pyramid:
 
     Attributes:
         embed: the embeddings of packed inputs, ``values [total, hidden]``.
-        layers: L layers of a backbone.
+        layers: the layers that are run.
         pruning: the rule by which each layer prunes.
-        exits: the open exits; None: everybody goes to layer L.
+        exits: the open exits; None: everybody goes through all layers.
         final_head: logits ``[batch, labels]`` from its features, ``[batch, hidden]`` (:meth:`final_features`).
         read: the backbone's form of states between layers for those who read them.
         last_reads_all: whether the final head reads the mean of all tokens of layer L, and not [CLS] alone.
+        cap: the exit head that answers after the last of ``layers`` instead of the final head; None: these are all L layers.
     """
 
     embed: Callable[[PackedInputs], Ragged]
@@ -60,6 +61,7 @@ class Pyramid:
     final_head: Callable[[Tensor], Tensor]
     read: Callable[[Tensor], Tensor] = as_they_are
     last_reads_all: bool = False
+    cap: ExitHead | None = None
 
     def block(self, number: int, device: torch.device) -> Block:
         """Layer ``number`` (from 1) in the form that applies to it just now on rows of a device."""
@@ -224,6 +226,8 @@ def run_embeddings(pyramid: Pyramid, arrived: Arrived) -> StepResult:
     rows = torch.arange(batch.values.shape[0], device=batch.values.device) if arrived.follow else None
     alive = Alive(batch, arrived.samples, batch.lengths, arrived.thresholds, rows)
     step = Step(0, "embedded", False, alive.samples, batch.cu_seqlens)
+    if not pyramid.layers:
+        return _capped(pyramid, pyramid.states(first_tokens(batch), batch, batch), alive, replace(step, decided=True))
     if pyramid.exits is None or 0 not in pyramid.exits:
         return StepResult(None, alive, step)
     states = pyramid.states(first_tokens(batch), batch, batch)
@@ -242,6 +246,8 @@ def run_layer(pyramid: Pyramid, number: int, alive: Alive) -> StepResult:
     """
     exits = pyramid.exits
     entered = alive.batch.cu_seqlens
+    if number == len(pyramid.layers) and pyramid.cap is not None:
+        return _last_of_capped(pyramid, pyramid.cap, number, alive)
     if number == len(pyramid.layers):
         features = pyramid.last_layer(alive.batch)
         logits = pyramid.final_head(features).to(features.dtype)
@@ -256,6 +262,28 @@ def run_layer(pyramid: Pyramid, number: int, alive: Alive) -> StepResult:
     if can_decide_first and decides_first(alive.tokens, len(alive), alive.samples.device.type):
         return _decided_first(pyramid, exits, block, number, alive)
     return _decided_late(pyramid, exits, block, number, alive)
+
+
+def _last_of_capped(pyramid: Pyramid, cap: ExitHead, number: int, alive: Alive) -> StepResult:
+    """The last layer that is run, by whose exit everybody leaves: nothing is computed that its head does not read."""
+    block, entered = pyramid.block(number, alive.batch.values.device), alive.batch.cu_seqlens
+    if cap.reads_survivors:
+        output, kept = whole_layer(block, number, alive, pyramid.pruning)
+        states = pyramid.states(first_tokens(output), alive.batch, output)
+        step = Step(number, "whole", True, alive.samples, entered, None if kept is None else kept.cu_seqlens)
+    else:
+        states = pyramid.states(block.first(alive.batch), alive.batch)
+        nobody = alive.samples[:0]
+        step = Step(number, "decided first", True, alive.samples, entered, survived=entered[:1], stayed=nobody)
+    return _capped(pyramid, states, alive, step)
+
+
+def _capped(pyramid: Pyramid, states: LayerStates, alive: Alive, step: Step) -> StepResult:
+    """The answers of the cap, with which everybody leaves."""
+    assert pyramid.cap is not None
+    logits, uncertainty, _ = pyramid.cap.decide(pyramid.cap.features(states), 1.0)
+    decided = Decided(step.layer, alive.samples, logits.to(states.first.dtype), uncertainty, None)
+    return StepResult(decided, None, step)
 
 
 def _decide(exits: Exits, number: int, states: LayerStates, alive: Alive) -> tuple[Decided, Tensor]:

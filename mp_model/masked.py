@@ -17,7 +17,7 @@ import mp_kernels
 from mp_kernels import reference
 
 from .backbones import Backbone, MaskedBatch
-from .exits import Exits
+from .exits import ExitHead, Exits
 from .flops import Step
 from .inputs import PaddedInputs, first_columns
 from .pruning import Pruning
@@ -64,8 +64,10 @@ class Wanted:
             numbers = {number % count for number in asked if -count <= number < count}
         return cls(numbers, bool(attentions))
 
-    def runs_masked(self, pruning: Pruning, exits: Exits | None, layers: int) -> bool:
+    def runs_masked(self, pruning: Pruning, exits: Exits | ExitHead | None, layers: int) -> bool:
         """Whether a call is run on the padded batch.
+
+        exits: the open exits, or the one by which everybody leaves; None: all go through all layers.
 
         Raises:
             ValueError: exits or pruning would have to be followed where they cannot be.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -300,9 +300,13 @@ class PyramidForSequenceClassification(PyramidPreTrainedModel):
     """Whether batches on a CUDA device may be classified by graphs."""
     _graphs: Graphs | None = None
 
-    def __init__(self, config: PreTrainedConfig) -> None:
+    def __init__(self, config: PreTrainedConfig, reached_only: bool = False) -> None:
+        """reached_only: whether to leave out the layers above ``config.depth``, for inference alone."""
         super().__init__(config)
         config = self.config
+        if reached_only:
+            layers: Any = self.backbone.layers(self.base_model)
+            del layers[config.reached_layers :]
         self.num_labels: int = config.num_labels  # type: ignore[assignment]  # derived from id2label, never None
         self.base_model.__class__ = PyramidModel.kinds[self.backbone.model_type]
         self.base_model.become_ragged()
@@ -346,16 +350,22 @@ class PyramidForSequenceClassification(PyramidPreTrainedModel):
             ValueError, TypeError: settings that cannot be followed.
         """
         thresholds = self.config.resolved_exit_threshold(exit_threshold)
-        exits = None
-        if thresholds is not None and not self.training:
+        exits, depth = None, None if self.training else self.config.depth
+        if not self.training and self.config.uses_untrained(exit_threshold):
             self._warn_of_untrained_exits()
+        if thresholds is not None and not self.training:
             layers = self.config.resolved_exit_layers()
-            heads: dict[int, Any] = {layer: self.exits[str(layer)] for layer in layers}
-            exits = Exits(heads, dict(zip(layers, thresholds, strict=True)))
-        return self.with_pruning(Pruning.of(self.config, prune_thresholds), exits)
+            open_exits = [layer for layer in layers if depth is None or layer < depth]
+            heads: dict[int, Any] = {layer: self.exits[str(layer)] for layer in open_exits}
+            exits = Exits(heads, dict(zip(open_exits, thresholds, strict=False)))
+        pyramid = self.with_pruning(Pruning.of(self.config, prune_thresholds), exits)
+        if depth is None:
+            return pyramid
+        cap: Any = self.exits[str(depth)]
+        return replace(pyramid, layers=pyramid.layers[:depth], cap=cap)
 
     def with_pruning(self, pruning: Pruning, exits: Exits | None = None) -> Pyramid:
-        """The layers with a rule of pruning, and exits, if any are open."""
+        """All layers with a rule of pruning, and exits, if any are open."""
         encoder = self.base_model
         reads_all = self.backbone.last_reads_all(self.config)
         return Pyramid(
@@ -370,9 +380,9 @@ class PyramidForSequenceClassification(PyramidPreTrainedModel):
 
     def _warn_of_untrained_exits(self) -> None:
         """Warns, once a model, where exits are used that nobody has trained."""
-        why = self.config.why_untrained()
-        if why is not None and not self._has_warned:
+        if not self._has_warned:
             self._has_warned = True
+            why = self.config.why_untrained()
             warnings.warn(f"{why}; if you have trained them, set config.untrained_exits to None", stacklevel=3)
 
     @can_return_tuple
@@ -421,6 +431,7 @@ class PyramidForSequenceClassification(PyramidPreTrainedModel):
                 return output
         padded = self.base_model.padded(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         if masked:
+        if wanted.runs_masked(pyramid.pruning, pyramid.exits or pyramid.cap, len(pyramid.layers)):
             return self._classify_masked(padded, labels, pyramid, wanted, follow_tokens)
         if torch.compiler.is_compiling():
             torch._dynamo.graph_break(msg=NO_SINGLE_GRAPH)
@@ -463,7 +474,8 @@ class PyramidForSequenceClassification(PyramidPreTrainedModel):
         follow_tokens: bool,
     ) -> PyramidOutput:
         """Answers by the engine; exit_threshold: a tensor with one for each sample, or else it is not read."""
-        inputs = pack_inputs(self.config, padded, pyramid.exits is not None and self.config.reads_pairs)
+        asks = pyramid.exits is not None or pyramid.cap is not None
+        inputs = pack_inputs(self.config, padded, asks and self.config.reads_pairs)
         batch = inputs.words
         thresholds = None
         if isinstance(exit_threshold, Tensor):

@@ -21,7 +21,7 @@ from .files import WEIGHTS, why_unreadable
 from .precisions import check_kept
 
 EXITS = "exits."
-LAYER = re.compile(r"\blayers?\.\d+\.")
+LAYER = re.compile(r"\blayers?\.(\d+)\.")
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,12 @@ class Loaded:
 
 
 def read_classifier(
-    checkpoint: str | Path, *, dtype: torch.dtype = torch.float32, needs_head: bool = True, **settings: Any
+    checkpoint: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    needs_head: bool = True,
+    reached_only: bool = False,
+    **settings: Any,
 ) -> Loaded:
     """The classifier of a checkpoint, a folder or a name on a hub, in a dtype of the caller's whatever is stored.
 
@@ -60,6 +65,7 @@ def read_classifier(
         checkpoint: the folder or the name.
         dtype: dtype of the weights.
         needs_head: whether the model is to be used as it is, False to train it.
+        reached_only: whether to leave out layers that no text reaches (``config.depth``), for inference alone.
         settings: values of the configuration to take instead of the checkpoint's.
 
     Raises:
@@ -70,7 +76,12 @@ def read_classifier(
     try:
         with _own_words():
             found: Any = PyramidForSequenceClassification.from_pretrained(
-                checkpoint, config=config, dtype=dtype, ignore_mismatched_sizes=True, output_loading_info=True
+                checkpoint,
+                config=config,
+                dtype=dtype,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                reached_only=reached_only,
             )
     except Exception as error:  # each reader of weights raises its own
         why = why_unreadable(checkpoint, WEIGHTS)
@@ -139,11 +150,12 @@ def _check_surplus(
     checkpoint: str | Path, model: PyramidForSequenceClassification, unexpected: Collection[str]
 ) -> None:
     """Refuses more layers than the configuration has; heads of other tasks are left out in silence."""
-    surplus = [name for name in unexpected if LAYER.search(name)]
+    layers = model.config.num_hidden_layers
+    surplus = [name for name in unexpected if (found := LAYER.search(name)) and int(found[1]) >= layers]
     if surplus:
         raise ValueError(
             f"{checkpoint} has weights that config.json has no place for: {min(surplus)}{_and_more(surplus)}; the model has "
-            f"{model.config.num_hidden_layers} layers by config.json; take both from the same model"
+            f"{layers} layers by config.json; take both from the same model"
         )
 
 

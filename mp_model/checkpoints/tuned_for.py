@@ -28,10 +28,15 @@ class TunedForOtherWarning(UserWarning):
 def fingerprint(model: PyramidForSequenceClassification) -> str:
     """A hash of up to 64 values of each tensor of the weights, evenly spaced, as float32.
 
-    Training moves every weight, so a sample tells models apart; a change of single values may stay unseen.
+    Training moves every weight, so a sample tells models apart; a change of single values may stay unseen, and so does one
+    in layers that no text reaches.
     """
     digest = hashlib.sha256()
+    unreached = model.base_model.stack[model.config.reached_layers :]
+    beginnings = tuple(f"{name}." for name, module in model.named_modules() if module in unreached)
     for name, weight in sorted(model.state_dict().items()):
+        if name.startswith(beginnings):
+            continue
         values = weight.flatten()
         places = torch.linspace(0, max(0, len(values) - 1), SAMPLED, dtype=torch.float64, device=values.device).long()
         sample = values[places].float().cpu() if len(values) else values
@@ -58,6 +63,7 @@ def record_of(
     """
     return {
         "exit_threshold": model.config.exit_threshold,
+        "depth": model.config.depth,
         "weights": fingerprint(model),
         "pruning": pruning_of(model.config),
         "precision": precision_of(model),
@@ -84,6 +90,8 @@ def differences(model: PyramidForSequenceClassification, max_length: int) -> lis
         found.append(f"precision {record.get('precision')} (here {precision})")
     elif fingerprint(model) != record.get("weights"):
         found.append("other weights")
+    if config.depth != record.get("depth"):
+        found.append("another depth")
     if pruning_of(config) != record.get("pruning"):
         found.append("other pruning")
     if max_length != record.get("max_length"):

@@ -224,7 +224,8 @@ def measure(
     if report is not None:
         check_report(report)
     rows = drawn(read_rows(source, TEST), most)
-    classifier = Classifier.load(folder, running.precision, running.device, running.threads, long_texts=long_texts)
+    how = running.precision, running.device, running.threads
+    classifier = Classifier.load(folder, *how, long_texts=long_texts, every_layer=True)  # its stock twin has them all
     if sweep is not None:
         classifier.model.config.check_exits(max(sweep))
     data, batches = for_the_model(rows, source, classifier, running.batch_size)

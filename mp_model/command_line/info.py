@@ -89,6 +89,7 @@ def settings_of(config: Any) -> dict[str, Any]:
         "pruning": _pruning(config),
         "exit heads": _heads(config),
         "exit threshold": "none: exits are closed" if config.exit_threshold is None else config.exit_threshold,
+        **({} if config.depth is None else {"depth": f"everybody leaves by layer {config.depth}"}),
     }
 
 

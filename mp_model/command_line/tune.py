@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,6 +34,10 @@ class Goal:
     ] = None
     latency: Annotated[float | None, typer.Option(min=0, help="Goal: milliseconds a text, on this machine.")] = None
     by_layer: Annotated[bool, "Choose a threshold for each layer: fits the texts better, few of them too well."] = False
+    depth: Annotated[
+        bool,
+        typer.Option("--depth", help="Also close everything above a layer, where that meets the goal with less work."),
+    ] = False
     factors: Annotated[str | None, "Multiples of the pruning thresholds to try, by commas; 1 always is."] = None
     confidence: Annotated[
         float | None, "With --max-drop: be so sure, 0.9 say, that no more is lost on all such texts."
@@ -127,7 +131,9 @@ def tune(
         warnings.simplefilter("ignore", TunedForOtherWarning)  # they are about to be chosen anew
         classifier = Classifier.load(model, running.precision, running.device, running.threads)
     check_task(classifier.model.config)
+        classifier = Classifier.load(model, running.precision, running.device, running.threads, every_layer=True)
     classifier.model.config.check_exits(1.0)
+    classifier.model.config.depth = None  # it is chosen anew, too
     own = classifier.model.config.resolved_thresholds()
     if own is None and goal.strengths != [1.0]:
         raise ValueError(
@@ -143,13 +149,14 @@ def tune(
     def measure(outcome: Outcome) -> float:
         from ..measuring.timing import time_ways, way_at
 
+        classifier.model.config.depth = outcome.depth
         way = way_at(classifier.model, outcome.exit_threshold, prunings[outcome.factor])
         return time_ways({"it": way}, batches)["it"]
 
     offers, chosen, seconds = _choose(goal, by_factor, measure)
     choice = Choice(offers, chosen, prunings[chosen.factor], seconds)
     if not dry_run:
-        _write(model, classifier, choice, goal, by_factor[chosen.factor])
+        _write(model, classifier, choice, goal, by_factor[chosen.factor].capped(chosen.depth))
         _refresh_card(model, classifier, choice)
     if as_json:
         print(json.dumps(_document(choice, goal, written=not dry_run)))
@@ -169,8 +176,8 @@ def _choose(
     from ..measuring.tuning import trade_off
 
     if goal.max_drop is not None and goal.confidence is not None:
-        return *_guaranteed(by_factor, goal.by_layer, goal.max_drop / 100, goal.confidence), None
-    offers = trade_off(by_factor, layered=goal.by_layer)
+        return *_guaranteed(by_factor, goal, goal.max_drop / 100, goal.confidence), None
+    offers = trade_off(by_factor, layered=goal.by_layer, depths=goal.depth)
     if goal.max_drop is not None:
         return offers, offers.fastest(goal.max_drop / 100, counted=goal.counted), None
     if goal.speedup is not None:
@@ -180,7 +187,7 @@ def _choose(
 
 
 def _guaranteed(
-    by_factor: dict[float, AllExits], by_layer: bool, max_harm: float, confidence: float
+    by_factor: dict[float, AllExits], goal: Goal, max_harm: float, confidence: float
 ) -> tuple[TradeOff, Outcome]:
     """All that is offered, and the fastest of it whose harm is bounded.
 
@@ -192,10 +199,11 @@ def _guaranteed(
     from ..measuring.tuning import guaranteed, outcomes_of_one_threshold, right_without_exits, texts_needed, trade_off
 
     everything = by_factor[1.0]
-    if by_layer or len(by_factor) > 1:
+    if goal.by_layer or goal.depth or len(by_factor) > 1:
         order = torch.randperm(len(everything), generator=torch.Generator().manual_seed(0))
         learn, test = order[: len(order) // 2], order[len(order) // 2 :]
-        offers = trade_off({factor: exits.select(learn) for factor, exits in by_factor.items()}, layered=by_layer)
+        learned = {factor: exits.select(learn) for factor, exits in by_factor.items()}
+        offers = trade_off(learned, layered=goal.by_layer, depths=goal.depth)
         path = offers.curve()
         tests = {factor: exits.select(test) for factor, exits in by_factor.items()}
     else:
@@ -212,9 +220,9 @@ def _guaranteed(
 
 
 def _write(folder: Path, classifier: Classifier, choice: Choice, goal: Goal, exits: AllExits) -> None:
-    """Changes the thresholds in a model's config.json, with the record of what they were tuned for, and nothing else.
+    """Changes thresholds and depth in a model's config.json, with the record of what they were tuned for, and nothing else.
 
-    exits: the answers of all exits, under the pruning that was chosen.
+    exits: the answers of all exits, under the pruning and the depth that were chosen.
     """
     from ..checkpoints.tuned_for import record_of
     from ..data.files import whole_file
@@ -222,11 +230,14 @@ def _write(folder: Path, classifier: Classifier, choice: Choice, goal: Goal, exi
 
     config = classifier.model.config
     config.exit_threshold, config.prune_thresholds = choice.chosen.exit_threshold, choice.prune_thresholds
+    config.depth = choice.chosen.depth
     document = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     document["exit_threshold"] = config.exit_threshold
     document["prune_thresholds"] = config.prune_thresholds
+    if config.depth is not None or "depth" in document:
+        document["depth"] = config.depth
     record = record_of(classifier.model, classifier.tokenise.max_length, len(exits), goal.asked)
-    levels = [level.as_json() for level in priced_levels(exits, config.exit_threshold)]
+    levels = [level.as_json() for level in priced_levels(replace(exits, judge=None), config.exit_threshold)]
     document["tuned_for"] = {**record, "levels": levels}
     with whole_file(folder / "config.json") as stream:
         json.dump(document, stream, indent=2)
@@ -278,6 +289,8 @@ def _sentence(choice: Choice, goal: Goal, where: str) -> str:
     reference, chosen = choice.offers.reference, choice.chosen
     counted, expected = (_points(reference.accuracy - x) for x in (chosen.accuracy, chosen.expected_accuracy))
     said = f"{chosen.speed_up:.2f} times less work at {counted}, {expected} expected"
+    if chosen.depth is not None:
+        said += f"; everybody leaves by layer {chosen.depth}"
     if goal.confidence is not None:
         said += f"; no more than {goal.max_drop:g} points with confidence {goal.confidence:g}"
     if choice.seconds is not None:
@@ -292,7 +305,7 @@ def _points(lost: float) -> str:
 
 def _curve(choice: Choice) -> Table:
     """The outcomes that no other beats, with the chosen one marked."""
-    columns = ["", "threshold", "pruning\nx", "accu-\nracy", "made\nwrong", "mean\nexit", "GFLOPs\npaper"]
+    columns = ["", "threshold", "depth", "pruning\nx", "accu-\nracy", "made\nwrong", "mean\nexit", "GFLOPs\npaper"]
     table = table_of("The trade-off, slowest first", [*columns, "exe-\ncuted", "work\nsaved"])
     curve = choice.offers.curve()
     shown = curve if choice.chosen in curve else [*curve, choice.chosen]
@@ -300,6 +313,7 @@ def _curve(choice: Choice) -> Table:
         table.add_row(
             ">" if x == choice.chosen else "",
             threshold_text(x.exit_threshold),
+            "" if x.depth is None else str(x.depth),
             f"{x.factor:g}",
             f"{x.accuracy:.2%}",
             f"{x.harm:.2%}",

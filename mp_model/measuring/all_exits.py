@@ -7,7 +7,7 @@ another one.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -60,7 +60,9 @@ class AllExits:
         labels: int64 ``[texts]``.
         lengths: int64 ``[texts]``, tokens.
         survivors: int64 ``[texts, L]``, of each layer.
-        logits: ``{layer: [texts, labels]}`` of every exit layer, and of the model's own head under the number L.
+        logits: ``{layer: [texts, labels]}`` of every exit layer, and of the model's own head under the number L; or of the
+            exit layers up to ``config.depth``, by which everybody leaves.
+        judge: logits ``[texts, labels]`` that answers are held against; None: those of the last of :attr:`layers`.
     """
 
     config: PyramidConfig
@@ -68,6 +70,7 @@ class AllExits:
     lengths: Tensor
     survivors: Tensor
     logits: dict[int, Tensor]
+    judge: Tensor | None = None
 
     def __len__(self) -> int:
         return self.labels.shape[0]
@@ -75,11 +78,20 @@ class AllExits:
     def select(self, rows: Tensor) -> AllExits:
         """Some of the texts; rows: their places, or bool ``[texts]``."""
         logits = {layer: x[rows] for layer, x in self.logits.items()}
-        return AllExits(self.config, self.labels[rows], self.lengths[rows], self.survivors[rows], logits)
+        judge = None if self.judge is None else self.judge[rows]
+        return AllExits(self.config, self.labels[rows], self.lengths[rows], self.survivors[rows], logits, judge)
+
+    def capped(self, depth: int | None) -> AllExits:
+        """The predictions of a model whose texts all leave by an exit layer; this one's last layer stays the judge."""
+        if depth is None:
+            return self
+        config = type(self.config).from_dict({**self.config.to_dict(), "depth": depth})
+        logits = {layer: x for layer, x in self.logits.items() if layer <= depth}
+        return replace(self, config=config, logits=logits, judge=self.judged_by)
 
     @cached_property
     def layers(self) -> list[int]:
-        """Exit layers and layer L, rising."""
+        """Exit layers, and the layer by which everybody leaves, rising."""
         return sorted(self.logits)
 
     @cached_property
@@ -93,23 +105,28 @@ class AllExits:
         rows = [mp_kernels.normalized_entropy(self.logits[layer]) for layer in self.layers[:-1]]
         return torch.stack(rows) if rows else torch.zeros(0, len(self))
 
+    @property
+    def judged_by(self) -> Tensor:
+        """Logits ``[texts, labels]`` that answers are held against."""
+        return self.logits[self.layers[-1]] if self.judge is None else self.judge
+
     @cached_property
     def own_judgement(self) -> Tensor:
-        """float64 ``[texts, labels]``: layer L's prediction, calibrated on these texts.
+        """float64 ``[texts, labels]``: the judge's prediction, calibrated on these texts.
 
         Its logits are divided by the temperature at which the texts' labels are the most probable (Guo and others, 2017).
         """
-        return calibrated(self.logits[self.layers[-1]].double(), self.labels)
+        return calibrated(self.judged_by.double(), self.labels)
 
     def expected_cost(self, predictions: Tensor) -> float:
-        """The accuracy, a share, that other answers than layer L's cost by its own calibrated judgement.
+        """The accuracy, a share, that other answers than the judge's, layer L's, cost by its own calibrated judgement.
 
         What a changed answer is worth is not left to the one label that its text happens to have, so this varies less from
         sample to sample than a count; but it is only as good as layer L's judgement.
 
         predictions: int64 ``[texts]``.
         """
-        own, other = (self.own_judgement.gather(1, x.unsqueeze(1)) for x in (self.predictions[-1], predictions))
+        own, other = (self.own_judgement.gather(1, x.unsqueeze(1)) for x in (self.judged_by.argmax(-1), predictions))
         return (own - other).mean().item()
 
     @cached_property
@@ -124,8 +141,10 @@ class AllExits:
 
     def exit_places(self, exit_threshold: float | Sequence[float]) -> Tensor:
         """int64 ``[texts]``: which of :attr:`layers` each text leaves at."""
-        thresholds = torch.tensor(self.config.resolved_exit_threshold(exit_threshold)).unsqueeze(1)
-        leaves = torch.cat([self.uncertainty <= thresholds, torch.ones(1, len(self), dtype=torch.bool)])
+        thresholds = self.config.resolved_exit_threshold(exit_threshold)
+        assert thresholds is not None
+        below = torch.tensor(thresholds[: len(self.layers) - 1]).unsqueeze(1)
+        leaves = torch.cat([self.uncertainty <= below, torch.ones(1, len(self), dtype=torch.bool)])
         return leaves.byte().argmax(0)
 
     def answers(self, exit_threshold: float | Sequence[float] | None) -> Answers:
@@ -166,6 +185,8 @@ class AllExits:
     def _work(self, exit_layer: int | Tensor, decided: Collection[int]) -> tuple[Tensor, Tensor]:
         """Tokens ``[texts, L]`` and executed work ``[texts]`` of texts that leave there."""
         exit_layer = torch.as_tensor(exit_layer).expand(len(self))
+        if self.config.depth is not None:
+            decided = {*decided, self.config.depth}
         tokens = reported_tokens(entering_tokens(self.survivors, self.lengths), exit_layer)
         return tokens, executed_flops(self.config, self.survivors, self.lengths, exit_layer, decided)
 
@@ -201,7 +222,10 @@ def read_all_exits(
     config = type(model.config).from_dict(model.config.to_dict())
     if prune_thresholds is not None:
         config.prune_thresholds, config.top_k = list(prune_thresholds), None
-    pyramid, exit_layers = model.with_pruning(Pruning.of(config)), config.resolved_exit_layers()
+    layers = config.num_hidden_layers
+    pyramid = model.with_pruning(Pruning.of(config))
+    pyramid = replace(pyramid, layers=pyramid.layers[: config.reached_layers])
+    exit_layers = [layer for layer in config.resolved_exit_layers() if config.depth is None or layer <= config.depth]
     read = EXIT_HEADS[config.exit_head].features
     places: list[int] = []
     rows: list[tuple[Tensor, Tensor, list[Tensor]]] = []
@@ -213,16 +237,16 @@ def read_all_exits(
             output, entering = outputs[layer], outputs[max(layer - 1, 0)]
             states = pyramid.states(engine.first_tokens(output), entering, output)
             predictions.append(model.exits[str(layer)](read(states)).cpu())
-        predictions.append(model.final_head(pyramid.final_features(outputs[-1])).cpu())
+        if config.depth is None:
+            predictions.append(model.final_head(pyramid.final_features(outputs[-1])).cpu())
         counts = torch.stack([output.lengths for output in outputs], dim=1).cpu()
-        rows.append((counts[:, 0], counts[:, 1:], predictions))
+        rows.append((counts[:, 0], F.pad(counts[:, 1:], (0, layers - config.reached_layers)), predictions))
         places += text_batch.places
     lengths_of, survivors_of, predictions_of = zip(*rows, strict=True)
+    answering = exit_layers if config.depth is not None else [*exit_layers, layers]
     logits = {
         layer: in_input_order(parts, places)
-        for layer, parts in zip(
-            [*exit_layers, config.num_hidden_layers], zip(*predictions_of, strict=True), strict=True
-        )
+        for layer, parts in zip(answering, zip(*predictions_of, strict=True), strict=True)
     }
     lengths, survivors = in_input_order(lengths_of, places), in_input_order(survivors_of, places)
     return AllExits(config, torch.tensor(labels), lengths, survivors, logits)

@@ -26,12 +26,14 @@ class Outcome(Record):
             judgement of the model's own head (:meth:`mp_model.measuring.all_exits.AllExits.expected_cost`).
         harm: share of texts answered wrongly that the reference answers rightly; accuracy cannot fall by more.
         factor: multiple of the model's own pruning thresholds.
+        depth: exit layer by which everybody leaves; None: layer L.
     """
 
     exit_threshold: Threshold
     expected_accuracy: float
     harm: float
     factor: float = 1.0
+    depth: int | None = None
 
     @property
     def smoothed_accuracy(self) -> float:
@@ -60,12 +62,13 @@ def outcome_of(exits: AllExits, right_before: Tensor, exit_threshold: Threshold,
         expected_accuracy=right_without_exits(exits).double().mean().item() - exits.expected_cost(answers.predictions),
         harm=(right_before & wrong).double().mean().item(),
         factor=factor,
+        depth=exits.config.depth,
     )
 
 
 def right_without_exits(exits: AllExits) -> Tensor:
-    """bool ``[texts]``: whether the model answers a text rightly if nobody leaves early."""
-    return exits.predictions[-1] == exits.labels
+    """bool ``[texts]``: whether the model answers a text rightly if nobody leaves early, nor by a layer below."""
+    return exits.judged_by.argmax(-1) == exits.labels
 
 
 def outcomes_of_one_threshold(
@@ -90,9 +93,11 @@ def one_threshold_a_layer(exits: AllExits, right_before: Tensor, start: Outcome,
     floor = round(start.accuracy * len(exits))
     own, begins = start.exit_threshold, [[0.0] * last]
     if own is not None:
-        begins.append(own if isinstance(own, list) else [own] * last)
+        begins.append(own[:last] if isinstance(own, list) else [own] * last)
     candidates = [_steps_between(uncertainty, steps) for uncertainty in exits.uncertainty]
-    found = [outcome_of(exits, right_before, _descend(exits, t, candidates, floor), start.factor) for t in begins]
+    unreached = [0.0] * (len(exits.config.resolved_exit_layers()) - last)
+    thresholds = ([*_descend(exits, begin, candidates, floor), *unreached] for begin in begins)
+    found = [outcome_of(exits, right_before, of_layers, start.factor) for of_layers in thresholds]
     good = [start, *(x for x in found if x.accuracy >= start.accuracy)]
     return min(good, key=lambda outcome: outcome.executed_gflops)
 
@@ -147,7 +152,7 @@ class TradeOff:
 
     Attributes:
         reference: outcome of the model's own pruning without exits, which losses are counted from.
-        one_threshold: outcomes of one threshold for all layers.
+        one_threshold: outcomes of one threshold for all layers, and of a depth beside it where these were asked for.
         layered: outcomes of a threshold for each layer, where they were asked for.
     """
 
@@ -218,18 +223,24 @@ class TradeOff:
         return found
 
 
-def trade_off(by_factor: dict[float, AllExits], *, layered: bool, steps: int = 100) -> TradeOff:
+def trade_off(by_factor: dict[float, AllExits], *, layered: bool, depths: bool = False, steps: int = 100) -> TradeOff:
     """The outcomes of one threshold, and of one a layer (``layered``), for every strength of pruning.
 
-    by_factor: predictions under the model's own pruning thresholds times each factor; 1.0 is among them.
+    Args:
+        by_factor: predictions under the model's own pruning thresholds times each factor; 1.0 is among them.
+        layered: whether to look for a threshold for each layer, too.
+        depths: whether everybody may leave by any exit layer.
+        steps: steps of one threshold.
     """
     right_before = right_without_exits(by_factor[1.0])
     single, by_layer = [], []
     for factor, exits in by_factor.items():
-        outcomes = outcomes_of_one_threshold(exits, right_before, steps, factor)
+        capped = {depth: exits.capped(depth) for depth in (None, *(exits.layers[:-1] if depths else ()))}
+        outcomes = [x for of in capped.values() for x in outcomes_of_one_threshold(of, right_before, steps, factor)]
         single += outcomes
         if layered:
-            by_layer += [one_threshold_a_layer(exits, right_before, start) for start in frontier(outcomes)]
+            starts = frontier(outcomes)
+            by_layer += [one_threshold_a_layer(capped[start.depth], right_before, start) for start in starts]
     reference = outcome_of(by_factor[1.0], right_before, None)
     return TradeOff(reference, single, by_layer)
 
@@ -275,7 +286,7 @@ def guaranteed(
             raise ValueError(f"{name} must lie between 0 and 1; got {value}")
     passed = None
     for point in path:
-        exits = by_factor[point.factor]
+        exits = by_factor[point.factor].capped(point.depth)
         outcome = outcome_of(exits, right_before, point.exit_threshold, point.factor)
         if binomial_tail(round(outcome.harm * len(exits)), len(exits), max_harm) > 1 - confidence:
             break

@@ -75,7 +75,8 @@ class ExitsOfWindows:
         if exit_threshold is not None and len(self.windows.layers) > 1:
             thresholds = self.config.resolved_exit_threshold(exit_threshold)
             assert thresholds is not None
-            by_exit = torch.tensor([*thresholds, thresholds[-1]])  # the model's own head goes by the last exit
+            thresholds = thresholds[: len(self.windows.layers) - 1]
+            by_exit = torch.tensor([*thresholds, thresholds[-1]])  # where everybody leaves, the last exit's holds
             exits = torch.searchsorted(torch.tensor(self.windows.layers), each.exit_layer)
             stops |= mp_kernels.normalized_entropy(means) <= by_exit[exits]
         stop = torch.zeros_like(last).scatter_reduce(

@@ -125,6 +125,7 @@ class Classifier:
         threads: int | None = None,
         cache: int = 0,
         long_texts: str = "cut",
+        every_layer: bool = False,
     ) -> Classifier:
         """Loads a folder that ``magic-pyramid fit`` or ``save_pretrained`` wrote, in the precision that is asked for.
 
@@ -138,6 +139,7 @@ class Classifier:
             threads: threads of PyTorch, for the whole process; None: as they are.
             cache: answers that are kept for texts that come again.
             long_texts: ``"cut"`` or ``"windows"``, see :class:`Classifier`.
+            every_layer: whether to load the layers that no text reaches (``config.depth``) too.
 
         Raises:
             ValueError: a folder that is no whole classifier with its tokenizer (:func:`read_classifier`,
@@ -152,6 +154,9 @@ class Classifier:
         if threads:
             torch.set_num_threads(threads)
         model = read_in_precision(folder, chosen.name)
+        model = read_classifier(folder, dtype=chosen.dtype, reached_only=not every_layer).model
+        if chosen.name == "int8":
+            to_int8(model)
         model.to(torch.device(device))  # type: ignore[arg-type]  # transformers' decorator hides self
         classifier = cls(model, load_tokenizer(folder), cache, long_texts)
         classifier.precision = chosen

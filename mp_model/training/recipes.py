@@ -204,6 +204,7 @@ def model_settings(recipe: Recipe, settings: Settings, layers: int, pairs: bool 
     config = {
         "importance_normalizer": settings.importance_normalizer,
         "exit_threshold": None,
+        "depth": None,
         "tuned_for": None,
         **recipe.config,
         **(recipe.for_pairs if pairs else {}),

@@ -174,6 +174,8 @@ def run(
     """
     types = torch.zeros_like(ids) if types is None else types
     open_exits = dict(exit_thresholds or {})
+    if config.depth is not None and classify:
+        open_exits = {layer: x for layer, x in open_exits.items() if layer < config.depth} | {config.depth: math.inf}
     x = embed(weights, config, ids, types, first_position)
     alive = torch.arange(len(ids))
     settled = {j: x[j] for j in range(len(ids))}
@@ -270,7 +272,7 @@ def executed_flops(
             work += everything_else(n, m)
         elif config.exit_head == "fastbert":
             work += everything_else(n, m) + head_flops(config, m)
-        elif not decides_first:
+        elif not decides_first and layer != config.depth:
             work += everything_else(n, m) + head_flops(config, n)
         else:
             work += first_token(n) + head_flops(config, n)

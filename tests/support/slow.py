@@ -122,6 +122,8 @@ def run(
     sides = torch.zeros_like(ids) if sides is None else sides
     layers, count = Layers(stock), config.num_hidden_layers
     open_exits = dict(exit_thresholds or {})
+    if config.depth is not None:
+        open_exits = {layer: x for layer, x in open_exits.items() if layer < config.depth} | {config.depth: math.inf}
     x = layers.embed(ids, sides)
     alive = torch.arange(len(ids))
     settled = {j: x[j] for j in range(len(ids))}

@@ -89,7 +89,11 @@ def accuracy_of(folder: Path, validation: str) -> tuple[float, float]:
         ["--max-drop", 2, "--counted"],
         ["--max-drop", 2, "--by-layer"],
         ["--max-drop", 3, "--factors", "0.5,2"],
+        ["--max-drop", 4, "--depth"],
+        ["--max-drop", 3, "--depth", "--by-layer"],
+        ["--max-drop", 15, "--confidence", 0.9, "--depth", "--factors", "2"],
         ["--speedup", 3],
+        ["--speedup", 4, "--depth"],
         ["--max-drop", 10, "--confidence", 0.9],
         ["--max-drop", 15, "--confidence", 0.9, "--by-layer", "--factors", "2"],
         ["--latency", 1000],
@@ -107,7 +111,9 @@ def test_what_tune_chooses_is_what_the_model_does(options: list, folder: Path, v
     record = after.pop("tuned_for")
     assert (record["exit_threshold"], record["texts"]) == (chosen["exit_threshold"], 300)
     assert record["goal"][options[0].removeprefix("--").replace("-", "_")] == options[1]
-    chosen_anew = ("exit_threshold", "prune_thresholds", "tuned_for")
+    assert after.pop("depth", None) == chosen["depth"] == record["depth"]
+    assert "--depth" in options or chosen["depth"] is None
+    chosen_anew = ("exit_threshold", "prune_thresholds", "tuned_for", "depth")
     assert after == {name: x for name, x in before.items() if name not in chosen_anew}
 
     accuracy, executed = accuracy_of(folder, validation)

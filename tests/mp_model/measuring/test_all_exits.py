@@ -18,6 +18,9 @@ HEADS = {
     "pooled_from_0": {"exit_head": "pooled", "exit_layers": [0, 1, 2, 3]},
     "pair_from_0": {"exit_head": "pair", "exit_layers": [0, 1, 2, 3]},
     "fastbert": {"exit_head": "fastbert"},
+    "pooled_to_2": {"exit_head": "pooled", "exit_layers": [0, 1, 2, 3], "depth": 2},
+    "pooled_to_0": {"exit_head": "pooled", "exit_layers": [0, 3], "depth": 0},
+    "fastbert_to_3": {"exit_head": "fastbert", "depth": 3},
     "none": {"exit_layers": []},
 }
 
@@ -43,12 +46,14 @@ def test_logits_are_the_models(head: str, pruned: bool) -> None:
     model = classifier(head, pruned)
     layers = model.config.resolved_exit_layers()
     exits = read(model)
-    assert exits.layers == [*layers, 4]
-    for layer in layers:
+    last = model.config.reached_layers
+    layers_below = [layer for layer in layers if layer < last]
+    assert exits.layers == [*layers_below, last]
+    for layer in layers_below:
         out = model(**BATCH.padded(), exit_threshold=[float(other == layer) for other in layers])
         assert (out.exit_layer == layer).all()
         torch.testing.assert_close(exits.logits[layer], out.logits, atol=1e-5, rtol=0)
-    torch.testing.assert_close(exits.logits[4], model(**BATCH.padded()).logits, atol=1e-5, rtol=0)
+    torch.testing.assert_close(exits.logits[last], model(**BATCH.padded()).logits, atol=1e-5, rtol=0)
 
 
 @torch.no_grad()
@@ -59,7 +64,8 @@ def test_answers_and_work_are_the_models(head: str, pruned: bool) -> None:
     exits = read(model)
     thresholds = [None]
     if exits.layers[:-1]:
-        thresholds += [0.0, 1.0, tiny.calibrate_exits(model, BATCH)]
+        uncapped = tiny.classifier(**{**HEADS[head], "depth": None})
+        thresholds += [0.0, 1.0, tiny.calibrate_exits(uncapped, BATCH)]
         uncertainties = [
             dict(zip(exits.layers, column, strict=False)) for column in exits.uncertainty.double().t().tolist()
         ]
@@ -74,7 +80,7 @@ def test_answers_and_work_are_the_models(head: str, pruned: bool) -> None:
             assert torch.equal(exits.executed_at.gather(0, places.unsqueeze(0)).squeeze(0), out.executed_flops)
     if head.endswith("_from_0"):
         assert len(exits.answers(thresholds[-1]).exit_layer.unique()) > 2
-    unpruned = tiny.classifier(**HEADS[head])
+    unpruned = tiny.classifier(**{**HEADS[head], "depth": None})
     assert torch.equal(exits.dense_flops, unpruned(**BATCH.padded()).flops)
 
 
@@ -93,3 +99,21 @@ def test_changing_the_model_later_changes_nothing() -> None:
     before = exits.answers(0.5).executed_flops
     model.config.prune_thresholds = None
     assert torch.equal(exits.answers(0.5).executed_flops, before)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("head", ["pooled_from_0", "fastbert"])
+def test_capping_is_reading_a_capped_model(head: str) -> None:
+    model = classifier(head, pruned=True)
+    whole = read(model)
+    for depth in model.config.resolved_exit_layers():
+        model.config.depth = depth
+        found, expected = whole.capped(depth), read(model)
+        assert found.layers == expected.layers
+        for threshold in (None, 0.8):
+            ours, theirs = found.answers(threshold), expected.answers(threshold)
+            for name in ("predictions", "exit_layer", "flops", "executed_flops", "tokens_per_layer"):
+                assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
+        assert torch.equal(found.judged_by, whole.logits[4])
+        assert torch.equal(found.select(torch.tensor([3, 1])).judged_by, whole.logits[4][[3, 1]])
+    assert whole.capped(None) is whole

@@ -291,3 +291,58 @@ def test_what_cannot_be_guaranteed() -> None:
     for wrong in ({"max_harm": 0.0, "confidence": 0.9}, {"max_harm": 0.1, "confidence": 1.0}):
         with pytest.raises(ValueError, match="must lie between 0 and 1"):
             guaranteed({1.0: few}, right_without_exits(few), path, **wrong)
+
+
+# Depth
+
+
+def test_a_depth_is_chosen_by_the_same_rule() -> None:
+    """Layer 2 answers as rightly as layer 3, though it is never certain, so no threshold lets anybody leave there."""
+    draw = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 2, (400,), generator=draw)
+    right = torch.where(torch.rand(400, generator=draw) < 0.9, labels, 1 - labels)
+    unsure, sure = (torch.where(right == 0, p, 1 - p).tolist() for p in (torch.tensor(0.505), torch.tensor(0.9)))
+    guess = torch.rand(400, generator=draw).clamp(0.2, 0.8).tolist()
+    exits = exits_of({1: logits_of(*guess), 2: logits_of(*unsure), 3: logits_of(*sure)}, labels.tolist())
+    steps = trade_off({1.0: exits}, layered=False)
+    assert steps.fastest(0.005).exit_threshold is None
+    offers = trade_off({1.0: exits}, layered=False, depths=True)
+    chosen = offers.fastest(0.005)
+    assert (chosen.depth, chosen.accuracy, chosen.harm) == (2, steps.reference.accuracy, 0.0)
+    assert chosen.executed_gflops < steps.reference.executed_gflops
+    assert offers.reference == steps.reference
+    capped = outcome_of(exits.capped(2), right_without_exits(exits), chosen.exit_threshold)
+    assert capped == chosen
+    assert trade_off({1.0: exits}, layered=True, depths=True).fastest(0.005).executed_gflops <= chosen.executed_gflops
+    path = [offers.reference, chosen]
+    passed = guaranteed({1.0: exits}, right_without_exits(exits), path, 0.02, 0.9)
+    assert passed is not None
+    assert passed.depth == 2
+
+
+def test_losses_by_a_depth_count_from_the_whole_model() -> None:
+    """What layer 1 costs is judged by layer 3, which it disagrees with, and not by itself."""
+    exits = exits_of(
+        {1: logits_of(0.9, 0.1, 0.9, 0.1), 2: logits_of(0.9, 0.9, 0.9, 0.9), 3: logits_of(0.9, 0.9, 0.1, 0.1)},
+        [0, 0, 1, 1],
+    )
+    outcome = outcome_of(exits.capped(1), right_without_exits(exits.capped(1)), None)
+    assert (outcome.accuracy, outcome.harm, outcome.mean_exit_layer) == (0.5, 0.5, 1.0)
+    assert outcome.expected_accuracy < 0.6
+    alone = exits_of({1: logits_of(0.9, 0.1, 0.9, 0.1), 2: logits_of(0.9, 0.1, 0.9, 0.1)}, [0, 0, 1, 1])
+    assert outcome_of(alone, right_without_exits(alone), 1.0).expected_accuracy == 0.5
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_threshold_a_layer_under_a_depth_has_one_for_each_exit(seed: int) -> None:
+    exits = random_exits(150, seed)
+    right_before = right_without_exits(exits)
+    for depth in exits.layers[:-1]:
+        capped = exits.capped(depth)
+        start = outcome_of(capped, right_before, 0.6)
+        found = one_threshold_a_layer(capped, right_before, start)
+        assert found.depth == depth
+        assert found.accuracy >= start.accuracy
+        assert found.executed_gflops <= start.executed_gflops
+        if isinstance(found.exit_threshold, list):
+            assert len(found.exit_threshold) == len(exits.layers) - 1
