@@ -14,10 +14,12 @@ from mp_model import Classifier, PyramidBertForSequenceClassification, PyramidCo
 from mp_model.checkpoints.reading import read_classifier
 from mp_model.checkpoints.tuned_for import TunedForOtherWarning, record_of
 from mp_model.command_line.info import describe_model
+from mp_model.serving.worker import Worker
 from support import backbones, slow, tiny
 from support.backbones import KINDS
 from support.checkpoints import TEXTS, change_json, change_weights, classifier, save
 from support.pyramids import BATCH, LAYERS, calibrated
+from support.serving import assert_like, outcomes_of, ready
 
 COUNTS = ("exit_layer", "tokens_per_layer", "flops", "executed_flops")
 
@@ -145,6 +147,14 @@ def test_a_classifier_loads_no_layer_that_nobody_reaches(tmp_path: Path, precisi
         assert list(loaded.stream(iter(TEXTS))) == expected
     with pytest.raises(ValueError, match="lacks weights of the model"):
         Classifier.load(folder, precision, every_layer=True)
+
+
+def test_a_server_of_some_layers(tmp_path: Path) -> None:
+    loaded = Classifier.load(folder_of(tmp_path, depth=2))
+    worker = ready(Worker(loaded))
+    for threshold in (None, "never", 0.9):
+        assert_like(loaded, outcomes_of(worker, TEXTS, threshold), TEXTS, threshold)
+    assert worker.close(timeout=60)
 
 
 def test_names_and_settings_are_saved(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from mp_model.command_line import app
 from mp_model.data.batches import encode, length_sorted_batches
 from mp_model.training.features import collect_features
 from support import tiny, wordpiece
-from support.checkpoints import change_json
+from support.checkpoints import change_json, change_weights
 from support.heads import train_all_heads
 from support.situations import situation
 
@@ -129,6 +129,40 @@ def test_what_tune_chooses_is_what_the_model_does(options: list, folder: Path, v
         assert 0 < document["seconds"] < 1
     curve = document["curve"]
     assert [x["executed_gflops"] for x in curve] == sorted((x["executed_gflops"] for x in curve), reverse=True)
+
+
+def test_a_depth_is_written_and_can_be_given_up(folder: Path, validation: str) -> None:
+    """The lower exits are surely wrong, so that no threshold may open them; the third answers as the model does."""
+
+    def mislead(weights: dict[str, torch.Tensor]) -> None:
+        for layer in (0, 1):
+            for part in ("weight", "bias"):
+                weights[f"exits.{layer}.classifier.{part}"].mul_(-5)
+
+    change_weights(folder, mislead)
+    before = json.loads((folder / "config.json").read_text())
+    without = invoke("tune", validation, "--model", folder, "--max-drop", 1, "--json")
+    result = invoke("tune", validation, "--model", folder, "--max-drop", 1, "--depth")
+    assert result.exit_code == 0, result.output
+    assert "; everybody leaves by layer 2; written to" in result.stdout
+    after = json.loads((folder / "config.json").read_text())
+    assert after["depth"] == 2
+    accuracy, executed = accuracy_of(folder, validation)
+    assert accuracy >= json.loads(without.stdout)["accuracy_without_exits"] - 0.01
+    assert executed < json.loads(without.stdout)["chosen"]["executed_gflops"]
+    assert len(Classifier.load(folder).model.base_model.stack) == 2
+    measured = invoke("evaluate", validation, "--model", folder, "--json")
+    assert measured.exit_code == 0, measured.output
+    (own, *_) = json.loads(measured.stdout.splitlines()[-1])["evaluations"]
+    assert own["accuracy"] == pytest.approx(accuracy)
+    assert own["executed_gflops"] == pytest.approx(executed)
+    assert sum(own["exits"][:2]) + own["exits"][2] == 300
+    again = invoke("tune", validation, "--model", folder, "--max-drop", 1)
+    assert again.exit_code == 0, again.output
+    changed = json.loads((folder / "config.json").read_text())
+    assert changed["depth"] is None
+    assert changed["exit_threshold"] == json.loads(without.stdout)["chosen"]["exit_threshold"]
+    assert before.get("depth") is None
 
 
 def test_a_dry_run_writes_nothing_and_prints_the_curve(folder: Path, validation: str) -> None:
