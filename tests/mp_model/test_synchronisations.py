@@ -163,6 +163,31 @@ def test_a_head_that_reads_survivors_waits_for_them(monkeypatch: pytest.MonkeyPa
     assert counts["synchronisations"] == [1, 2, 2, 2, 0, 0]
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("pruning", ["nothing", "alive"])
+@pytest.mark.parametrize("late", [False, True])
+def test_telling_two_texts_apart_costs_nearly_nothing(
+    pruning: str, late: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The host waits no more than for "pooled" heads; a compaction looks for the second texts, and a layer asks once."""
+    if late:
+        monkeypatch.setattr(engine, "decides_first", lambda rows, samples: False)
+    found = []
+    for head in ("pooled_from_0", "pair_from_0"):
+        template, thresholds, _ = calibrated(pruning, head)
+        model = type(template)(template.config).eval()
+        model.load_state_dict(template.state_dict())
+        model(**BATCH.padded(), exit_threshold="never")
+        with monkeypatch.context() as patched, counted(patched) as counts:
+            model(**BATCH.padded(), exit_threshold=list(thresholds.values()))
+        found.append(counts)
+    pooled, pair = found
+    assert pair["synchronisations"] == pooled["synchronisations"]
+    compactions = pooled["synchronisations"]
+    for layer, (more, before) in enumerate(zip(pair["launches"][1:], pooled["launches"][1:], strict=True), 1):
+        assert more <= before + 2 * compactions[layer], layer
+
+
 @pytest.mark.parametrize(
     "read",
     [
