@@ -69,7 +69,7 @@ def say_types(tokenizer: Any, config: PyramidConfig) -> None:
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError(
             "exits that compare two texts (exit_head='pair') need a tokenizer that tells them apart by token_type_ids, or "
-            "a fast one; give the checkpoint a tokenizer.json, or choose exit_head='pooled'"
+            "a fast one; give the checkpoint a tokenizer.json, or fit it with a recipe of other exits, such as mp"
         )
     _mark_second_texts(tokenizer.backend_tokenizer)
 

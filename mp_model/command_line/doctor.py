@@ -193,6 +193,11 @@ def of_model(classifier: Classifier) -> Iterator[Finding]:
         FINE if prunes else NOTE,
         f"It prunes tokens: {found['pruning']}." if prunes else "It prunes no tokens.",
     )
+    if config.depth is not None:
+        layers = config.num_hidden_layers
+        yield Finding(
+            "model", FINE, f"Everybody leaves by layer {config.depth} of {layers}; the layers above are not loaded."
+        )
     yield of_exits(classifier.model, classifier.tokenise.max_length)
 
 

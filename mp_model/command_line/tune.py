@@ -132,8 +132,8 @@ def tune(
         classifier = Classifier.load(model, running.precision, running.device, running.threads)
     check_task(classifier.model.config)
         classifier = Classifier.load(model, running.precision, running.device, running.threads, every_layer=True)
-    classifier.model.config.check_exits(1.0)
     classifier.model.config.depth = None  # it is chosen anew, too
+    classifier.model.config.check_exits(1.0)
     own = classifier.model.config.resolved_thresholds()
     if own is None and goal.strengths != [1.0]:
         raise ValueError(

@@ -170,6 +170,7 @@ def _load(
             "made from"
         )
     found = read_classifier(checkpoint, needs_head=False, exit_layers=[], exit_threshold=None)
+    found = read_classifier(checkpoint, needs_head=False, exit_layers=[], exit_threshold=None, depth=None)
     config = found.model.config
     agreement = agree(
         task,

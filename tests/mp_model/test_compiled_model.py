@@ -13,8 +13,9 @@ BATCH = tiny.samples((9, 1, 17, 4, 12, 6))
 
 @torch.no_grad()
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_answers_and_graph_breaks(backend: str, decided_late: None) -> None:
-    model = tiny.classifier(num_hidden_layers=2, exit_head="pooled", exit_layers=[0, 1])
+@pytest.mark.parametrize("head", ["pooled", "pair"])
+def test_answers_and_graph_breaks(head: str, backend: str, decided_late: None) -> None:
+    model = tiny.classifier(num_hidden_layers=2, exit_head=head, exit_layers=[0, 1])
     tiny.calibrate_pruning(model, BATCH)
     thresholds = tiny.calibrate_exits(model, BATCH)
     expected = model(**BATCH.padded(), exit_threshold=thresholds)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ from mp_model.checkpoints.reading import read_classifier
 from mp_model.checkpoints.tuned_for import TunedForOtherWarning, record_of
 from mp_model.command_line.info import describe_model
 from mp_model.serving.worker import Worker
+from mp_model.training import fit, load_task
 from support import backbones, slow, tiny
 from support.backbones import KINDS
-from support.checkpoints import TEXTS, change_json, change_weights, classifier, save
+from support.checkpoints import NAMES, TEXTS, change_json, change_weights, classifier, save
+from support.fits import QUICK, write_rows
 from support.pyramids import BATCH, LAYERS, calibrated
 from support.serving import assert_like, outcomes_of, ready
 
@@ -76,6 +79,20 @@ def test_the_answers_are_those_of_an_exit_that_lets_everybody_leave(head: str) -
     for name in ("exit_layer", "tokens_per_layer", "flops"):
         assert torch.equal(getattr(output, name), getattr(expected, name)), name
     torch.testing.assert_close(output.logits, expected.logits, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("head", ["cls", "pooled_from_0", "fastbert"])
+def test_the_module_form_gives_the_same(head: str) -> None:
+    """With gradients recorded the layers are called as the modules that they are."""
+    model, thresholds = capped("alive", head, 3), list(calibrated("alive", head)[1].values())
+    output = model(**BATCH.padded(), exit_threshold=thresholds)
+    answers = tiny.define(model, BATCH, calibrated("alive", head)[1], decides_first=False)
+    for name in COUNTS:
+        assert getattr(output, name).tolist() == of_answers(answers, name), name
+    logits = torch.stack(of_answers(answers, "logits"))
+    torch.testing.assert_close(output.logits.double(), logits, atol=1e-5, rtol=0)
+    output.logits.sum().backward()
+    assert model.bert.encoder.layer[0].output.dense.weight.grad.abs().sum() > 0
 
 
 @torch.no_grad()
@@ -197,6 +214,24 @@ def test_the_record_of_tuning_holds_for_its_depth(tmp_path: Path) -> None:
     change_json(tmp_path / "config.json", depth=1)
     with pytest.warns(TunedForOtherWarning, match="another depth"):
         Classifier.load(tmp_path)
+
+
+def test_a_capped_model_is_trained_whole(tmp_path: Path) -> None:
+    """A fit goes on from all layers, and gives the depth up."""
+    folder = folder_of(tmp_path, depth=2)
+    files = [write_rows(tmp_path / f"{n}.tsv", n, seed, names=("sport", "money")) for seed, n in enumerate((64, 32))]
+    settings = replace(QUICK, epochs=0.5, exit_epochs=1)
+    fit(
+        str(folder),
+        load_task(*files, labels=NAMES),
+        tmp_path / "fit",
+        "pyramid",
+        settings,
+        stages=("exits",),
+        quiet=True,
+    )
+    config = read_classifier(tmp_path / "fit" / "model").model.config
+    assert (config.depth, config.resolved_exit_layers()) == (None, [0, 1, 2, 3])
 
 
 # Refusals
