@@ -53,6 +53,13 @@ def torch_mean(x: Tensor, cu_seqlens: Tensor) -> Tensor:
     return torch.segment_reduce(x.float(), "mean", offsets=cu_seqlens, axis=0, unsafe=True).to(x.dtype)
 
 
+def torch_pair(first: Tensor, x: Tensor, cu_seqlens: Tensor, middles: Tensor) -> Tensor:
+    """What exits read of two texts, summed in float32; neither is empty."""
+    mean = torch_mean(x.float(), cu_seqlens)
+    a, b = torch_mean(x.float(), reference.parts_of_pairs(cu_seqlens, middles)).unflatten(0, (-1, 2)).unbind(1)
+    return torch.cat([first, *(part.to(x.dtype) for part in (mean, (a - b).abs(), a * b))], dim=1)
+
+
 def torch_head(x: Tensor, dense: Tensor, dense_bias: Tensor, weight: Tensor, bias: Tensor, threshold: float) -> Any:
     """Logits and uncertainty of an exit head; who stays is computed too."""
     logits = F.linear(torch.tanh(F.linear(x, dense, dense_bias)), weight, bias)
@@ -101,6 +108,10 @@ def cases(batch: int, device: torch.device, drawn: Callable[..., Tensor]) -> dic
         ),
         "mean of each text": Case(
             lambda: [drawn(rows, HIDDEN), starts], mp_kernels.ragged_mean, torch_mean, reference.ragged_mean
+        ),
+        "features of each pair": Case(
+            lambda: [drawn(batch, HIDDEN), drawn(rows, HIDDEN), starts, starts[:-1].long() + TOKENS // 3],
+            *(mp_kernels.pair_features, torch_pair, reference.pair_features),
         ),
         "exit head": Case(head, ours_head, torch_head, truth_head),
     }
