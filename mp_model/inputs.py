@@ -274,8 +274,8 @@ def understood(facts: Sequence[int], bounded: Sequence[Bounded], cu_seqlens: Ten
         fewest, single_row, *extremes = extremes
         if fewest == 0:
             raise ValueError(
-                f"token_type_ids has no 1 in row {single_row}, and exits with exit_head='pair' compare two texts; give pairs, "
-                "with a tokenizer by mp_model.checkpoints.tokenizers.load_tokenizer, or close the exits with "
+                f"token_type_ids has no 1 in row {single_row}, and exits with exit_head='pair' compare two texts; give "
+                "pairs, with a tokenizer by mp_model.checkpoints.tokenizers.load_tokenizer, or close the exits with "
                 "exit_threshold='never'"
             )
     for x, lowest, highest in zip(bounded, extremes[::2], extremes[1::2], strict=True):
