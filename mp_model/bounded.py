@@ -124,7 +124,8 @@ def _starts(counts: Tensor) -> Tensor:
 def can_be_bounded(pyramid: Pyramid) -> bool:
     """Whether a pyramid's rules ask for nothing that only the host could count."""
     pruning = pyramid.pruning
-    return pruning.normalizer == "alive" and pruning.top_k is None
+    reads_pairs = pyramid.exits is not None and any(head.reads_pairs for head in pyramid.exits.heads.values())
+    return pruning.normalizer == "alive" and pruning.top_k is None and pyramid.cap is None and not reads_pairs
 
 
 def run_bounded_embeddings(pyramid: Pyramid, held: Held, board: Board) -> Held:

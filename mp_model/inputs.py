@@ -245,8 +245,9 @@ def checked_values(config: Any, inputs: PaddedInputs, of_pairs: bool = False) ->
     found = understood(facts, bounded, cu_seqlens, inputs.first_position)
     if fewest == 0:
         raise ValueError(
-            f"token_type_ids has no 1 in row {single_row}, and exits with exit_head='pair' compare two texts; give a pair, "
-            "or close the exits with exit_threshold='never'"
+            f"token_type_ids has no 1 in row {single_row}, and exits with exit_head='pair' compare two texts; give pairs, "
+            "with a tokenizer by mp_model.checkpoints.tokenizers.load_tokenizer, or close the exits with "
+            "exit_threshold='never'"
         )
     return found
 
@@ -270,14 +271,6 @@ def understood(facts: Sequence[int], bounded: Sequence[Bounded], cu_seqlens: Ten
         )
     if bounded[0].values is None:
         extremes = [0, first_position + span - 1, *extremes]
-    if of_second_text is not None:
-        fewest, single_row, *extremes = extremes
-        if fewest == 0:
-            raise ValueError(
-                f"token_type_ids has no 1 in row {single_row}, and exits with exit_head='pair' compare two texts; give "
-                "pairs, with a tokenizer by mp_model.checkpoints.tokenizers.load_tokenizer, or close the exits with "
-                "exit_threshold='never'"
-            )
     for x, lowest, highest in zip(bounded, extremes[::2], extremes[1::2], strict=True):
         if lowest < 0 or highest >= x.end:
             wrong = lowest if lowest < 0 else highest

@@ -423,7 +423,7 @@ class PyramidForSequenceClassification(PyramidPreTrainedModel):
         own = isinstance(exit_threshold, Tensor) and not self.training
         pyramid = self.pyramid(prune_thresholds, 1.0 if isinstance(exit_threshold, Tensor) else exit_threshold)
         wanted = Wanted.of(self.config, output_hidden_states, output_attentions)
-        masked = wanted.runs_masked(pyramid.pruning, pyramid.exits, len(pyramid.layers))
+        masked = wanted.runs_masked(pyramid.pruning, pyramid.exits or pyramid.cap, len(pyramid.layers))
         if not masked and not follow_tokens and position_ids is None and inputs_embeds is None:
             given = input_ids, attention_mask, token_type_ids
             output = self._classify_captured(given, labels, pyramid, exit_threshold if own else None)
@@ -431,7 +431,6 @@ class PyramidForSequenceClassification(PyramidPreTrainedModel):
                 return output
         padded = self.base_model.padded(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         if masked:
-        if wanted.runs_masked(pyramid.pruning, pyramid.exits or pyramid.cap, len(pyramid.layers)):
             return self._classify_masked(padded, labels, pyramid, wanted, follow_tokens)
         if torch.compiler.is_compiling():
             torch._dynamo.graph_break(msg=NO_SINGLE_GRAPH)

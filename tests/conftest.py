@@ -52,7 +52,7 @@ def seeded() -> None:
 
 @pytest.fixture
 def on_triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The Triton kernels stand behind every operator on CPU tensors, in Triton's interpreter or on the GPU if there is one."""
+    """The Triton kernels stand behind every operator on CPU tensors, in the interpreter or on the GPU if there is one."""
     if os.environ.get("TRITON_INTERPRET") == "1":
         from support import interpreter
 

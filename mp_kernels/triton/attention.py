@@ -1,17 +1,17 @@
 """Forward pass of attention within the samples of a packed batch, with the column means of the probabilities.
 
 In half precision, if importance is wanted and the keys of every sample fit one tile, there is one pass: a program owns a
-sample and a head, keeps its keys and values on the processor, and adds up the column sums of its blocks of queries. Otherwise
-there are two: in the first a program owns a block of queries and uses FlashAttention's running softmax, in the second a
-program owns a block of keys and sums its columns from the log-sum-exp. There are no atomics, so sums have a fixed order and
-runs repeat bit by bit.
+sample and a head, keeps its keys and values on the processor, and adds up the column sums of its blocks of queries.
+Otherwise there are two: in the first a program owns a block of queries and uses FlashAttention's running softmax, in the
+second a program owns a block of keys and sums its columns from the log-sum-exp. There are no atomics, so sums have a fixed
+order and runs repeat bit by bit.
 
 With a bias or a window there are two passes as well. With a window, a program visits only the blocks that its own block can
 see: positions rise within a sample, so these follow each other, and memory and work are linear in the number of tokens.
 
 In float32 there are always two passes, in tiles of one size, so that a sample's results do not depend on the samples beside
-it. In half precision they depend on these by less than the rounding of the results: from 129 keys on the longest sample chooses
-the tile, and a batch too small for the device takes two passes.
+it. In half precision they depend on these by less than the rounding of the results: from 129 keys on the longest sample
+chooses the tile, and a batch too small for the device takes two passes.
 
 Probabilities are computed by ``exp2`` of scores in units of log 2. The log-sum-exp returned is natural.
 """

@@ -103,7 +103,9 @@ def read_classifier(
     return Loaded(model, drawn)
 
 
-def read_in_precision(checkpoint: str | Path, precision: str) -> PyramidForSequenceClassification:
+def read_in_precision(
+    checkpoint: str | Path, precision: str, reached_only: bool = False
+) -> PyramidForSequenceClassification:
     """The finished classifier of a checkpoint with its weights in a precision, whatever this processor computes fast.
 
     Weights that a folder keeps in a precision are never there in another one; int8 ones are made of float32.
@@ -111,12 +113,14 @@ def read_in_precision(checkpoint: str | Path, precision: str) -> PyramidForSeque
     Args:
         checkpoint: the folder or the name.
         precision: one of :data:`.precisions.PRECISIONS`.
+        reached_only: as for :func:`read_classifier`.
 
     Raises:
         ValueError: as for :func:`read_classifier`; int8 weights, and another precision.
     """
     check_kept(read_config(checkpoint), precision)
-    model = read_classifier(checkpoint, dtype=torch.bfloat16 if precision == "bfloat16" else torch.float32).model
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    model = read_classifier(checkpoint, dtype=dtype, reached_only=reached_only).model
     if precision == "int8":
         to_int8(model)
     return model
@@ -149,9 +153,13 @@ def _check_missing(checkpoint: str | Path, missing: Collection[str], own_head: t
 def _check_surplus(
     checkpoint: str | Path, model: PyramidForSequenceClassification, unexpected: Collection[str]
 ) -> None:
-    """Refuses more layers than the configuration has; heads of other tasks are left out in silence."""
+    """Refuses layers, and weights in them, that the configuration does not have; heads of other tasks are left out in silence.
+
+    So are layers that nobody reaches, where the model was made without them.
+    """
     layers = model.config.num_hidden_layers
-    surplus = [name for name in unexpected if (found := LAYER.search(name)) and int(found[1]) >= layers]
+    left_out = range(len(model.base_model.stack), layers)
+    surplus = [name for name in unexpected if (found := LAYER.search(name)) and int(found[1]) not in left_out]
     if surplus:
         raise ValueError(
             f"{checkpoint} has weights that config.json has no place for: {min(surplus)}{_and_more(surplus)}; the model has "

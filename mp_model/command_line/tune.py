@@ -129,9 +129,8 @@ def tune(
     rows = read_rows(texts, VALIDATION)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TunedForOtherWarning)  # they are about to be chosen anew
-        classifier = Classifier.load(model, running.precision, running.device, running.threads)
-    check_task(classifier.model.config)
         classifier = Classifier.load(model, running.precision, running.device, running.threads, every_layer=True)
+    check_task(classifier.model.config)
     classifier.model.config.depth = None  # it is chosen anew, too
     classifier.model.config.check_exits(1.0)
     own = classifier.model.config.resolved_thresholds()

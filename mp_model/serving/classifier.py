@@ -153,10 +153,7 @@ class Classifier:
         chosen = choose_precision(precision, read_config(folder), device)
         if threads:
             torch.set_num_threads(threads)
-        model = read_in_precision(folder, chosen.name)
-        model = read_classifier(folder, dtype=chosen.dtype, reached_only=not every_layer).model
-        if chosen.name == "int8":
-            to_int8(model)
+        model = read_in_precision(folder, chosen.name, reached_only=not every_layer)
         model.to(torch.device(device))  # type: ignore[arg-type]  # transformers' decorator hides self
         classifier = cls(model, load_tokenizer(folder), cache, long_texts)
         classifier.precision = chosen

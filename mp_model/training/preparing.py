@@ -169,7 +169,6 @@ def _load(
             f"{checkpoint} has {kept} weights for inference alone, which cannot be trained; give the checkpoint that it was "
             "made from"
         )
-    found = read_classifier(checkpoint, needs_head=False, exit_layers=[], exit_threshold=None)
     found = read_classifier(checkpoint, needs_head=False, exit_layers=[], exit_threshold=None, depth=None)
     config = found.model.config
     agreement = agree(
