@@ -153,7 +153,7 @@ def _check_missing(checkpoint: str | Path, missing: Collection[str], own_head: t
 def _check_surplus(
     checkpoint: str | Path, model: PyramidForSequenceClassification, unexpected: Collection[str]
 ) -> None:
-    """Refuses layers, and weights in them, that the configuration does not have; heads of other tasks are left out in silence.
+    """Refuses layers, and weights in them, that the configuration lacks; heads of other tasks are left out in silence.
 
     So are layers that nobody reaches, where the model was made without them.
     """

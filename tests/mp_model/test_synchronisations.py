@@ -171,7 +171,7 @@ def test_telling_two_texts_apart_costs_nearly_nothing(
 ) -> None:
     """The host waits no more than for "pooled" heads; a compaction looks for the second texts, and a layer asks once."""
     if late:
-        monkeypatch.setattr(engine, "decides_first", lambda rows, samples: False)
+        monkeypatch.setattr(engine, "decides_first", lambda *_: False)
     found = []
     for head in ("pooled_from_0", "pair_from_0"):
         template, thresholds, _ = calibrated(pruning, head)
