@@ -23,12 +23,13 @@ from mp_kernels.memory import keep_freed_memory
 from . import backbones, engine
 from .backbones import Backbone, PackedInputs
 from .backbones.int8 import to_int8
-from .configuration import ONE_LABEL, SEVERAL_LABELS, VALUES, PyramidConfig, as_pyramid, config_class
+from .configuration import PyramidConfig, as_pyramid, config_class
 from .engine import Pyramid
 from .exits import Exits, make_exit_heads
 from .flops import Work
 from .inputs import PaddedInputs, checked_values, pack_inputs, padded_inputs
-from .masked import MaskedRun, Wanted, is_traced, run_masked, uncertainty_of
+from .masked import MaskedRun, Wanted, is_traced, run_masked
+from .problems import ONE_LABEL, SEVERAL_LABELS, VALUES
 from .pruning import Pruning
 from .schedule import run_batch
 
@@ -49,7 +50,8 @@ class PyramidOutput(ModelOutput):
         loss: scalar, where labels were given.
         logits: ``[batch, labels]``, of the exit that each sample took.
         exit_layer: int64 ``[batch]``, 0 to L.
-        uncertainty: float32 ``[batch]``, normalised entropy of the answer; NaN where not one label is chosen for a text.
+        uncertainty: float32 ``[batch]``, of the answer: normalised entropy where one label is chosen, that of the least
+            certain label where a text may have several; NaN for values.
         pruned_by: int64 ``[batch, width]``, where asked for: the layer that pruned each token, 0 for those that none did,
             -1 at padding.
         hidden_states, attentions: where asked for, as those of :class:`PyramidModel`.
@@ -336,7 +338,7 @@ class PyramidForSequenceClassification(PyramidPreTrainedModel):
             self._warn_of_untrained_exits()
             layers = self.config.resolved_exit_layers()
             heads: dict[int, Any] = {layer: self.exits[str(layer)] for layer in layers}
-            exits = Exits(heads, dict(zip(layers, thresholds, strict=True)))
+            exits = Exits(heads, dict(zip(layers, thresholds, strict=True)), self.config.problem)
         return self.with_pruning(Pruning.of(self.config, prune_thresholds), exits)
 
     def with_pruning(self, pruning: Pruning, exits: Exits | None = None) -> Pyramid:
@@ -351,6 +353,7 @@ class PyramidForSequenceClassification(PyramidPreTrainedModel):
             self.final_head,
             encoder.read,
             reads_all,
+            self.config.problem,
         )
 
     def _warn_of_untrained_exits(self) -> None:
@@ -410,10 +413,6 @@ class PyramidForSequenceClassification(PyramidPreTrainedModel):
     def _loss(self, labels: Tensor | None, logits: Tensor) -> Tensor | None:
         return None if labels is None else self.loss_function(labels, logits, self.config)
 
-    def _uncertainty(self, of_one_label: Tensor) -> Tensor:
-        """The uncertainty ``[batch]`` of answers, which is NaN unless one label is chosen for a text."""
-        return of_one_label if self.config.task == ONE_LABEL else torch.full_like(of_one_label, torch.nan)
-
     def _classify_packed(
         self,
         padded: PaddedInputs,
@@ -435,7 +434,7 @@ class PyramidForSequenceClassification(PyramidPreTrainedModel):
             loss=self._loss(labels, run.logits),
             logits=run.logits,
             exit_layer=run.exit_layer,
-            uncertainty=self._uncertainty(run.uncertainty),
+            uncertainty=run.uncertainty,
         )
         if run.pruned_by is not None:
             followed = Ragged(run.pruned_by, batch.cu_seqlens, batch.max_seqlen, batch.index, batch.width)
@@ -455,7 +454,8 @@ class PyramidForSequenceClassification(PyramidPreTrainedModel):
             loss=self._loss(labels, logits),
             logits=logits,
             exit_layer=exit_layer,
-            uncertainty=self._uncertainty(uncertainty_of(logits, self.num_labels)),
+            # By the definition in plain PyTorch, so that graphs need no operators of ours.
+            uncertainty=self.config.problem.uncertainty(logits, mp_kernels.reference),
             pruned_by=run.pruned_by() if follow_tokens else None,
             **run.outputs(wanted),
         )

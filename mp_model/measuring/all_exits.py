@@ -17,11 +17,12 @@ from torch import Tensor
 import mp_kernels
 
 from .. import engine
-from ..configuration import ONE_LABEL, PyramidConfig
+from ..configuration import PyramidConfig
 from ..data.batches import TextBatch, in_input_order
 from ..exits import EXIT_HEADS
 from ..flops import dense_flops, entering_tokens, executed_flops, paper_flops, reported_tokens
 from ..modelling import PyramidForSequenceClassification
+from ..problems import ONE_LABEL
 from ..pruning import Pruning
 
 TEMPERATURES = torch.logspace(-1, 1, 41, dtype=torch.float64).tolist()

@@ -15,12 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..configuration import ONE_LABEL
 from ..engine import Alive, Arrived, Decided, StepResult
 from ..inputs import pack_tokens
 from ..schedule import BUDGET, Schedule
 from .admission import ExpiredError, GoneError, InvalidError, OverloadedError, RefusedError, UnhealthyError
-from .classifier import Answer, Classifier, scores_of
+from .classifier import Answer, Classifier
 from .policy import ADMIT, DepthWise, Policy
 from .requests import Inbox, OnItsWay, Request, Result, joined, texts_of
 
@@ -90,7 +89,7 @@ class Worker:
         self.most_tokens = most_tokens
         self.observer: Observer = observer or NobodyWatches()
         config = classifier.model.config
-        self.task, self.names = config.task, config.label_names
+        self.problem, self.names = config.problem, config.label_names
         self.exit_layers = exit_layers_of(classifier)
         self.columns = {layer: column for column, layer in enumerate(self.exit_layers)}
         self.schedule = Schedule(classifier.pyramid(1.0 if self.exit_layers else "never"), budget)
@@ -285,7 +284,7 @@ class Worker:
                 self._on_their_way[number].work += flops
         if decided is None:
             return
-        scores = scores_of(decided.logits.float(), self.task)
+        scores = self.problem.scores(decided.logits.float())
         per_text = (decided.samples, scores.argmax(-1), scores, decided.logits, decided.uncertainty, _leaves(decided))
         columns = [column.tolist() for column in (*per_text, step.tokens())]
         for number, best, row, logits, uncertainty, leaves, kept in zip(*columns, strict=True):
@@ -296,7 +295,7 @@ class Worker:
                 del self._on_their_way[number]
             if text.early is not None:
                 if leaves:
-                    self.observer.audited(text.request.level, *text.early, self.names[best])
+                    self.observer.audited(text.request.level, *text.early, self.problem.in_words(row, self.names))
                 continue
             if not all(map(math.isfinite, row)):
                 self._refuse(text, RefusedError("the model's answer is NaN or infinite; its weights are damaged"))
@@ -308,14 +307,15 @@ class Worker:
                 score=row[best],
                 scores=dict(zip(self.names, row, strict=True)),
                 exit_layer=decided.layer,
-                uncertainty=uncertainty if self.task == ONE_LABEL else None,
+                uncertainty=uncertainty if self.problem.has_uncertainty(len(row)) else None,
                 tokens=text.tokens,
                 flops=text.work,
             )
             if text.audited:
-                text.early = answer.label, answer.exit_layer
+                said = self.problem.in_words(row, self.names)
+                text.early = said, answer.exit_layer
                 if leaves:
-                    self.observer.audited(text.request.level, *text.early, answer.label)
+                    self.observer.audited(text.request.level, *text.early, said)
             self._answer(text, Result(answer, logits, kept))
 
     def _would_leave(self, text: OnItsWay, layer: int, uncertainty: float) -> bool:

@@ -12,9 +12,9 @@ from transformers import set_seed
 
 from ..checkpoints.reading import read_classifier
 from ..checkpoints.tokenizers import load_tokenizer, max_length_of
-from ..configuration import ONE_LABEL
 from ..data.files import check_folder
 from ..data.values import listed
+from ..problems import ONE_LABEL
 from ..registration import PyramidForSequenceClassification
 from .agreement import Agreement, agree
 from .identity import checkpoint_identity, texts_identity

@@ -88,7 +88,8 @@ def _cases() -> dict[str, tuple[Callable, list[torch.Tensor]]]:
         "dequantize_gelu": (lambda m: m.dequantize_gelu(*scaled), []),
         "dequantize_add_layer_norm": (lambda m: m.dequantize_add_layer_norm(*scaled, *norm), []),
         "normalized_entropy": (lambda m, x: m.normalized_entropy(x), [torch.randn(9, 5)]),
-        "exit_head": (lambda m: m.exit_head(*head, 0.8), []),
+        "label_entropy": (lambda m, x: m.label_entropy(x), [torch.randn(9, 5)]),
+        "exit_head": (lambda m: (*m.exit_head(*head, 0.8), *m.exit_head(*head, 0.8, True)), []),
         "pack": (lambda m, x: m.pack(x, mask).values, [torch.randn(4, 9, 3)]),
         "unpack": (lambda m, x: m.unpack(m.pack(x, mask), -1.0), [torch.randn(4, 9, 3)]),
     }
