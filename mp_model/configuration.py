@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig
 from .backbones import BACKBONES, Backbone, backbone_of
 from .backbones.table import PREFIX
 from .exits import EXIT_HEADS
-from .problems import ONE_LABEL, PROBLEMS, SEVERAL_LABELS, VALUES, Problem
+from .problems import ONE_LABEL, PROBLEMS, SEVERAL_LABELS, VALUES, Choice, Problem
 
 NEVER = "never"  # the exit threshold that closes all exits for a call
 
@@ -115,6 +115,21 @@ class PyramidConfig(PreTrainedConfig):
     def problem(self) -> Problem:
         """The kind of problem that :attr:`task` names."""
         return PROBLEMS[self.task]
+
+    @property
+    def choice(self) -> Choice:
+        """The kind of problem, where labels are chosen for a text.
+
+        Raises:
+            ValueError: the answers are values.
+        """
+        problem = self.problem
+        if not isinstance(problem, Choice):
+            raise ValueError(
+                "accuracy and exits are measured of models that choose labels for a text, and this one's problem_type is "
+                f"{self.task!r}; `magic-pyramid classify` and Classifier give its answers"
+            )
+        return problem
 
     @property
     def lacks_uncertainty(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Final
 
@@ -47,8 +48,40 @@ class Problem:
         return max(zip(scores, names, strict=True), key=lambda pair: pair[0])[1]
 
 
-class OneLabel(Problem):
-    """One label is chosen for a text; answers and targets are int64 ``[...]``, the label's number."""
+class Choice(Problem, ABC):
+    """A kind of problem in which labels are chosen for a text.
+
+    Answers, and targets, are tensors of one form: int64 ``[texts]``, the number of the one label of each text, or bool
+    ``[texts, labels]``, all of its labels. More dimensions may stand before these.
+    """
+
+    @abstractmethod
+    def answers(self, logits: Tensor) -> Tensor:
+        """The answers to logits ``[..., labels]``."""
+
+    @abstractmethod
+    def same(self, answers: Tensor, others: Tensor) -> Tensor:
+        """bool ``[..., texts]``: whether answers are the same, in all labels."""
+
+    @abstractmethod
+    def has(self, answers: Tensor, labels: int) -> Tensor:
+        """bool ``[..., texts, labels]``: the labels that answers give to each text, out of that many."""
+
+    @abstractmethod
+    def log_probability(self, logits: Tensor, answers: Tensor) -> Tensor:
+        """``[...]``, the log-probability that logits ``[..., labels]`` give to answers."""
+
+    @abstractmethod
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Minus the log-probability of the targets, a mean over the batch; logits: ``[batch, labels]``."""
+
+    @abstractmethod
+    def divergence(self, teacher: Tensor, student: Tensor) -> Tensor:
+        """KL(teacher || student) of the predictions that logits ``[batch, labels]`` stand for, a mean over the batch."""
+
+
+class OneLabel(Choice):
+    """One label is chosen for a text, by a softmax."""
 
     fewest = 2
 
@@ -60,35 +93,28 @@ class OneLabel(Problem):
     def scores(self, logits: Tensor) -> Tensor:
         return logits.softmax(-1)
 
-    @staticmethod
-    def answers(logits: Tensor) -> Tensor:
-        """The answers to logits ``[..., labels]``."""
+    def answers(self, logits: Tensor) -> Tensor:
         return logits.argmax(-1)
 
-    @staticmethod
-    def same(answers: Tensor, others: Tensor) -> Tensor:
-        """bool ``[...]``: whether answers are the same."""
+    def same(self, answers: Tensor, others: Tensor) -> Tensor:
         return answers == others
 
-    @staticmethod
-    def log_probability(logits: Tensor, answers: Tensor) -> Tensor:
-        """``[...]``, the log-probability that logits ``[..., labels]`` give to answers."""
+    def has(self, answers: Tensor, labels: int) -> Tensor:
+        return answers.unsqueeze(-1) == torch.arange(labels, device=answers.device)
+
+    def log_probability(self, logits: Tensor, answers: Tensor) -> Tensor:
         return torch.log_softmax(logits, -1).gather(-1, answers.unsqueeze(-1)).squeeze(-1)
 
-    @staticmethod
-    def loss(logits: Tensor, targets: Tensor) -> Tensor:
-        """Cross entropy, a mean over the batch: minus the log-probability of the targets."""
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(logits, targets)
 
-    @staticmethod
-    def divergence(teacher: Tensor, student: Tensor) -> Tensor:
-        """KL(teacher || student) of the predictions that logits ``[batch, labels]`` stand for, a mean over the batch."""
+    def divergence(self, teacher: Tensor, student: Tensor) -> Tensor:
         teacher, student = torch.log_softmax(teacher, -1), torch.log_softmax(student, -1)
         return F.kl_div(student, teacher, reduction="batchmean", log_target=True)
 
 
-class SeveralLabels(Problem):
-    """A text has any number of labels, each decided by itself; answers and targets are bool ``[..., labels]``."""
+class SeveralLabels(Choice):
+    """A text has any number of labels, each of which is decided by itself, by a sigmoid."""
 
     several = True
     fewest = 1
@@ -100,36 +126,29 @@ class SeveralLabels(Problem):
         return logits.sigmoid()
 
     def in_words(self, scores: Sequence[float], names: Sequence[str]) -> str:
-        """The names of the labels whose scores are above one half, by commas."""
         return ",".join(name for score, name in zip(scores, names, strict=True) if score > 0.5)
 
-    @staticmethod
-    def answers(logits: Tensor) -> Tensor:
-        """The answers to logits ``[..., labels]``: the labels whose probability is above one half."""
+    def answers(self, logits: Tensor) -> Tensor:
         return logits > 0
 
-    @staticmethod
-    def same(answers: Tensor, others: Tensor) -> Tensor:
-        """bool ``[...]``: whether all labels are the same."""
+    def same(self, answers: Tensor, others: Tensor) -> Tensor:
         return (answers == others).all(-1)
 
-    @staticmethod
-    def log_probability(logits: Tensor, answers: Tensor) -> Tensor:
-        """``[...]``, the log-probability that logits ``[..., labels]`` give to answers, labels being independent."""
+    def has(self, answers: Tensor, labels: int) -> Tensor:
+        return answers
+
+    def log_probability(self, logits: Tensor, answers: Tensor) -> Tensor:
         return F.logsigmoid(torch.where(answers, logits, -logits)).sum(-1)
 
-    @staticmethod
-    def loss(logits: Tensor, targets: Tensor) -> Tensor:
-        """Binary cross entropy, a sum over the labels and a mean over the batch: minus the targets' log-probability."""
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         return F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), reduction="sum") / len(logits)
 
-    @staticmethod
-    def divergence(teacher: Tensor, student: Tensor) -> Tensor:
-        """KL(teacher || student) of the predictions that logits ``[batch, labels]`` stand for, a mean over the batch."""
-        has, has_not = torch.sigmoid(teacher), torch.sigmoid(-teacher)
-        of_label = has * (F.logsigmoid(teacher) - F.logsigmoid(student))
-        of_label = of_label + has_not * (F.logsigmoid(-teacher) - F.logsigmoid(-student))
-        return of_label.sum() / len(teacher)
+    def divergence(self, teacher: Tensor, student: Tensor) -> Tensor:
+        of_labels = [
+            torch.sigmoid(sign * teacher) * (F.logsigmoid(sign * teacher) - F.logsigmoid(sign * student))
+            for sign in (1, -1)  # that a text has the label, and that it has not
+        ]
+        return (of_labels[0] + of_labels[1]).sum() / len(teacher)
 
 
 class Values(Problem):

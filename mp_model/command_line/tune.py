@@ -113,6 +113,7 @@ def tune(
 
     from rich.console import Console
 
+    from ..checkpoints.configurations import read_config
     from ..checkpoints.tuned_for import TunedForOtherWarning
     from ..data.files import check_folder
     from ..data.labels import VALIDATION, read_rows
@@ -121,7 +122,7 @@ def tune(
     console = Console(stderr=True)
     if not dry_run:
         check_folder(model)
-    rows = read_rows(texts, VALIDATION)
+    rows = read_rows(texts, VALIDATION, read_config(model).label_names)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TunedForOtherWarning)  # they are about to be chosen anew
         classifier = Classifier.load(model, running.precision, running.device, running.threads)
@@ -136,7 +137,7 @@ def tune(
     by_factor = {}
     for factor, thresholds in prunings.items():
         doing = "Read all texts" if len(prunings) == 1 else f"Read all texts, pruning x {factor:g}"
-        by_factor[factor] = read_exits(classifier.model, batches, data.labels, console, doing, thresholds)
+        by_factor[factor] = read_exits(classifier.model, batches, data.targets, console, doing, thresholds)
 
     def measure(outcome: Outcome) -> float:
         from ..measuring.timing import time_ways, way_at

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,12 +15,13 @@ from ..checkpoints.reading import read_classifier
 from ..checkpoints.tokenizers import load_tokenizer, max_length_of
 from ..data.files import check_folder
 from ..data.values import listed
-from ..problems import ONE_LABEL
+from ..problems import ONE_LABEL, SEVERAL_LABELS
 from ..registration import PyramidForSequenceClassification
 from .agreement import Agreement, agree
 from .identity import checkpoint_identity, texts_identity
-from .recipes import RECIPES, STAGES, Recipe, Settings, model_settings
+from .recipes import FINE_TUNED, NO_TEACHER, RECIPES, STAGES, TEACHERS, Recipe, Settings, model_settings
 from .tasks import EncodedTexts, Task
+from .teacher import PRUNING
 
 # First stages under which a new classifier learns the labels; the others go by the classifier that there is.
 TEACH_THE_HEAD = ("fine-tune", "head", "soft", "hard", "joint")
@@ -35,6 +37,7 @@ class Prepared:
         settings: settings of the stages, passes included.
         stages: names of the stages, in their order.
         freeze_backbone: whether the stage ``"soft"`` learns thresholds alone.
+        teacher: one of ``TEACHERS``, whom the stage ``"joint"`` learns from, if there is one.
         quiet: whether to show no progress bars.
         model, tokenizer: the checkpoint's, in float32, for the task's labels.
         task: the texts, with the numbers of the model's labels.
@@ -49,6 +52,7 @@ class Prepared:
     settings: Settings
     stages: tuple[str, ...]
     freeze_backbone: bool
+    teacher: str
     quiet: bool
     model: PyramidForSequenceClassification
     tokenizer: Any
@@ -75,18 +79,19 @@ def prepare(
     stages: Sequence[str] | None = None,
     exit_training: str | None = None,
     freeze_backbone: bool = False,
+    teacher: str | None = None,
     quiet: bool = False,
 ) -> Prepared:
     """Reads and checks what a fit is made from, and writes nothing.
 
     Args:
-        checkpoint, task, output, recipe_name, settings, stages, exit_training, freeze_backbone, quiet: as for
+        checkpoint, task, output, recipe_name, settings, stages, exit_training, freeze_backbone, teacher, quiet: as for
             :func:`mp_model.training.fitting.fit`.
 
     Raises:
         ValueError: no such recipe or stage, or a stage that the recipe has no use for; stages given twice over; labels that
-            the checkpoint's classifier has not, where no new one is to be trained; texts longer than the model's positions
-            asked for; int8 weights.
+            the checkpoint's classifier has not, where no new one is to be trained; a teacher that there is not; texts longer
+            than the model's positions asked for; int8 weights.
         OSError: ``output`` cannot be written to.
     """
     check_folder(output)
@@ -104,6 +109,7 @@ def prepare(
     task = task.in_the_order_of(agreement.label_names)
     if freeze_backbone and not agreement.keeps_head and "head" not in stages:
         stages = ("head", *stages)
+    teacher, said = _teacher(teacher, recipe, stages, agreement.keeps_head)
     positions = model.config.positions
     if (settings.max_length or 0) > positions:
         raise ValueError(f"max_length must not exceed the model's {positions} positions; got {settings.max_length}")
@@ -116,6 +122,7 @@ def prepare(
         settings=settings,
         stages=tuple(stages),
         freeze_backbone=freeze_backbone,
+        teacher=teacher,
         quiet=quiet,
         model=model,
         tokenizer=tokenizer,
@@ -123,12 +130,13 @@ def prepare(
         train=train,
         validation=validation,
         max_length=max_length,
-        notes=[*notes, *_notes_on(task)],
+        notes=[*notes, *said, *_notes_on(task)],
         identity={
             "checkpoint": checkpoint_identity(checkpoint, getattr(model.config, "_commit_hash", None)),
             "recipe": recipe_name,
             "stages": list(stages),
             "freeze_backbone": freeze_backbone,
+            "teacher": teacher,
             "settings": asdict(settings),
             "label_names": task.label_names,
             "training texts": texts_identity(task.train, task.label_names),
@@ -147,6 +155,29 @@ def _check_stages(stages: Sequence[str], recipe: Recipe, name: str) -> None:
         misplaced.append("joint")
     if misplaced:
         raise ValueError(f"the recipe {name!r} has no exits that the stage {misplaced[0]!r} could train")
+
+
+def _teacher(asked: str | None, recipe: Recipe, stages: Sequence[str], has_head: bool) -> tuple[str, list[str]]:
+    """The teacher of the stage ``"joint"``, and a line where the recipe's own cannot teach.
+
+    has_head: whether the checkpoint's classifier has learned the labels.
+    """
+    if asked not in (None, *TEACHERS):
+        raise ValueError(f"teacher must be one of {', '.join(TEACHERS)}; got {asked!r}")
+    if "joint" not in stages:
+        if asked == FINE_TUNED:
+            raise ValueError("the stage 'joint' alone has a teacher, and this fit is without it; leave --teacher out")
+        return NO_TEACHER, []
+    before = stages[: next(place for place, stage in enumerate(stages) if stage in PRUNING)]
+    teacher = asked or recipe.teacher
+    if teacher == NO_TEACHER or has_head or {"fine-tune", "head"}.intersection(before):
+        return teacher, []
+    if asked is not None:
+        raise ValueError(
+            "no model is fine-tuned before tokens are pruned, so none can teach; begin with the stage fine-tune, or give "
+            "--teacher none"
+        )
+    return NO_TEACHER, ["no model is fine-tuned before tokens are pruned: the main head teaches the exits"]
 
 
 def _load(
@@ -171,14 +202,20 @@ def _load(
         bare_head=freeze_backbone,
     )
     notes = [] if agreement.said is None else [agreement.said]
-    if config.task != ONE_LABEL:
-        notes.append(f"a fit teaches one label a text: the checkpoint's problem_type, {config.task!r}, is given up")
+    problem_type, kind = (SEVERAL_LABELS, "any number of labels") if task.several else (ONE_LABEL, "one label")
+    if config.task != problem_type and not (found.is_bare and task.several):
+        if task.several and agreement.keeps_head and (freeze_backbone or stages[0] not in TEACH_THE_HEAD):
+            raise ValueError(
+                "the texts may have several labels, and the checkpoint's classifier chooses one for a text (its "
+                f"problem_type is {config.task!r}); fine-tune, without --freeze-backbone, which trains it anew"
+            )
+        notes.append(f"a fit teaches {kind} a text: the checkpoint's problem_type, {config.task!r}, is given up")
     names = dict(enumerate(agreement.label_names))
     set_seed(settings.seed)  # of the heads that the checkpoint lacks
     model = read_classifier(
         checkpoint,
         needs_head=False,
-        problem_type=ONE_LABEL,
+        problem_type=problem_type,
         id2label=names,
         label2id={name: number for number, name in names.items()},
         **model_settings(recipe, settings, config.num_hidden_layers),
@@ -204,7 +241,7 @@ def _notes_on(task: Task) -> list[str]:
     for kind, data in (("training", task.train), ("validation", task.validation)):
         if data.note is not None:
             notes.append(data.note)
-        there = set(data.labels)
+        there = set(data.labels if data.among is None else itertools.chain.from_iterable(data.labels))
         missing = [name for number, name in enumerate(task.label_names) if number not in there]
         if missing:
             notes.append(f"labels without a {kind} text: {listed(missing)}")

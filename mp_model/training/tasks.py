@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch.utils.data import Dataset
 
-from ..data.batches import Text, encode
-from ..data.labels import VALIDATION, LabelledTexts, in_order, numbered, read_rows
+from ..data.batches import encode
+from ..data.labels import VALIDATION, LabelledTexts, Row, have_several, in_order, names_in, numbered, read_rows
 from ..data.tables import TableError
 from ..data.tokens import Tokeniser
 from ..data.values import listed, normal_label
@@ -39,12 +39,20 @@ class Task:
     held_out: bool
     ordered: bool = False
 
+    @property
+    def several(self) -> bool:
+        """Whether a text may have any number of labels."""
+        return self.train.among is not None
+
     def in_the_order_of(self, label_names: Sequence[str]) -> Task:
         """The same task with its labels numbered by their places among ``label_names``, which has all of them."""
         numbers = [label_names.index(name) for name in self.label_names]
 
         def renumbered(data: LabelledTexts) -> LabelledTexts:
-            return replace(data, labels=[numbers[label] for label in data.labels])
+            if data.among is None:
+                return replace(data, labels=[numbers[label] for label in data.labels])
+            sets = [tuple(sorted(numbers[label] for label in labels)) for labels in data.labels]
+            return replace(data, labels=sets, among=len(label_names))
 
         return replace(
             self,
@@ -67,38 +75,54 @@ def load_task(
         validation: a file, or a data set's name; None: a tenth of the training texts is held out, of each label alike.
         seed: random seed of the texts that are held out.
         labels: names of all labels, in the order of a checkpoint's numbers; None: those of the training texts, in order.
+            They are read from columns of 0 and 1 of their names where there is no column of labels.
 
     Raises:
-        TableError: a source that cannot be read or is empty; fewer than two labels; a validation text whose label no
-            training text has, or a text whose label is not among ``labels``; no text that could be held out.
+        TableError: a source that cannot be read or is empty; fewer than two labels, or none where texts may have several; a
+            validation text whose label no training text has, or a text whose label is not among ``labels``; validation
+            texts with lists of labels where training texts have one; no text that could be held out.
         ValueError: ``labels`` has a name twice.
     """
-    rows = read_rows(train, ("train",))
-    names = in_order({label for _, label in rows})
-    if len(names) < 2:
+    marks = [] if labels is None else [normal_label(name) for name in labels]
+    rows = read_rows(train, ("train",), marks)
+    several, names = have_several(rows), in_order(_names_in(rows))
+    if several and not names:
+        raise TableError(f"{train}: expected labels; none of the {len(rows)} rows has one")
+    if not several and len(names) < 2:
         raise TableError(f"{train}: expected two labels or more; all {len(rows)} rows have {names[0]!r}")
     if labels is not None:
-        names = [normal_label(name) for name in labels]
+        names = marks
         if len(set(names)) < len(names):
             raise ValueError(f"labels must be the names of different labels; got {', '.join(names)}")
     ordered = labels is not None
     _check_labels(rows, names, train, ordered)
     if validation is not None:
-        others = read_rows(validation, VALIDATION)
+        others = read_rows(validation, VALIDATION, names)
         _check_labels(others, names, validation, ordered)
-        learn, choose = numbered(rows, names, train), numbered(others, names, validation)
+        learn, choose = numbered(rows, names, train), numbered(others, names, validation, several)
         return Task(names, learn, choose, held_out=False, ordered=ordered)
-    chosen = held_out_places([label for _, label in rows], seed)
+    chosen = held_out_places(_rarest(rows), seed)
     if not chosen:
         raise TableError(f"{train}: every label has a single text, so none can be held out; give --validation")
     rest = sorted(set(range(len(rows))) - set(chosen))
-    learn, choose = (numbered([rows[place] for place in places], names, train) for places in (rest, chosen))
+    learn, choose = (numbered([rows[place] for place in places], names, train, several) for places in (rest, chosen))
     return Task(names, learn, choose, held_out=True, ordered=ordered)
 
 
-def _check_labels(rows: Sequence[tuple[Text, str]], names: Sequence[str], source: str | Path, ordered: bool) -> None:
+def _names_in(rows: Iterable[Row]) -> set[str]:
+    """The names of all labels of rows."""
+    return {name for _, labels in rows for name in names_in(labels)}
+
+
+def _rarest(rows: Sequence[Row]) -> list[str]:
+    """For each row the one of its labels that the fewest rows have, or no name if it has none."""
+    counts = Counter(name for _, labels in rows for name in names_in(labels))
+    return [min(names_in(labels), key=lambda name: (counts[name], name), default="") for _, labels in rows]
+
+
+def _check_labels(rows: Sequence[Row], names: Sequence[str], source: str | Path, ordered: bool) -> None:
     """Raises TableError for labels that are not among the task's; ordered: whether somebody gave the task's."""
-    unknown = in_order({label for _, label in rows}.difference(names))
+    unknown = in_order(_names_in(rows).difference(names))
     if not unknown:
         return
     if ordered:
@@ -135,7 +159,8 @@ class EncodedTexts(Dataset[dict[str, Any]]):
 
     Attributes:
         rows: token ids and types of each text.
-        labels: the number of each text's label.
+        labels: the number of each text's label, or the numbers of its labels.
+        targets: the labels as the model learns them, int64 ``[texts]`` or bool ``[texts, labels]``.
         lengths: tokens of each text before it was cut, counted up to :attr:`most`.
         most: ``COUNTED`` times ``max_length``.
         truncated: number of texts that were longer than ``max_length`` tokens.
@@ -143,7 +168,7 @@ class EncodedTexts(Dataset[dict[str, Any]]):
 
     def __init__(self, tokenizer: Any, data: LabelledTexts, max_length: int) -> None:
         self.rows = encode(tokenizer, data.texts, max_length)
-        self.labels = data.labels
+        self.labels, self.targets = data.labels, data.targets
         self.lengths = [len(row["input_ids"]) for row in self.rows]
         self.most = COUNTED * max_length
         full = [place for place, length in enumerate(self.lengths) if length == max_length]
@@ -157,4 +182,4 @@ class EncodedTexts(Dataset[dict[str, Any]]):
         return len(self.rows)
 
     def __getitem__(self, place: int) -> dict[str, Any]:
-        return {**self.rows[place], "labels": self.labels[place], "place": place}
+        return {**self.rows[place], "labels": self.targets[place].tolist(), "place": place}
