@@ -64,7 +64,9 @@ def fit(
     ] = False,
     teacher: Annotated[
         str | None,
-        typer.Option(help=f"Teacher of joint training, {' or '.join(TEACHERS)}; else the recipe's."),
+        typer.Option(
+            help=f"Teacher of joint training: {', '.join(TEACHERS)} or a classifier's folder; else the recipe's."
+        ),
     ] = None,
     max_drop: Annotated[float, typer.Option(min=0, help="Points of validation accuracy that exits may cost.")] = 0.5,
     precision: Annotated[str, typer.Option(help="Precision to set exits in: float32, bfloat16 or int8.")] = "float32",

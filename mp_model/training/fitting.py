@@ -106,8 +106,8 @@ def fit(
         freeze_backbone: whether to learn thresholds and heads alone: exit heads for a classifier that is finished, the main
             head too for a checkpoint without a classifier.
         teacher: whom main head and exits learn from in the stage ``"joint"``, half from it and half from the label:
-            ``"fine-tuned"``, the model before anything was pruned, whose answers are computed once; ``"none"``: the main
-            head learns from the label alone, and teaches the exits. None: the recipe's.
+            ``"fine-tuned"``, the model before anything was pruned, whose answers are computed once, or a classifier's
+            folder; ``"none"``: the main head learns from the label alone, and teaches the exits. None: the recipe's.
         max_drop: accuracy on the validation texts that exits may cost, as a share.
         precision: precision that the model will be used in, and in which its exit thresholds are chosen: ``"float32"``,
             ``"bfloat16"`` or ``"int8"``. Weights are trained and saved in float32.

@@ -19,9 +19,9 @@ from ..problems import ONE_LABEL, SEVERAL_LABELS
 from ..registration import PyramidForSequenceClassification
 from .agreement import Agreement, agree
 from .identity import checkpoint_identity, texts_identity
-from .recipes import FINE_TUNED, NO_TEACHER, RECIPES, STAGES, TEACHERS, Recipe, Settings, model_settings
+from .recipes import FINE_TUNED, NO_TEACHER, RECIPES, STAGES, Recipe, Settings, model_settings
 from .tasks import EncodedTexts, Task
-from .teacher import PRUNING
+from .teacher import PRUNING, check_teacher, identity_of
 
 # First stages under which a new classifier learns the labels; the others go by the classifier that there is.
 TEACH_THE_HEAD = ("fine-tune", "head", "soft", "hard", "joint")
@@ -37,7 +37,7 @@ class Prepared:
         settings: settings of the stages, passes included.
         stages: names of the stages, in their order.
         freeze_backbone: whether the stage ``"soft"`` learns thresholds alone.
-        teacher: one of ``TEACHERS``, whom the stage ``"joint"`` learns from, if there is one.
+        teacher: one of ``TEACHERS``, or a classifier's folder, whom the stage ``"joint"`` learns from, if there is one.
         quiet: whether to show no progress bars.
         model, tokenizer: the checkpoint's, in float32, for the task's labels.
         task: the texts, with the numbers of the model's labels.
@@ -109,6 +109,8 @@ def prepare(
     task = task.in_the_order_of(agreement.label_names)
     if freeze_backbone and not agreement.keeps_head and "head" not in stages:
         stages = ("head", *stages)
+    if teacher is not None:
+        check_teacher(teacher, task, tokenizer)
     teacher, said = _teacher(teacher, recipe, stages, agreement.keeps_head)
     positions = model.config.positions
     if (settings.max_length or 0) > positions:
@@ -136,7 +138,7 @@ def prepare(
             "recipe": recipe_name,
             "stages": list(stages),
             "freeze_backbone": freeze_backbone,
-            "teacher": teacher,
+            "teacher": identity_of(teacher),
             "settings": asdict(settings),
             "label_names": task.label_names,
             "training texts": texts_identity(task.train, task.label_names),
@@ -162,15 +164,13 @@ def _teacher(asked: str | None, recipe: Recipe, stages: Sequence[str], has_head:
 
     has_head: whether the checkpoint's classifier has learned the labels.
     """
-    if asked not in (None, *TEACHERS):
-        raise ValueError(f"teacher must be one of {', '.join(TEACHERS)}; got {asked!r}")
     if "joint" not in stages:
-        if asked == FINE_TUNED:
+        if asked not in (None, NO_TEACHER):
             raise ValueError("the stage 'joint' alone has a teacher, and this fit is without it; leave --teacher out")
         return NO_TEACHER, []
     before = stages[: next(place for place, stage in enumerate(stages) if stage in PRUNING)]
     teacher = asked or recipe.teacher
-    if teacher == NO_TEACHER or has_head or {"fine-tune", "head"}.intersection(before):
+    if teacher != FINE_TUNED or has_head or {"fine-tune", "head"}.intersection(before):
         return teacher, []
     if asked is not None:
         raise ValueError(

@@ -20,7 +20,7 @@ class Recipe:
         stages: names out of ``STAGES``, in their order.
         config: settings of :class:`mp_model.PyramidConfig`, instead of the checkpoint's.
         share_of_teacher: share of the main head's prediction in an exit's target; the rest is the label.
-        teacher: one of ``TEACHERS``: whom main head and exits learn from in the stage ``"joint"``, half from it and half
+        teacher: one of ``TEACHERS``, whom main head and exits learn from in the stage ``"joint"``, half from it and half
             from the label. ``"fine-tuned"``: the model before anything was pruned. ``"none"``: the main head learns from
             the label alone, and teaches the exits.
     """

@@ -6,6 +6,7 @@ leaves the same model.
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import DataCollatorWithPadding, set_seed
 
+from ..checkpoints.reading import read_classifier
 from ..data.batches import length_sorted_batches
 from ..data.files import whole_file
 from ..exits import EXIT_HEADS
@@ -27,7 +29,7 @@ from . import objectives
 from .features import Features, collect_features, read_standardised, standardise, unstandardise
 from .folder import claimed, processes, save_whole
 from .preparing import Prepared, prepare
-from .recipes import FINE_TUNED, STAGES, Settings
+from .recipes import FINE_TUNED, NO_TEACHER, STAGES, Settings
 from .running import remove_checkpoints, run_stage
 from .tasks import EncodedTexts, Task
 from .teacher import PRUNING, SHARE, Taught, kept_logits
@@ -113,7 +115,7 @@ def run_stages(prepared: Prepared) -> Trained:
     logits: tuple[Tensor, float] | None = None
     for stage, folder in _folders(prepared):
         if stage in PRUNING and logits is None and _needs_teacher(prepared):
-            kept = _teacher_file(prepared), model, prepared.train
+            kept = _teacher_file(prepared), functools.partial(_teacher, prepared, model), prepared.train
             logits = kept_logits(*kept, prepared.settings.batch_size, prepared.tokenizer.pad_token_id)
         if (folder / "model").is_dir():
             already_done.append(stage)
@@ -139,9 +141,14 @@ def _teacher_file(prepared: Prepared) -> Path:
 
 
 def _needs_teacher(prepared: Prepared) -> bool:
-    """Whether there is a stage yet to be run that a fine-tuned model teaches."""
+    """Whether there is a stage yet to be run that has a teacher."""
     joint = [folder for stage, folder in _folders(prepared) if stage == "joint"]
-    return prepared.teacher == FINE_TUNED and not all((folder / "model").is_dir() for folder in joint)
+    return prepared.teacher != NO_TEACHER and not all((folder / "model").is_dir() for folder in joint)
+
+
+def _teacher(prepared: Prepared, tuned: PyramidForSequenceClassification) -> PyramidForSequenceClassification:
+    """The model that teaches; tuned: the one that nothing is pruned of yet."""
+    return tuned if prepared.teacher == FINE_TUNED else read_classifier(prepared.teacher).model
 
 
 def _run(

@@ -144,12 +144,12 @@ def test_a_stopped_fit_goes_on_without_asking_again(
 def test_a_damaged_file_of_answers_is_made_again(tmp_path: Path) -> None:
     model = tiny.classifier(vocab_size=len(wordpiece.VOCABULARY))
     texts, path = EncodedTexts(wordpiece.tokenizer(), TEXTS, 64), tmp_path / "teacher.safetensors"
-    first, seconds = teacher.kept_logits(path, model, texts, 32, 0)
-    again, kept = teacher.kept_logits(path, model, texts, 32, 0)
+    first, seconds = teacher.kept_logits(path, lambda: model, texts, 32, 0)
+    again, kept = teacher.kept_logits(path, lambda: model, texts, 32, 0)
     assert torch.equal(first, again)
     assert seconds == kept > 0
     path.write_bytes(path.read_bytes()[:20])
-    assert torch.equal(teacher.kept_logits(path, model, texts, 32, 0)[0], first)
+    assert torch.equal(teacher.kept_logits(path, lambda: model, texts, 32, 0)[0], first)
 
 
 def test_the_teacher_of_a_recipe_and_another(finished: tuple[Path, Summary], checkpoint: Path, files: tuple) -> None:
@@ -187,7 +187,7 @@ def test_who_teaches(recipe: str, options: dict, expected: str, checkpoint: Path
 @pytest.mark.parametrize(
     ("recipe", "options", "message"),
     [
-        ("pyramid", {"teacher": "mother"}, "teacher must be one of fine-tuned, none; got 'mother'"),
+        ("pyramid", {"teacher": "mother"}, "teacher must be fine-tuned or none, or the folder of a classifier; got"),
         ("mp", {"teacher": "fine-tuned"}, "the stage 'joint' alone has a teacher, .* leave --teacher out"),
         (
             "pyramid",
@@ -202,3 +202,31 @@ def test_refused_teachers(
     with pytest.raises(ValueError, match=message):
         prepare(checkpoint, load_task(*files), tmp_path / "fit", recipe, SHORT, **options)
     assert not (tmp_path / "fit").exists()
+
+
+def test_another_classifier_teaches(
+    finished: tuple[Path, Summary], checkpoint: Path, files: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A classifier's folder, for a fit that begins where another has pruned; it must answer the same labels."""
+    stages, task = finished[0] / "stages", load_task(*files)
+    tuned = stages / "1-fine-tune" / "model"
+    kept: list[torch.Tensor] = []
+    own = Taught.__init__
+
+    def seen(self: Taught, texts: EncodedTexts, logits: torch.Tensor) -> None:
+        kept.append(logits)
+        own(self, texts, logits)
+
+    monkeypatch.setattr(Taught, "__init__", seen)
+    start, given = str(stages / "2-soft" / "model"), {"stages": ["joint"], "teacher": str(tuned), "quiet": True}
+    summary = fit(start, task, tmp_path / "fit", "pyramid", SHORT, **given)
+    assert summary.teacher == str(tuned)
+    texts = EncodedTexts(wordpiece.tokenizer(), task.train, 64)
+    model = PyramidForSequenceClassification.from_pretrained(tuned)
+    torch.testing.assert_close(kept[0], unpruned_logits(model, texts, 32, 0), atol=1e-5, rtol=0)
+    again = fit(start, task, tmp_path / "fit", "pyramid", SHORT, **given)
+    assert again.already_done == ["joint"]
+    with pytest.raises(ValueError, match="made from something else: teacher is fine-tuned, before the classifier"):
+        fit(start, task, tmp_path / "fit", "pyramid", SHORT, **{**given, "teacher": "fine-tuned"})
+    with pytest.raises(ValueError, match="must answer as its pupil does, with the labels 'no', 'yes' in this order"):
+        prepare(start, task, tmp_path / "other", "pyramid", SHORT, stages=["joint"], teacher=str(checkpoint))
