@@ -8,12 +8,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import set_seed
 
 from ..checkpoints.reading import read_classifier
 from ..checkpoints.tokenizers import load_tokenizer, max_length_of
 from ..data.files import check_folder
+from ..data.labels import LabelledTexts
 from ..data.values import listed
 from ..problems import ONE_LABEL, SEVERAL_LABELS
 from ..registration import PyramidForSequenceClassification
@@ -221,18 +223,26 @@ def _load(
         **model_settings(recipe, settings, config.num_hidden_layers),
     ).model
     if not agreement.keeps_head:
-        _reset_heads(model)
+        _reset_heads(model, task.in_the_order_of(agreement.label_names).train)
     return model, agreement, notes
 
 
-def _reset_heads(model: PyramidForSequenceClassification) -> None:
-    """Draws the classifier and the exit heads anew: those that the checkpoint has are for other labels."""
+@torch.no_grad()
+def _reset_heads(model: PyramidForSequenceClassification, texts: LabelledTexts) -> None:
+    """Draws the classifier and the exit heads anew: those that the checkpoint has are for other labels.
+
+    Where texts may have several labels, most labels are rare. So that training does not begin by learning that, the heads'
+    biases give each label the chance that it has among the training texts.
+    """
     model.config.untrained_exits = model.config.resolved_exit_layers() or None
     own: Any = model.classifier
     for head in (*own.modules(), *model.exits.modules()):
         if isinstance(head, nn.Linear):
             nn.init.normal_(head.weight, std=model.config.initializer_range)
             nn.init.zeros_(head.bias)
+            if texts.among is not None and head.out_features == texts.among:
+                chance = (texts.targets.sum(0) + 0.5) / (len(texts) + 1)
+                head.bias.copy_(torch.logit(chance))
 
 
 def _notes_on(task: Task) -> list[str]:

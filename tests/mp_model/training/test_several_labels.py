@@ -131,7 +131,7 @@ def test_rows_of_the_trainer() -> None:
 def test_every_recipe_learns_several_labels(
     recipe: str, checkpoint: Path, several: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    settings = replace(QUICK, epochs=10, joint_epochs=2, learning_rate=2e-3)
+    settings = replace(QUICK, epochs=12, joint_epochs=2, learning_rate=2e-3, penalty=0.02)
     summary = fit(str(checkpoint), load_task(*several), tmp_path / "fit", recipe, settings, max_drop=0.05, quiet=True)
     assert summary.validation_accuracy > 0.8  # a quarter has each set of labels
     config = json.loads((tmp_path / "fit" / "model" / "config.json").read_text())
@@ -162,6 +162,20 @@ def test_a_classifier_of_one_label_does_not_answer_several(several: tuple[Path, 
     assert prepared.model.config.problem_type == "multi_label_classification"
     own = save(tiny.classifier(**SEVERAL, num_labels=2, id2label=names), tmp_path / "several")
     assert prepare(own, task, tmp_path / "fit", "pyramid", QUICK, freeze_backbone=True).notes == []
+
+
+def test_new_heads_begin_with_how_rare_labels_are(checkpoint: Path, several: tuple[Path, Path], tmp_path: Path) -> None:
+    """At first every head gives each label about the chance that it has among the training texts."""
+    task = load_task(*several)
+    rare = replace(
+        task.train, labels=[labels if n % 20 == 0 else labels[:1] for n, labels in enumerate(task.train.labels)]
+    )
+    model = prepare(checkpoint, replace(task, train=rare), tmp_path, "pyramid", QUICK).model
+    texts = EncodedTexts(wordpiece.tokenizer(), task.validation, 64)
+    exits = read_all_exits(model, length_sorted_batches(texts.rows, 32, 0), texts.targets)
+    assert rare.targets.double().mean(0)[1] < 0.35
+    for logits in exits.logits.values():
+        torch.testing.assert_close(logits.sigmoid().mean(0), rare.targets.float().mean(0), atol=0.05, rtol=0)
 
 
 def test_the_table_of_the_data(checkpoint: Path, several: tuple[Path, Path], tmp_path: Path) -> None:
