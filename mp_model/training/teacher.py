@@ -75,7 +75,7 @@ class Taught(Dataset[dict[str, Any]]):
         return {**self.texts[place], "teacher": self.logits[place].tolist()}
 
 
-@torch.inference_mode()
+@torch.no_grad()  # inference mode would leave weights that cannot be trained
 def unpruned_logits(
     model: PyramidForSequenceClassification, texts: EncodedTexts, batch_size: int, pad_token_id: int
 ) -> Tensor:
