@@ -67,13 +67,13 @@ class Padded:
     def __init__(self, worker: Any) -> None:
         from mp_model.measuring.timing import padded_twin
 
-        self.twin = padded_twin(worker.classifier.model)
-        self.last = worker.classifier.model.config.num_hidden_layers
+        model = worker.classifier.model
+        self.twin, self.problem, self.last = padded_twin(model), model.config.problem, model.config.num_hidden_layers
         self.front, self.layers, self.steps = worker.schedule.front, [], 0
 
     def run_taken(self, number: int, part: Any) -> Any:
         """The step of a batch; all of its texts leave."""
-        from mp_model.engine import Decided, StepResult, uncertainty_of
+        from mp_model.engine import Decided, StepResult
         from mp_model.flops import Step
 
         words = part.inputs.words
@@ -82,7 +82,7 @@ class Padded:
         mask = words.lengths.unsqueeze(1) > words.lengths.new_tensor(range(width)).unsqueeze(0)
         inputs = {name: values.new_zeros(rows, width).masked_scatter(mask, values) for name, values in padded.items()}
         logits = self.twin(**inputs, attention_mask=mask.long()).logits
-        decided = Decided(self.last, part.samples, logits, uncertainty_of(logits), None)
+        decided = Decided(self.last, part.samples, logits, self.problem.uncertainty(logits), None)
         return StepResult(decided, None, Step(0, "embedded", False, part.samples, words.cu_seqlens))
 
 

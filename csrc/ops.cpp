@@ -463,20 +463,32 @@ Tensor rotary_embedding(const Tensor& x, const Tensor& positions, const Tensor& 
   return result;
 }
 
-Tensor normalized_entropy(const Tensor& logits) {
-  const char* op = "normalized_entropy";
-  require(logits.dim() == 2 && logits.size(1) >= 2, op,
-          ": logits must be [batch, classes] with 2 classes or more; got ", shape_of(logits));
+// float32 [batch], uncertainty(row, labels) of each row of logits.
+template <typename Uncertainty>
+Tensor uncertainty_of_rows(const char* op, const Tensor& logits, const Uncertainty& uncertainty) {
   const mp::Dtype dtype = floating_dtype(op, "logits", logits);
   const Tensor source = torch::stable::contiguous(logits);
   Tensor result = torch::stable::new_empty(source, {logits.size(0)}, ScalarType::Float);
   float* out = result.mutable_data_ptr<float>();
   mp::with_type(dtype, [&](auto t) {
     const auto* rows = static_cast<const decltype(t)*>(source.data_ptr());
-    for (int64_t b = 0; b < logits.size(0); ++b)
-      out[b] = mp::normalized_entropy(rows + b * logits.size(1), logits.size(1));
+    for (int64_t b = 0; b < logits.size(0); ++b) out[b] = uncertainty(rows + b * logits.size(1), logits.size(1));
   });
   return result;
+}
+
+Tensor normalized_entropy(const Tensor& logits) {
+  const char* op = "normalized_entropy";
+  require(logits.dim() == 2 && logits.size(1) >= 2, op,
+          ": logits must be [batch, classes] with 2 classes or more; got ", shape_of(logits));
+  return uncertainty_of_rows(op, logits, [](auto* row, int64_t classes) { return mp::normalized_entropy(row, classes); });
+}
+
+Tensor label_entropy(const Tensor& logits) {
+  const char* op = "label_entropy";
+  require(logits.dim() == 2 && logits.size(1) >= 1, op,
+          ": logits must be [batch, labels] with 1 label or more; got ", shape_of(logits));
+  return uncertainty_of_rows(op, logits, [](auto* row, int64_t labels) { return mp::label_entropy(row, labels); });
 }
 
 // ---- heads ----
@@ -515,6 +527,7 @@ STABLE_TORCH_LIBRARY_IMPL(mp_kernels, CPU, m) {
   m.impl("gelu_gate", TORCH_BOX(&gelu_gate));
   m.impl("rotary_embedding", TORCH_BOX(&rotary_embedding));
   m.impl("normalized_entropy", TORCH_BOX(&normalized_entropy));
+  m.impl("label_entropy", TORCH_BOX(&label_entropy));
   m.impl("ordered_linear", TORCH_BOX(&ordered_linear));
 }
 

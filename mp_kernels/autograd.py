@@ -269,6 +269,21 @@ def _entropy_backward(ctx: Context, grad: Tensor) -> Tensor:
 _register("normalized_entropy", _entropy_backward, _setup_entropy)
 
 
+# label_entropy: of the label (or labels alike) with the least |z|, du/dz = -z sigma(z) sigma(-z) / log 2
+
+
+def _label_entropy_backward(ctx: Context, grad: Tensor) -> Tensor:
+    (logits,) = ctx.saved_tensors
+    z = logits.to(grad.dtype)
+    least = z.abs() == z.abs().amin(-1, keepdim=True)
+    slope = torch.where(least & ~z.isinf(), -z * torch.sigmoid(z) * torch.sigmoid(-z), 0.0)
+    share = grad.unsqueeze(-1) / (least.sum(-1, keepdim=True) * math.log(2))
+    return (share * slope).to(logits.dtype)
+
+
+_register("label_entropy", _label_entropy_backward, _setup_entropy)
+
+
 # exit_head: refused, since it is for deciding, not for training, and a missing gradient would go unnoticed
 
 
@@ -278,7 +293,7 @@ def _setup_exit_head(ctx: Context, inputs: Inputs, output: Any) -> None:
 
 def _exit_head_backward(ctx: Context, *grads: Tensor | None) -> None:
     raise NotImplementedError(
-        "exit_head only decides and has no gradient; train a head through its layers and normalized_entropy, "
+        "exit_head only decides and has no gradient; train a head through its layers and its uncertainty's operator, "
         "or differentiate mp_kernels.reference.exit_head"
     )
 

@@ -199,6 +199,11 @@ def normalized_entropy(logits: Tensor) -> Tensor:
 
 
 @_fakes
+def label_entropy(logits: Tensor) -> Tensor:
+    return _at_least_float32(logits, logits.shape[0])
+
+
+@_fakes
 def exit_head(
     features: Tensor,
     dense_weight: Tensor,
@@ -207,6 +212,7 @@ def exit_head(
     bias: Tensor,
     thresholds: Tensor | None,
     threshold: float,
+    multi_label: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch = features.shape[0]
     logits = features.new_empty(batch, weight.shape[0])

@@ -449,6 +449,27 @@ def normalized_entropy(logits: torch.Tensor) -> torch.Tensor:
     return (reference if logits.dtype == torch.float64 else _ops).normalized_entropy(logits)
 
 
+def label_entropy(logits: torch.Tensor) -> torch.Tensor:
+    """Uncertainty of a prediction of any number of labels: that of the label which is the least certain.
+
+    ``u = max_j H(p_j) / log 2`` with ``p_j = sigmoid(logit_j)`` and the binary entropy
+    ``H(p) = -p log p - (1 - p) log(1 - p)``; 0 where every label is certain, 1 where one is a toss-up.
+
+    Args:
+        logits: ``[batch, N]``, floating, N at least 1.
+
+    Returns:
+        float32 ``[batch]`` (float64 for float64 logits). A probability of 0 contributes 0.
+
+    Raises:
+        TypeError, ValueError: a wrong dtype or shape; N is 0.
+    """
+    check_tensor("logits", logits, 2, FLOATING, logits)
+    if logits.shape[1] < 1:
+        raise ValueError(f"logits must have 1 label or more; got {describe(logits)}")
+    return (reference if logits.dtype == torch.float64 else _ops).label_entropy(logits)
+
+
 def exit_head(
     features: torch.Tensor,
     dense_weight: torch.Tensor,
@@ -456,15 +477,19 @@ def exit_head(
     weight: torch.Tensor,
     bias: torch.Tensor,
     threshold: float | torch.Tensor,
+    multi_label: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Prediction of an exit head (dense, tanh, classifier), its uncertainty, and which samples stay. Not differentiable.
 
     Args:
         features: ``[batch, features]``, floating.
         dense_weight, dense_bias: ``[hidden, features]`` and ``[hidden]``, of the features' dtype.
-        weight, bias: ``[N, hidden]`` and ``[N]`` of the classifier, of the features' dtype; N at least 2.
-        threshold: exit threshold, one number or a floating tensor ``[batch]``; a sample leaves if its
-            :func:`normalized_entropy` is at most its threshold.
+        weight, bias: ``[N, hidden]`` and ``[N]`` of the classifier, of the features' dtype; N at least 2, or with
+            ``multi_label`` at least 1.
+        threshold: exit threshold, one number or a floating tensor ``[batch]``; a sample leaves if its uncertainty is at most
+            its threshold.
+        multi_label: whether a sample may have any number of labels, so that uncertainty is :func:`label_entropy`; else one
+            is chosen, and it is :func:`normalized_entropy`.
 
     Returns:
         logits: ``[batch, N]`` of the features' dtype.
@@ -472,7 +497,7 @@ def exit_head(
         stays: bool ``[batch]``, False for the samples that leave.
 
     Raises:
-        TypeError, ValueError: a wrong dtype, device or shape; N is 1.
+        TypeError, ValueError: a wrong dtype, device or shape; N is too small.
     """
     check_tensor("features", features, 2, FLOATING, features)
     for name, x, dims in (
@@ -491,9 +516,10 @@ def exit_head(
     ):
         if x.shape != shape:
             raise ValueError(f"{name} must be {list(shape)} to fit the others; got {describe(x)}")
-    if labels < 2:
+    if labels < (1 if multi_label else 2):
         raise ValueError(
-            f"an exit head must have 2 classes or more, or there is no uncertainty to measure; got {describe(weight)}"
+            f"an exit head must have {'1 label' if multi_label else '2 classes'} or more, or there is no uncertainty to "
+            f"measure; got {describe(weight)}"
         )
     thresholds = threshold if isinstance(threshold, torch.Tensor) else None
     if thresholds is not None:
@@ -503,11 +529,11 @@ def exit_head(
                 f"threshold must have one entry per sample, {features.shape[0]}; got {describe(thresholds)}"
             )
     if features.dtype == torch.float64:
-        return reference.exit_head(features, dense_weight, dense_bias, weight, bias, threshold)
+        return reference.exit_head(features, dense_weight, dense_bias, weight, bias, threshold, multi_label)
     common = 0.0 if thresholds is not None else float(threshold)
     if common != common:
         raise ValueError("threshold must be a number; got NaN")
-    return _ops.exit_head(features, dense_weight, dense_bias, weight, bias, thresholds, common)
+    return _ops.exit_head(features, dense_weight, dense_bias, weight, bias, thresholds, common, multi_label)
 
 
 def measure_padded(attention_mask: torch.Tensor, xs: Sequence[torch.Tensor] = ()) -> tuple[torch.Tensor, torch.Tensor]:

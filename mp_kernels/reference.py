@@ -321,6 +321,18 @@ def normalized_entropy(logits: torch.Tensor) -> torch.Tensor:
     return (-torch.where(p == 0, 0.0, p * log_p).sum(-1) / math.log(classes)).clamp(0.0, 1.0)
 
 
+def label_entropy(logits: torch.Tensor) -> torch.Tensor:
+    """Definition of :func:`mp_kernels.label_entropy`."""
+    if logits.shape[-1] < 1:
+        raise ValueError(f"logits must have 1 label or more; got {logits.shape[-1]}")
+    logits = _at_least_float32(logits)
+    entropy = torch.zeros_like(logits)
+    for log_p in (F.logsigmoid(logits), F.logsigmoid(-logits)):  # that a text has the label, and that it has not
+        p = log_p.exp()
+        entropy = entropy - torch.where(p == 0, 0.0, p * log_p)
+    return (entropy.amax(-1) / math.log(2)).clamp(0.0, 1.0)
+
+
 def head_logits(
     features: torch.Tensor,
     dense_weight: torch.Tensor,
@@ -344,10 +356,11 @@ def exit_head(
     weight: torch.Tensor,
     bias: torch.Tensor,
     threshold: float | torch.Tensor,
+    multi_label: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Definition of :func:`mp_kernels.exit_head`."""
     logits = head_logits(features, dense_weight, dense_bias, weight, bias)
-    uncertainty = normalized_entropy(logits)
+    uncertainty = label_entropy(logits) if multi_label else normalized_entropy(logits)
     return logits, uncertainty, ~(uncertainty <= threshold)
 
 

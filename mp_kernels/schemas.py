@@ -67,8 +67,9 @@ SCHEMAS = {
     "dequantize_add_layer_norm": "(Tensor product, Tensor row_scales, Tensor column_scales, Tensor? bias, "
     "Tensor residual, Tensor? index, Tensor norm_weight, Tensor norm_bias, float eps) -> Tensor",
     "normalized_entropy": "(Tensor logits) -> Tensor",
+    "label_entropy": "(Tensor logits) -> Tensor",
     "exit_head": "(Tensor features, Tensor dense_weight, Tensor dense_bias, Tensor weight, Tensor bias, "
-    "Tensor? thresholds, float threshold) -> (Tensor logits, Tensor uncertainty, Tensor stays)",
+    "Tensor? thresholds, float threshold, bool multi_label=False) -> (Tensor logits, Tensor uncertainty, Tensor stays)",
     "record_answers": "(Tensor count, Tensor extents, Tensor samples, Tensor entered, Tensor survived, "
     "Tensor? logits, Tensor? uncertainty, Tensor(a!)? stays, int layer, Tensor(b!) all_logits, "
     "Tensor(c!) all_uncertainty, Tensor(d!) exit_layer, Tensor(e!) tokens, Tensor(f!) nan_rows) -> ()",
@@ -288,6 +289,11 @@ def normalized_entropy(logits: Tensor) -> Tensor:
 
 
 @_implements
+def label_entropy(logits: Tensor) -> Tensor:
+    return reference.label_entropy(logits)
+
+
+@_implements
 def exit_head(
     features: Tensor,
     dense_weight: Tensor,
@@ -296,9 +302,11 @@ def exit_head(
     bias: Tensor,
     thresholds: Tensor | None,
     threshold: float,
+    multi_label: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     logits = reference.head_logits(features, dense_weight, dense_bias, weight, bias)
-    uncertainty = torch.ops.mp_kernels.normalized_entropy(logits)
+    operators = torch.ops.mp_kernels
+    uncertainty = (operators.label_entropy if multi_label else operators.normalized_entropy)(logits)
     return logits, uncertainty, ~(uncertainty <= (threshold if thresholds is None else thresholds))
 
 

@@ -21,7 +21,7 @@ import mp_kernels
 from mp_kernels import Kept, Ragged
 
 from .backbones import PackedInputs
-from .engine import Pyramid, first_tokens, uncertainty_of
+from .engine import Pyramid, first_tokens
 from .flops import Step
 
 _ops = torch.ops.mp_kernels
@@ -143,7 +143,7 @@ def run_bounded_layer(pyramid: Pyramid, number: int, held: Held, board: Board) -
     if number == len(pyramid.layers):
         features = pyramid.last_layer(batch)
         logits = pyramid.final_head(features).to(features.dtype)
-        _record(board, number, held, held.extents, batch.cu_seqlens, logits, uncertainty_of(logits), None)
+        _record(board, number, held, held.extents, batch.cu_seqlens, logits, pyramid.problem.uncertainty(logits), None)
         return held
     extents = held.extents
 

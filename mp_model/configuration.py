@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
@@ -13,11 +13,9 @@ from transformers import PreTrainedConfig
 from .backbones import BACKBONES, Backbone, backbone_of
 from .backbones.table import PREFIX
 from .exits import EXIT_HEADS
+from .problems import ONE_LABEL, PROBLEMS, SEVERAL_LABELS, VALUES, Choice, Problem
 
 NEVER = "never"  # the exit threshold that closes all exits for a call
-ONE_LABEL: Final = "single_label_classification"
-SEVERAL_LABELS: Final = "multi_label_classification"
-VALUES: Final = "regression"
 
 
 class PyramidConfig(PreTrainedConfig):
@@ -136,6 +134,31 @@ class PyramidConfig(PreTrainedConfig):
         """``problem_type``, or where that is not set what BERT takes it for: a single label is a value."""
         return self.problem_type or (VALUES if self.num_labels == 1 else ONE_LABEL)
 
+    @property
+    def problem(self) -> Problem:
+        """The kind of problem that :attr:`task` names."""
+        return PROBLEMS[self.task]
+
+    @property
+    def choice(self) -> Choice:
+        """The kind of problem, where labels are chosen for a text.
+
+        Raises:
+            ValueError: the answers are values.
+        """
+        problem = self.problem
+        if not isinstance(problem, Choice):
+            raise ValueError(
+                "accuracy and exits are measured of models that choose labels for a text, and this one's problem_type is "
+                f"{self.task!r}; `magic-pyramid classify` and Classifier give its answers"
+            )
+        return problem
+
+    @property
+    def lacks_uncertainty(self) -> bool:
+        """Whether a prediction has no uncertainty to exit by: there is a single label, and no text without it."""
+        return self.num_labels == 1 and self.task != SEVERAL_LABELS
+
     def resolved_thresholds(self, override: Any = None) -> list[float] | None:
         """The thresholds of pruning as L floats: ``override`` if given, else ``prune_thresholds``."""
         wanted = self.prune_thresholds if override is None else override
@@ -164,7 +187,7 @@ class PyramidConfig(PreTrainedConfig):
         if self.exit_head not in EXIT_HEADS:
             raise ValueError(f"exit_head must be one of {', '.join(map(repr, EXIT_HEADS))}; got {self.exit_head!r}")
         if self.exit_layers is None:
-            return list(range(1, self.num_hidden_layers)) if self.num_labels != 1 else []
+            return list(range(1, self.num_hidden_layers)) if not self.lacks_uncertainty else []
         if isinstance(self.exit_layers, str) or not isinstance(self.exit_layers, Sequence):
             raise TypeError(f"exit_layers must be a list of layer numbers; got {self.exit_layers!r}")
         layers = list(self.exit_layers)
@@ -175,7 +198,7 @@ class PyramidConfig(PreTrainedConfig):
                 raise ValueError(f"exit_layers must lie in {lowest}..{highest}{why}; got {layer!r}")
         if layers != sorted(set(layers)):
             raise ValueError(f"exit_layers must rise; got {layers}")
-        if layers and self.num_labels == 1:
+        if layers and self.lacks_uncertainty:
             raise ValueError("exit_layers needs 2 labels or more: with num_labels=1 a prediction has no uncertainty")
         return layers
 
@@ -187,11 +210,11 @@ class PyramidConfig(PreTrainedConfig):
         wanted = self.exit_threshold if override is None else override
         if wanted is None or (isinstance(wanted, str) and wanted == NEVER):
             return None
-        if self.num_labels == 1:
+        if self.lacks_uncertainty:
             raise ValueError("exit_threshold needs 2 labels or more: with num_labels=1 a prediction has no uncertainty")
-        if self.task != ONE_LABEL:
+        if self.task not in (ONE_LABEL, SEVERAL_LABELS):
             raise ValueError(
-                "exit_threshold is for models that choose one label for a text, and this one's problem_type is "
+                "exit_threshold is for models that choose labels for a text, and this one's problem_type is "
                 f"{self.task!r}; leave its exits closed, with None or {NEVER!r}"
             )
         count = len(self.resolved_exit_layers())

@@ -6,7 +6,6 @@ backbone or precision it has is their business.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,6 +20,7 @@ from .backbones import Block, KeysValues, PackedInputs, block_of, first_rows
 from .exits import EXIT_HEADS, ExitHead, Exits, LayerStates, as_they_are
 from .flops import Step
 from .inputs import cat_all, concatenate, concatenate_inputs, there
+from .problems import ONE, Problem
 from .pruning import Pruning
 
 # An exit is decided first, before the rest of its layer, where the layer has at least so many rows and samples. With
@@ -52,6 +52,7 @@ class Pyramid:
         read: the backbone's form of states between layers for those who read them.
         last_reads_all: whether the final head reads the mean of all tokens of layer L, and not [CLS] alone.
         cap: the exit head that answers after the last of ``layers`` instead of the final head; None: these are all L layers.
+        problem: the kind of problem, by which predictions are uncertain.
     """
 
     embed: Callable[[PackedInputs], Ragged]
@@ -62,6 +63,7 @@ class Pyramid:
     read: Callable[[Tensor], Tensor] = as_they_are
     last_reads_all: bool = False
     cap: ExitHead | None = None
+    problem: Problem = ONE
 
     def block(self, number: int, device: torch.device) -> Block:
         """Layer ``number`` (from 1) in the form that applies to it just now on rows of a device."""
@@ -191,7 +193,7 @@ class Decided:
         layer: the layer's number, 0 to L.
         samples: int64 ``[batch]``, the numbers of the samples that were looked at.
         logits: ``[batch, labels]``, of the states' dtype.
-        uncertainty: float32 ``[batch]``; NaN for a single label.
+        uncertainty: float32 ``[batch]``; NaN where answers have none.
         stays: bool ``[batch]``, the samples that go on; None: all of them leave with this answer.
     """
 
@@ -251,7 +253,7 @@ def run_layer(pyramid: Pyramid, number: int, alive: Alive) -> StepResult:
     if number == len(pyramid.layers):
         features = pyramid.last_layer(alive.batch)
         logits = pyramid.final_head(features).to(features.dtype)
-        decided = Decided(number, alive.samples, logits, uncertainty_of(logits), None)
+        decided = Decided(number, alive.samples, logits, pyramid.problem.uncertainty(logits), None)
         return StepResult(decided, None, Step(number, "last", False, alive.samples, entered))
     block = pyramid.block(number, alive.batch.values.device)
     if exits is None or number not in exits:
@@ -281,7 +283,7 @@ def _last_of_capped(pyramid: Pyramid, cap: ExitHead, number: int, alive: Alive) 
 def _capped(pyramid: Pyramid, states: LayerStates, alive: Alive, step: Step) -> StepResult:
     """The answers of the cap, with which everybody leaves."""
     assert pyramid.cap is not None
-    logits, uncertainty, _ = pyramid.cap.decide(pyramid.cap.features(states), 1.0)
+    logits, uncertainty, _ = pyramid.cap.decide(pyramid.cap.features(states), 1.0, pyramid.problem)
     decided = Decided(step.layer, alive.samples, logits.to(states.first.dtype), uncertainty, None)
     return StepResult(decided, None, step)
 
@@ -356,13 +358,6 @@ def whole_layer(
     if mask is not None:
         output.values = output.values * mask.unsqueeze(1).to(output.values.dtype)
     return output, kept
-
-
-def uncertainty_of(logits: Tensor) -> Tensor:
-    """float32 ``[batch]`` (float64 for float64 logits), normalised entropy; NaN for a single label."""
-    if logits.shape[1] == 1:
-        return logits.new_full((logits.shape[0],), math.nan, dtype=torch.promote_types(logits.dtype, torch.float32))
-    return mp_kernels.normalized_entropy(logits)
 
 
 def first_tokens(batch: Ragged) -> Tensor:

@@ -16,6 +16,7 @@ import mp_kernels
 from mp_kernels import Ragged
 
 from .backbones.forms import first_rows, why_modules, why_modules_now
+from .problems import ONE, Problem
 
 
 def as_they_are(states: Tensor) -> Tensor:
@@ -66,13 +67,16 @@ class ExitHead(nn.Module):
         """
         raise NotImplementedError
 
-    def decide(self, features: Any, threshold: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def decide(self, features: Any, threshold: float | Tensor, problem: Problem = ONE) -> tuple[Tensor, Tensor, Tensor]:
         """Logits ``[batch, labels]``, uncertainty ``[batch]`` and who stays, bool ``[batch]``.
 
-        threshold: one, or one for each sample ``[batch]``.
+        Args:
+            features: what the head reads.
+            threshold: one, or one for each sample ``[batch]``.
+            problem: the kind of problem, by which predictions are uncertain.
         """
         logits = self(features)
-        uncertainty = mp_kernels.normalized_entropy(logits)
+        uncertainty = problem.uncertainty(logits)
         return logits, uncertainty, ~(uncertainty <= threshold)
 
 
@@ -90,11 +94,14 @@ class TanhHead(ExitHead):
         """features: ``[batch, widths x hidden]``; returns logits ``[batch, labels]``."""
         return self.classifier(torch.tanh(self.dense(features)))
 
-    def decide(self, features: Tensor, threshold: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def decide(
+        self, features: Tensor, threshold: float | Tensor, problem: Problem = ONE
+    ) -> tuple[Tensor, Tensor, Tensor]:
         dense, classifier = self.dense, self.classifier
         if why_modules_now(features.device) or why_modules((self, dense, classifier), PLAIN):
-            return super().decide(features, threshold)
-        return mp_kernels.exit_head(features, dense.weight, dense.bias, classifier.weight, classifier.bias, threshold)
+            return super().decide(features, threshold, problem)
+        weights = dense.weight, dense.bias, classifier.weight, classifier.bias
+        return mp_kernels.exit_head(features, *weights, threshold, problem.several)
 
     @classmethod
     def flops(cls, config: Any, tokens: Tensor) -> Tensor:
@@ -209,10 +216,12 @@ class Exits:
     Attributes:
         heads: the head of each exit layer, by its number.
         thresholds: the threshold of each exit layer, by its number, for samples that bring none of their own.
+        problem: the kind of problem, by which predictions are uncertain.
     """
 
     heads: dict[int, ExitHead]
     thresholds: dict[int, float]
+    problem: Problem = ONE
 
     def __contains__(self, layer: int) -> bool:
         return layer in self.heads
@@ -229,4 +238,4 @@ class Exits:
     def decide(self, layer: int, states: LayerStates, own: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Logits ``[batch, labels]``, uncertainty ``[batch]`` and who stays, bool ``[batch]``, at an open exit."""
         head = self.heads[layer]
-        return head.decide(head.features(states), self.threshold(layer, own))
+        return head.decide(head.features(states), self.threshold(layer, own), self.problem)

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 import mp_kernels
-from mp_kernels import reference
 
 from .backbones import Backbone, MaskedBatch
 from .exits import ExitHead, Exits
@@ -140,13 +139,6 @@ class MaskedRun:
         return [
             Step(number, "masked", False, samples, entered, width=width) for number, entered in enumerate(starts, 1)
         ]
-
-
-def uncertainty_of(logits: Tensor, labels: int) -> Tensor:
-    """:func:`mp_model.engine.uncertainty_of` in plain PyTorch, so that graphs need no operators of ours."""
-    if labels == 1:
-        return torch.full_like(logits[:, 0], torch.nan, dtype=torch.promote_types(logits.dtype, torch.float32))
-    return reference.normalized_entropy(logits)
 
 
 def run_masked(

@@ -23,13 +23,14 @@ from mp_kernels.memory import keep_freed_memory
 from . import backbones, engine
 from .backbones import Backbone, PackedInputs
 from .backbones.int8 import to_int8
-from .configuration import ONE_LABEL, SEVERAL_LABELS, VALUES, PyramidConfig, as_pyramid, config_class
+from .configuration import PyramidConfig, as_pyramid, config_class
 from .engine import Pyramid
 from .exits import Exits, make_exit_heads
 from .flops import Work
 from .graphs import Graphs, can_be_captured
 from .inputs import PaddedInputs, checked_values, pack_inputs, padded_inputs
-from .masked import NO_SINGLE_GRAPH, MaskedRun, Wanted, is_traced, run_masked, uncertainty_of
+from .masked import NO_SINGLE_GRAPH, MaskedRun, Wanted, is_traced, run_masked
+from .problems import ONE_LABEL, SEVERAL_LABELS, VALUES
 from .pruning import Pruning
 from .schedule import run_batch
 from .warming import warm_up
@@ -51,7 +52,8 @@ class PyramidOutput(ModelOutput):
         loss: scalar, where labels were given.
         logits: ``[batch, labels]``, of the exit that each sample took.
         exit_layer: int64 ``[batch]``, 0 to L.
-        uncertainty: float32 ``[batch]``, normalised entropy of the answer; NaN where not one label is chosen for a text.
+        uncertainty: float32 ``[batch]``, of the answer: normalised entropy where one label is chosen, that of the least
+            certain label where a text may have several; NaN for values.
         pruned_by: int64 ``[batch, width]``, where asked for: the layer that pruned each token, 0 for those that none did,
             -1 at padding.
         hidden_states, attentions: where asked for, as those of :class:`PyramidModel`.
@@ -357,7 +359,7 @@ class PyramidForSequenceClassification(PyramidPreTrainedModel):
             layers = self.config.resolved_exit_layers()
             open_exits = [layer for layer in layers if depth is None or layer < depth]
             heads: dict[int, Any] = {layer: self.exits[str(layer)] for layer in open_exits}
-            exits = Exits(heads, dict(zip(open_exits, thresholds, strict=False)))
+            exits = Exits(heads, dict(zip(open_exits, thresholds, strict=False)), self.config.problem)
         pyramid = self.with_pruning(Pruning.of(self.config, prune_thresholds), exits)
         if depth is None:
             return pyramid
@@ -376,6 +378,7 @@ class PyramidForSequenceClassification(PyramidPreTrainedModel):
             self.final_head,
             encoder.read,
             reads_all,
+            problem=self.config.problem,
         )
 
     def _warn_of_untrained_exits(self) -> None:
@@ -460,10 +463,6 @@ class PyramidForSequenceClassification(PyramidPreTrainedModel):
     def _loss(self, labels: Tensor | None, logits: Tensor) -> Tensor | None:
         return None if labels is None else self.loss_function(labels, logits, self.config)
 
-    def _uncertainty(self, of_one_label: Tensor) -> Tensor:
-        """The uncertainty ``[batch]`` of answers, which is NaN unless one label is chosen for a text."""
-        return of_one_label if self.config.task == ONE_LABEL else torch.full_like(of_one_label, torch.nan)
-
     def _classify_packed(
         self,
         padded: PaddedInputs,
@@ -486,7 +485,7 @@ class PyramidForSequenceClassification(PyramidPreTrainedModel):
             loss=self._loss(labels, run.logits),
             logits=run.logits,
             exit_layer=run.exit_layer,
-            uncertainty=self._uncertainty(run.uncertainty),
+            uncertainty=run.uncertainty,
         )
         if run.pruned_by is not None:
             followed = Ragged(run.pruned_by, batch.cu_seqlens, batch.max_seqlen, batch.index, batch.width)
@@ -514,7 +513,7 @@ class PyramidForSequenceClassification(PyramidPreTrainedModel):
             loss=self._loss(labels, run.logits),
             logits=run.logits,
             exit_layer=run.exit_layer,
-            uncertainty=self._uncertainty(run.uncertainty),
+            uncertainty=run.uncertainty,
         )
         assert run.lengths is not None
         output.__dict__["work"] = Work(self.config, run.lengths.long(), run.exit_layer, run.steps)
@@ -532,7 +531,8 @@ class PyramidForSequenceClassification(PyramidPreTrainedModel):
             loss=self._loss(labels, logits),
             logits=logits,
             exit_layer=exit_layer,
-            uncertainty=self._uncertainty(uncertainty_of(logits, self.num_labels)),
+            # By the definition in plain PyTorch, so that graphs need no operators of ours.
+            uncertainty=self.config.problem.uncertainty(logits, mp_kernels.reference),
             pruned_by=run.pruned_by() if follow_tokens else None,
             **run.outputs(wanted),
         )

@@ -175,7 +175,7 @@ class BatchRun:
 
     Attributes:
         logits: ``[batch, labels]``.
-        uncertainty: float32 ``[batch]``; NaN for a single label.
+        uncertainty: float32 ``[batch]``; NaN where answers have none.
         exit_layer: int64 ``[batch]``, 0 to L.
         steps: everything that was run, for counting the work.
         pruned_by: int64 ``[total]``, the layer that pruned each token, 0 for those that none did (in the layer where a

@@ -59,7 +59,14 @@ INSTEAD = {
     "/share/articles": "articles",
     "/share/answers": "shared-answers",
 }
-SPLITS = {"dair-ai/emotion": {"fit": "train.tsv", "tune": "dev.tsv", "evaluate": "test.tsv", "report": "test.tsv"}}
+SPLITS = {
+    "dair-ai/emotion": {"fit": "train.tsv", "tune": "dev.tsv", "evaluate": "test.tsv", "report": "test.tsv"},
+    "google-research-datasets/go_emotions:simplified": {
+        "fit": "train-several.tsv",
+        "tune": "dev-several.tsv",
+        "evaluate": "test-several.tsv",
+    },
+}
 PORT = "8080"  # in documents; the reader's servers take one that is free
 # Options that the reader adds to a command, so that it ends soon and a tiny model learns a little.
 ADDED = {
@@ -283,14 +290,18 @@ def make_targets() -> set[str]:
     return set(re.findall(r"^([\w-]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
 
-def write_table(path: Path, count: int, seed: int) -> None:
-    """Texts of single letters; the label says which of two words is somewhere among them."""
+def write_table(path: Path, count: int, seed: int, column: str = "label") -> None:
+    """Texts of single letters; the label says which of two words is somewhere among them.
+
+    column: ``label``, or ``labels``, where a fifth of the texts has no label.
+    """
     draw = random.Random(seed)
-    lines = ["label\ttext"]
-    for _ in range(count):
+    lines = [f"{column}\ttext"]
+    for number in range(count):
         label, words = draw.randint(0, 1), draw.choices("abcdefgh", k=draw.randint(3, 12))
-        words.insert(draw.randint(0, len(words)), ("the", "rate")[label])
-        lines.append(f"{('sport', 'money')[label]}\t{' '.join(words)}")
+        none = column == "labels" and number % 5 == 0
+        words.insert(draw.randint(0, len(words)), "." if none else ("the", "rate")[label])
+        lines.append(f"{'' if none else ('sport', 'money')[label]}\t{' '.join(words)}")
     path.write_text("\n".join(lines) + "\n")
 
 
@@ -306,6 +317,7 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Reader]:
         folder.mkdir(parents=True, exist_ok=True)
         for number, split in enumerate(("train", "dev", "test")):
             write_table(folder / f"{split}.tsv", 80 if number else 160, number)
+            write_table(folder / f"{split}-several.tsv", 80 if number else 160, number, "labels")
     (tmp_path / "texts.txt").write_text("the rate goes up again\n" * 3000)
     (tmp_path / "documents.txt").write_text(f"{'the rate goes up again ' * 40}\na short one\n")
     names = {"id2label": {0: "money", 1: "sport"}, "label2id": {"money": 0, "sport": 1}}

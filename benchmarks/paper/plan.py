@@ -70,6 +70,7 @@ class Fit:
         stages: stages that it adds to its start.
         start: model that it starts from, in a folder beside its own; None: the checkpoint.
         changes: settings that differ from the corpus's, by name.
+        teacher: teacher of its stage ``"joint"``, a model in a folder beside its own, or ``"none"``; None: the recipe's.
         all_seeds: whether it is trained for every seed, and not for the first alone.
         measured: whether it is a system of its own, and not only a start for others.
     """
@@ -79,16 +80,26 @@ class Fit:
     stages: tuple[str, ...]
     start: str | None = None
     changes: dict[str, Any] | None = None
+    teacher: str | None = None
     all_seeds: bool = False
     measured: bool = True
 
 
+JOINT = {"joint_epochs": 2.0}
 FITS = (
     Fit("bert", "bert", ("fine-tune",), all_seeds=True),
     Fit("soft", "ltp", ("soft",), "bert/stages/1-fine-tune/model", all_seeds=True, measured=False),
     Fit("ltp", "ltp", ("hard",), "soft/stages/1-soft/model", all_seeds=True),
     Fit("mp", "mp", ("exits",), "ltp/stages/1-hard/model", all_seeds=True),
-    Fit("joint", "pyramid", ("joint",), "soft/stages/1-soft/model", {"joint_epochs": 2.0}, all_seeds=True),
+    Fit(
+        "joint",
+        "pyramid",
+        ("joint",),
+        "soft/stages/1-soft/model",
+        JOINT,
+        "bert/stages/1-fine-tune/model",
+        all_seeds=True,
+    ),
     Fit("pyramid", "pyramid", ("exits",), "joint/stages/1-joint/model", all_seeds=True),
     Fit("fastbert", "fastbert", ("exits",), "bert/stages/1-fine-tune/model", {"exit_epochs": 2.0}),
     Fit("distilbert", "distilbert", ("distil",), "bert/stages/1-fine-tune/model"),
@@ -100,8 +111,10 @@ ABLATIONS = (
     Fit("cls-frozen", "mp", ("exits",), "bert/stages/1-fine-tune/model"),
     Fit("pooled-frozen", "pyramid", ("exits",), "bert/stages/1-fine-tune/model"),
     Fit("pooled-pruned-frozen", "pyramid", ("exits",), "ltp/stages/1-hard/model"),
-    Fit("joint-unpruned", "pyramid", ("joint",), "bert/stages/1-fine-tune/model", {"joint_epochs": 2.0}),
+    Fit("joint-unpruned", "pyramid", ("joint",), "bert/stages/1-fine-tune/model", JOINT),
     Fit("pyramid-unpruned", "pyramid", ("exits",), "joint-unpruned/stages/1-joint/model"),
+    Fit("joint-untaught", "pyramid", ("joint",), "soft/stages/1-soft/model", JOINT, "none", measured=False),
+    Fit("pyramid-untaught", "pyramid", ("exits",), "joint-untaught/stages/1-joint/model"),
 )
 ABLATION_CORPUS = "ag_news"
 

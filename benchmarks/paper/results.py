@@ -201,6 +201,7 @@ def _ablation(readings: dict[tuple[int, str], Reading], bert: float, corpus: Cor
         ("pooled heads, from layer 0 on", "pooled-frozen", {}),
         ("trained jointly, then frozen (still no pruning)", "pyramid-unpruned", {}),
         ("pooled heads and pruning, frozen", "pooled-pruned-frozen", {}),
+        ("pruning and joint, without a teacher", "pyramid-untaught", {}),
         ("pruning and joint: `pyramid`", "pyramid", {}),
         ("`pyramid` without the last stage (exits under the frozen backbone)", "joint", {}),
         ("`pyramid` without layer 0", "pyramid", {"layer_0": False}),

@@ -10,6 +10,7 @@ from rich.console import Console
 from mp_model.data.labels import LabelledTexts, load_split
 from mp_model.data.samples import bbc_news
 from mp_model.training import Task, load_task, train_stages
+from mp_model.training.recipes import TEACHERS
 
 from .plan import Corpus, Job
 
@@ -51,8 +52,16 @@ def train(job: Job, corpora: Path | None, checkpoint: Path | str, console: Conso
     start = checkpoint if job.fit.start is None else job.folder.parent / job.fit.start
     console.print(f"{job.corpus.title}, seed {job.seed}: {job.fit.name} ({' + '.join(job.fit.stages)})")
     task = task_of(corpora, job.corpus, job.seed)
+    teacher = job.fit.teacher
     trained = train_stages(
-        start, task, job.folder, job.fit.recipe, job.settings, stages=job.fit.stages, quiet=not console.is_terminal
+        start,
+        task,
+        job.folder,
+        job.fit.recipe,
+        job.settings,
+        stages=job.fit.stages,
+        teacher=teacher if teacher in (None, *TEACHERS) else str(job.folder.parent / teacher),
+        quiet=not console.is_terminal,
     )
     for stage, facts in trained.stages.items():
         console.print(f"  {stage}: {facts['steps']:.0f} steps, {facts['seconds']:.0f} s, mean loss {facts['loss']:.3f}")

@@ -26,6 +26,7 @@ IMPLEMENTATIONS = {
         rows.gelu_gate,
         rows.rotary_embedding,
         heads.normalized_entropy,
+        heads.label_entropy,
         heads.exit_head,
         answers.record_answers,
     )

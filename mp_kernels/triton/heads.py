@@ -16,7 +16,7 @@ from torch import Tensor
 from mp_kernels import schemas
 
 from . import configurations, launching
-from .rows import entropy, entropy_of_logits
+from .rows import entropy, entropy_of_logits, label_entropy_of_logits
 
 MOST_CLASSES_AT_ONCE = 128
 
@@ -87,6 +87,7 @@ def head_decision(
     ROWS: tl.constexpr,
     BLOCK_C: tl.constexpr,
     HAS_THRESHOLDS: tl.constexpr,
+    MULTI_LABEL: tl.constexpr,
 ):
     """Program (sample block): logits, uncertainty, and whether the uncertainty exceeds the threshold."""
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -100,7 +101,10 @@ def head_decision(
     b_logits += tl.load(p_bias + labels, mask=labels < classes, other=0.0).to(tl.float32)[None, :]
     b_logits = b_logits.to(p_logits.dtype.element_ty)
     tl.store(p_logits + offsets, b_logits, mask=inside)
-    b_uncertainty = entropy_of_logits(b_logits.to(tl.float32), labels[None, :] < classes, log_classes)
+    if MULTI_LABEL:
+        b_uncertainty = label_entropy_of_logits(b_logits.to(tl.float32), labels[None, :] < classes)
+    else:
+        b_uncertainty = entropy_of_logits(b_logits.to(tl.float32), labels[None, :] < classes, log_classes)
     tl.store(p_uncertainty + rows, b_uncertainty, mask=rows < batch)
     if HAS_THRESHOLDS:
         leaves = b_uncertainty <= tl.load(p_thresholds + rows * thresholds_stride, mask=rows < batch, other=0.0)
@@ -117,12 +121,13 @@ def exit_head(
     bias: Tensor,
     thresholds: Tensor | None,
     threshold: float,
+    multi_label: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Implementation of the operator of this name in :mod:`mp_kernels.schemas`."""
     batch, width = features.shape
     hidden, classes = dense_weight.shape[0], weight.shape[0]
     if classes > MOST_CLASSES_AT_ONCE:
-        return schemas.exit_head(features, dense_weight, dense_bias, weight, bias, thresholds, threshold)
+        return schemas.exit_head(features, dense_weight, dense_bias, weight, bias, thresholds, threshold, multi_label)
     features = features if features.stride(1) == 1 else features.contiguous()
     tile = configurations.HEAD
     block_c = launching.padded_width(classes)
@@ -162,12 +167,22 @@ def exit_head(
         ROWS=tile.rows,
         BLOCK_C=block_c,
         HAS_THRESHOLDS=thresholds is not None,
+        MULTI_LABEL=multi_label,
     )
     return logits, uncertainty, stays
 
 
 def normalized_entropy(logits: Tensor) -> Tensor:
     """Implementation of the operator of this name in :mod:`mp_kernels.schemas`."""
+    return _uncertainty(logits, multi_label=False)
+
+
+def label_entropy(logits: Tensor) -> Tensor:
+    """Implementation of the operator of this name in :mod:`mp_kernels.schemas`."""
+    return _uncertainty(logits, multi_label=True)
+
+
+def _uncertainty(logits: Tensor, multi_label: bool) -> Tensor:
     logits = logits if logits.stride(1) == 1 else logits.contiguous()
     batch, classes = logits.shape
     uncertainty = logits.new_empty(batch, dtype=torch.float32)
@@ -180,5 +195,6 @@ def normalized_entropy(logits: Tensor) -> Tensor:
         tile=configurations.ROWS,
         ROWS=rows,
         BLOCK=block,
+        MULTI_LABEL=multi_label,
     )
     return uncertainty

@@ -215,8 +215,34 @@ def entropy_of_logits(b_logits, inside, log_classes):
     return tl.where(b_entropy > 1.0, 1.0, b_entropy)
 
 
+@triton.jit
+def label_entropy_of_logits(b_logits, inside):
+    """Binary entropy, over log 2, of the least certain label of each row of ``b_logits [rows, labels]``.
+
+    It falls with the logit's distance from 0, so that of the least distance counts.
+    """
+    b_distance = tl.where(inside, tl.abs(b_logits), float("inf"))
+    b_broken = tl.max(tl.where(b_distance != b_distance, 1, 0), 1)
+    b_least = tl.min(b_distance, 1)
+    b_odds = tl.exp(-b_least)
+    b_entropy = tl.log(1.0 + b_odds) + tl.where(b_odds == 0, 0.0, b_least * b_odds / (1.0 + b_odds))
+    b_entropy = b_entropy * 1.4426950408889634  # / log 2
+    b_entropy = tl.where(b_entropy > 1.0, 1.0, b_entropy)
+    return tl.where(b_broken == 1, float("nan"), b_entropy)
+
+
 @triton.jit(do_not_specialize=["batch"])
-def entropy(p_logits, p_out, logits_stride, batch, classes, log_classes, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+def entropy(
+    p_logits,
+    p_out,
+    logits_stride,
+    batch,
+    classes,
+    log_classes,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    MULTI_LABEL: tl.constexpr,
+):
     """Program (sample block): uncertainty of each prediction."""
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     columns = tl.arange(0, BLOCK)
@@ -224,7 +250,10 @@ def entropy(p_logits, p_out, logits_stride, batch, classes, log_classes, ROWS: t
     offsets = rows[:, None].to(tl.int64) * logits_stride + columns[None, :]
     # Rows beyond the last get zeros: a row of nothing but minus infinity would make a NaN.
     b_logits = tl.load(p_logits + offsets, mask=inside, other=0.0).to(tl.float32)
-    b_entropy = entropy_of_logits(b_logits, columns[None, :] < classes, log_classes)
+    if MULTI_LABEL:
+        b_entropy = label_entropy_of_logits(b_logits, columns[None, :] < classes)
+    else:
+        b_entropy = entropy_of_logits(b_logits, columns[None, :] < classes, log_classes)
     tl.store(p_out + rows, b_entropy, mask=rows < batch)
 
 

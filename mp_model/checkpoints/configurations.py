@@ -14,7 +14,8 @@ from huggingface_hub.errors import StrictDataclassError
 from huggingface_hub.utils import logging as hub_logging
 from transformers.activations import ACT2FN
 
-from ..configuration import ONE_LABEL, SEVERAL_LABELS, VALUES, PyramidConfig
+from ..configuration import PyramidConfig
+from ..problems import ONE_LABEL, SEVERAL_LABELS, VALUES
 from .files import why_unreadable
 
 SIZES = (

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..data.batches import Text, TextBatch
-    from ..measuring.evaluation import Evaluation
+    from ..measuring.evaluation import Evaluation, SeveralFigures
     from ..measuring.record import Predictions, Threshold
     from ..modelling import PyramidForSequenceClassification
     from ..reporting.page import Measurements
@@ -37,7 +37,7 @@ class Padded:
 
     Attributes:
         accuracy: share of right answers.
-        f1: F1, as in :class:`mp_model.measuring.evaluation.Evaluation`.
+        f1, several: as in :class:`mp_model.measuring.evaluation.Evaluation`.
         gflops: mean work for a text by the paper's count, without the padding.
         executed_gflops: mean work for a text, padding included.
         seconds: time for a text.
@@ -48,6 +48,7 @@ class Padded:
     gflops: float
     executed_gflops: float
     seconds: float
+    several: SeveralFigures | None = None
 
 
 @dataclass(frozen=True)
@@ -215,6 +216,7 @@ def measure(
         shown: texts of each of its lists, at most.
         most: texts that are measured, at most, drawn at random; None: all.
     """
+    from ..checkpoints.configurations import read_config
     from ..data.labels import TEST, read_rows
     from ..measuring.evaluation import evaluate as evaluate_at
     from ..measuring.windows import ExitsOfWindows
@@ -223,7 +225,7 @@ def measure(
 
     if report is not None:
         check_report(report)
-    rows = drawn(read_rows(source, TEST), most)
+    rows = drawn(read_rows(source, TEST, read_config(folder).label_names), most)
     how = running.precision, running.device, running.threads
     classifier = Classifier.load(folder, *how, long_texts=long_texts, every_layer=True)  # its stock twin has them all
     if sweep is not None:
@@ -235,7 +237,7 @@ def measure(
 
     def read(model: PyramidForSequenceClassification, doing: str) -> Predictions:
         if classifier.windows is None or long is None:
-            return read_exits(model, batches, data.labels, console, doing)
+            return read_exits(model, batches, data.targets, console, doing)
         windows = in_windows(data, classifier, running.batch_size)
         return ExitsOfWindows(read_exits(model, windows.batches, windows.labels, console, doing), windows.text_of)
 
@@ -289,9 +291,10 @@ def _in_float32(
     model = read_classifier(folder).model.to(classifier.model.device)
     own = model.config.exit_threshold
     exact = read(model, "Read all texts in float32").answers(own)
+    same = exits.config.choice.same
     return Float32(
-        accuracy=(exact.predictions == exits.labels).double().mean().item(),
-        differing=(exact.predictions != exits.answers(own).predictions).double().mean().item(),
+        accuracy=same(exact.predictions, exits.labels).double().mean().item(),
+        differing=1 - same(exact.predictions, exits.answers(own).predictions).double().mean().item(),
     )
 
 
@@ -304,7 +307,7 @@ def _timed(
 ) -> Measured:
     """The same with seconds for a text, and with the stock classifier beside it."""
     from ..data.batches import in_input_order
-    from ..measuring.evaluation import f1_score
+    from ..measuring.evaluation import SeveralFigures, f1_score
     from ..measuring.timing import one_by_one, padded_gflops, padded_twin, time_ways, way_at
 
     twin = padded_twin(model)
@@ -318,16 +321,18 @@ def _timed(
 
     places = [place for batch in batches for place in batch.places]
     logits = in_input_order([logits_of[id(batch.inputs)] for batch in batches], places)
-    predictions = logits.argmax(-1)
+    problem = model.config.choice
+    predictions = problem.answers(logits)
     return replace(
         measured,
         evaluations=[replace(x, seconds=seconds[str(x.exit_threshold)]) for x in measured.evaluations],
         padded=Padded(
-            accuracy=(predictions == labels).double().mean().item(),
-            f1=f1_score(predictions, labels, logits.shape[1]),
+            accuracy=problem.same(predictions, labels).double().mean().item(),
+            f1=f1_score(predictions, labels, logits.shape[1], problem),
             gflops=measured.evaluations[0].dense_gflops,
             executed_gflops=padded_gflops(model, batches),
             seconds=seconds["padded"],
+            several=SeveralFigures.of(predictions, labels) if problem.several else None,
         ),
     )
 
@@ -349,21 +354,30 @@ def table_of(title: str, columns: Sequence[str]) -> Table:
 def overview(measured: Measured) -> Table:
     """Accuracy, work and time by exit threshold."""
     padded = measured.padded
-    columns = ["threshold", "accu-\nracy", "F1", "mean\nexit", "GFLOPs\npaper", "exe-\ncuted", "work\nsaved"]
+    several = measured.evaluations[0].several is not None
+    scores = ["all labels\nright", "each\nright", "micro\nF1", "macro\nF1"] if several else ["accu-\nracy", "F1"]
+    columns = ["threshold", *scores, "mean\nexit", "GFLOPs\npaper", "exe-\ncuted", "work\nsaved"]
     columns += [] if padded is None else ["ms a\ntext", "x\npadded"]
     beside = "" if padded is None else "; padded: transformers' own model with the same weights"
     table = table_of(f"{measured.evaluations[0].texts} texts{beside}", columns)
     if padded is not None:
-        row = ["padded", f"{padded.accuracy:.2%}", f"{padded.f1:.2%}", "", f"{padded.gflops:.3f}"]
+        row = ["padded", *_scores(padded), "", f"{padded.gflops:.3f}"]
         row += [f"{padded.executed_gflops:.3f}", times_text(padded.gflops / padded.executed_gflops)]
         table.add_row(*row, f"{1e3 * padded.seconds:.2f}", times_text(1.0))
     for x in measured.evaluations:
-        row = [threshold_text(x.exit_threshold), f"{x.accuracy:.2%}", f"{x.f1:.2%}", f"{x.mean_exit_layer:.2f}"]
+        row = [threshold_text(x.exit_threshold), *_scores(x), f"{x.mean_exit_layer:.2f}"]
         row += [f"{x.gflops:.3f}", f"{x.executed_gflops:.3f}", times_text(x.speed_up)]
         if padded is not None and x.seconds is not None:
             row += [f"{1e3 * x.seconds:.2f}", times_text(padded.seconds / x.seconds)]
         table.add_row(*row)
     return table
+
+
+def _scores(measured: Evaluation | Padded) -> list[str]:
+    """Accuracy and F1; of several labels the accuracy of texts and of labels, and the two F1s."""
+    x = measured.several
+    shares = [measured.accuracy, measured.f1] if x is None else [*asdict(x).values()]
+    return [f"{share:.2%}" for share in shares]
 
 
 def _beside_float32(measured: Measured, exact: Float32) -> str:

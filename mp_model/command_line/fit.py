@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import statistics
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from ..training.recipes import RECIPES, STAGES, Settings
+from ..training.recipes import RECIPES, STAGES, TEACHERS, Settings
 from .options import takes_dataclasses
 
 if TYPE_CHECKING:
@@ -46,7 +47,9 @@ def fit(
     settings: Settings,
     labels: Annotated[
         str | None,
-        typer.Option(help="Names of all labels, by commas, in the order of the checkpoint's numbers for them."),
+        typer.Option(
+            help="Names of all labels, by commas, in the order of the checkpoint's numbers for them, or of columns of 0, 1."
+        ),
     ] = None,
     stages: Annotated[
         str | None,
@@ -65,6 +68,12 @@ def fit(
             "--train-head", help="With --freeze-backbone: train the model's own head first, as of an encoder."
         ),
     ] = False,
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Teacher of joint training: {', '.join(TEACHERS)} or a classifier's folder; else the recipe's."
+        ),
+    ] = None,
     max_drop: Annotated[float, typer.Option(min=0, help="Points of validation accuracy that exits may cost.")] = 0.5,
     precision: Annotated[str, typer.Option(help="Precision to set exits in: float32, bfloat16 or int8.")] = "float32",
     threads: Annotated[int | None, typer.Option(min=1, help="Threads; all processors if left out.")] = None,
@@ -72,8 +81,10 @@ def fit(
 ) -> None:
     """Train a classifier: fine-tuning, soft pruning, hard pruning, exit heads, as the recipe says.
 
-    Files have a column **label** and a column **text**, or **text_a** and **text_b**; data sets of a hub are named like
-    **ag_news** or, with a configuration, **nyu-mll/glue:mrpc**. The model is left in OUTPUT/model, a summary in
+    Files have a column **label** and a column **text**, or **text_a** and **text_b**. Where a text may have several labels,
+    they are a list there, or in a column **labels** (names with commas between them in tsv and csv files), or columns of 0
+    and 1 that **--labels** names. Data sets of a hub are named like **ag_news** or, with a configuration,
+    **nyu-mll/glue:mrpc**. The model is left in OUTPUT/model, a summary in
     OUTPUT/summary.json; given again, a fit goes on only with the same texts, checkpoint and settings. A classifier that is
     finished keeps its numbers for the labels; **--labels** names them where it has no names. Passes over the texts that are
     left out go by the number of training texts: fewer for larger sets.
@@ -87,6 +98,7 @@ def fit(
         magic-pyramid fit train.tsv --model ./my-classifier --output fits/quick --freeze-backbone
 
         magic-pyramid fit train.tsv --model ./my-encoder --output fits/quick --freeze-backbone --train-head
+        magic-pyramid fit comments.csv --labels toxic,insult,threat --model ./minilm --output fits/comments
     """
     import torch
     from rich.console import Console
@@ -111,6 +123,7 @@ def fit(
         exit_training=exit_training,
         freeze_backbone=freeze_backbone,
         train_head=train_head,
+        teacher=teacher,
         quiet=not console.is_terminal,
     )
     summary = _train(prepared, max_drop / 100, precision, console)
@@ -141,14 +154,17 @@ def data_rows(prepared: Prepared) -> list[tuple[str, ...]]:
         table.append((name, *(f"{x:,.10g}{' or more' if x >= more_from else ''}" for x in values)))
 
     add("texts", map(len, parts))
-    counts = [Counter(part.labels) for part in parts]
-    names = prepared.task.label_names
+    names, several = prepared.task.label_names, prepared.task.several
+    of_labels = [itertools.chain.from_iterable(part.labels) if several else part.labels for part in parts]
+    counts = [Counter(numbers) for numbers in of_labels]
     by_size = sorted(range(len(names)), key=lambda number: -counts[0][number])
     shown = sorted(by_size[:SHOWN_LABELS])
     for number in shown:
         add(f"  {names[number]}", (count[number] for count in counts))
     if rest := by_size[SHOWN_LABELS:]:
         add(f"  {len(rest)} more labels", (sum(count[number] for number in rest) for count in counts))
+    if several:
+        add("  without a label", (sum(not labels for labels in part.labels) for part in parts))
     add("tokens, median", (statistics.median(part.lengths) for part in parts))
     add("tokens, longest", (max(part.lengths) for part in parts), prepared.train.most)
     add(f"longer than {prepared.max_length}, cut", (part.truncated for part in parts))

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..data.batches import Text, TextBatch
-    from ..data.labels import LabelledTexts
+    from ..data.labels import LabelledTexts, Row
     from ..measuring.all_exits import AllExits
     from ..modelling import PyramidForSequenceClassification
     from ..serving.classifier import Classifier
@@ -29,30 +29,29 @@ def check_model_folder(folder: Path) -> None:
 
 
 def for_the_model(
-    rows: Sequence[tuple[Text, str]], source: str, classifier: Classifier, batch_size: int
+    rows: Sequence[Row], source: str, classifier: Classifier, batch_size: int
 ) -> tuple[LabelledTexts, list[TextBatch]]:
     """Labelled texts with the numbers of the model's labels, and batches of similar length of them, on its device.
 
     A line on standard error says where labels were not matched by name.
 
     Args:
-        rows: the texts, each with the name of its label.
+        rows: the texts, each with the name of its label, or the names of its labels.
         source: the file or the data set that they come from.
         classifier: the model and its tokenizer.
         batch_size: texts in a batch.
 
     Raises:
-        ValueError: a model that does not choose one label for a text, or has not all of the labels.
+        ValueError: a model whose answers are values, or that has not all of the labels; lists of labels for a model that
+            chooses one for a text.
     """
     from ..checkpoints.tokenizers import max_length_of
     from ..data.batches import are_pairs, encode, length_sorted_batches
     from ..data.labels import numbered
     from ..inputs import ONE_TEXT
-    from ..measuring.all_exits import check_task
 
     config = classifier.model.config
-    check_task(config)
-    data = numbered(rows, config.label_names, source)
+    data = numbered(rows, config.label_names, source, config.choice.several)
     if data.note is not None:
         typer.echo(data.note, err=True)
     if classifier.reads_pairs and not are_pairs(data.texts):
@@ -68,12 +67,12 @@ class InWindows:
 
     Attributes:
         batches: windows of similar length, numbered text after text.
-        labels: the label's number of each window's text.
+        labels: int64 ``[windows]``, the label's number of each window's text; or bool ``[windows, labels]``.
         text_of: int64 ``[windows]``, the number of each window's text.
     """
 
     batches: list[TextBatch]
-    labels: list[int]
+    labels: Tensor
     text_of: Tensor
 
 
@@ -84,14 +83,14 @@ def in_windows(data: LabelledTexts, classifier: Classifier, batch_size: int) -> 
     from ..data.batches import length_sorted_batches
 
     assert classifier.windows is not None
-    rows, labels, text_of = [], [], []
-    for number, (text, label) in enumerate(zip(data.texts, data.labels, strict=True)):
+    rows, numbers = [], []
+    for number, text in enumerate(data.texts):
         for window in classifier.windows.of(text):
             rows.append({"input_ids": window.ids, "token_type_ids": window.types})
-            labels.append(label)
-            text_of.append(number)
+            numbers.append(number)
+    text_of = torch.tensor(numbers)
     batches = length_sorted_batches(rows, batch_size, classifier.model.config.pad_token_id or 0)
-    return InWindows([batch.to(classifier.model.device) for batch in batches], labels, torch.tensor(text_of))
+    return InWindows([batch.to(classifier.model.device) for batch in batches], data.targets[text_of], text_of)
 
 
 def said_of_long_texts(classifier: Classifier, batches: Sequence[TextBatch], texts: Sequence[Text]) -> str | None:
@@ -113,7 +112,7 @@ def said_of_long_texts(classifier: Classifier, batches: Sequence[TextBatch], tex
 def read_exits(
     model: PyramidForSequenceClassification,
     batches: Sequence[TextBatch],
-    labels: Sequence[int],
+    labels: Sequence[int] | Tensor,
     console: Console,
     doing: str = "Read all texts",
     prune_thresholds: Sequence[float] | None = None,

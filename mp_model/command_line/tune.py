@@ -117,20 +117,20 @@ def tune(
 
     from rich.console import Console
 
+    from ..checkpoints.configurations import read_config
     from ..checkpoints.tuned_for import TunedForOtherWarning
     from ..data.files import check_folder
     from ..data.labels import VALIDATION, read_rows
-    from ..measuring.all_exits import check_task
     from ..serving.classifier import Classifier
 
     console = Console(stderr=True)
     if not dry_run:
         check_folder(model)
-    rows = read_rows(texts, VALIDATION)
+    rows = read_rows(texts, VALIDATION, read_config(model).label_names)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TunedForOtherWarning)  # they are about to be chosen anew
         classifier = Classifier.load(model, running.precision, running.device, running.threads, every_layer=True)
-    check_task(classifier.model.config)
+    _ = classifier.model.config.choice  # which is refused where answers are values
     classifier.model.config.depth = None  # it is chosen anew, too
     classifier.model.config.check_exits(1.0)
     own = classifier.model.config.resolved_thresholds()
@@ -143,7 +143,7 @@ def tune(
     by_factor = {}
     for factor, thresholds in prunings.items():
         doing = "Read all texts" if len(prunings) == 1 else f"Read all texts, pruning x {factor:g}"
-        by_factor[factor] = read_exits(classifier.model, batches, data.labels, console, doing, thresholds)
+        by_factor[factor] = read_exits(classifier.model, batches, data.targets, console, doing, thresholds)
 
     def measure(outcome: Outcome) -> float:
         from ..measuring.timing import time_ways, way_at

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from .batches import Text
-from .values import RowError, TableError, label_of, listed, text_of_row
+from .values import Labels, RowError, TableError, is_marked, label_of, labels_of, listed, text_of_row
 
 # Names of the text columns in the usual data sets.
 PAIRS = (
@@ -23,12 +23,13 @@ SINGLES = ("text", "sentence", "content", "review")
 LABELS = ("label", "labels", "label-coarse")
 
 
-def read_data_set(name: str, splits: Sequence[str]) -> Iterator[tuple[Text, str]]:
-    """The texts of a data set, each with its label's name.
+def read_data_set(name: str, splits: Sequence[str], marks: Sequence[str] = ()) -> Iterator[tuple[Text, Labels]]:
+    """The texts of a data set, each with its label's name, or where that is a list with the names of all of its labels.
 
     Args:
         name: name of the data set, with its configuration after a colon if it has several: ``nyu-mll/glue:mrpc``.
         splits: names of splits, of which the first that the data set has is read.
+        marks: names of labels, which are read from columns of 0 and 1 where there is no column of labels.
 
     Raises:
         ModuleNotFoundError: ``datasets`` is not installed.
@@ -42,15 +43,24 @@ def read_data_set(name: str, splits: Sequence[str]) -> Iterator[tuple[Text, str]
     candidates: list[tuple[str, ...]] = [*PAIRS, *((column,) for column in SINGLES)]
     texts = next((candidate for candidate in candidates if set(candidate) <= set(columns)), None)
     label = next((column for column in LABELS if column in columns), None)
-    if texts is None or label is None:
+    marked = label is None and bool(marks) and set(marks) <= set(columns)
+    if texts is None or (label is None and not marked):
         raise TableError(
             f"data set {name!r} has the columns {listed(columns)}; expected a label and a text, or a pair of texts"
         )
-    rows = found[split].select_columns([*texts, label])
-    names = getattr(rows.features[label], "names", None)
+    rows = found[split].select_columns([*texts, *(marks if label is None else [label])])
+    feature = None if label is None else rows.features[label]
+    names = getattr(getattr(feature, "feature", feature), "names", None)
     for number, row in enumerate(rows, 1):
         try:
-            labelled = text_of_row(row, texts), _label_of(row[label], label, names)
+            labels: Labels
+            if label is None:
+                labels = tuple(mark for mark in marks if is_marked(row[mark], mark))
+            elif isinstance(row[label], list):
+                labels = labels_of([_label_of(value, label, names) for value in row[label]], label)
+            else:
+                labels = _label_of(row[label], label, names)
+            labelled = text_of_row(row, texts), labels
         except RowError as error:
             raise TableError(f"data set {name!r}, {split}: row {number} {error}", number) from None
         yield labelled

@@ -5,13 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from .batches import Text
 from .hub import read_data_set
 from .tables import FORMATS, TableError, read_labelled
-from .values import listed, normal_label, shortened
+from .values import Labels, listed, normal_label, shortened
 
+Row = tuple[Text, Labels]
 WHOLE = re.compile(r"-?[0-9]{1,18}")
 
 # Names of the splits to measure on and to choose thresholds on; GLUE hides the labels of its tests.
@@ -21,18 +27,32 @@ VALIDATION = ("validation", "validation_matched", "dev", "test")
 
 @dataclass
 class LabelledTexts:
-    """Texts, each with its label's number.
+    """Texts, each with its label's number, or with the numbers of all of its labels.
 
     Attributes:
+        texts: the texts.
+        labels: a number for each text; where a text may have several labels, a tuple of numbers.
         note: a sentence for the user where labels were matched by something else than their names.
+        among: number of labels of which a text may have any; None: a text has one label.
     """
 
     texts: list[Text]
-    labels: list[int]
+    labels: list[Any]
     note: str | None = None
+    among: int | None = None
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    @property
+    def targets(self) -> Tensor:
+        """The labels as a model learns them: int64 ``[texts]``, or bool ``[texts, labels]``."""
+        if self.among is None:
+            return torch.tensor(self.labels, dtype=torch.int64)
+        targets = torch.zeros(len(self), self.among, dtype=torch.bool)
+        for row, numbers in zip(targets, self.labels, strict=True):
+            row[list(numbers)] = True
+        return targets
 
 
 def is_file_name(source: str | Path) -> bool:
@@ -41,20 +61,32 @@ def is_file_name(source: str | Path) -> bool:
     return (path.exists() and not path.is_dir()) or path.suffix.lower().lstrip(".") in (*FORMATS, "pq")
 
 
-def read_rows(source: str | Path, splits: Sequence[str]) -> list[tuple[Text, str]]:
+def read_rows(source: str | Path, splits: Sequence[str], marks: Sequence[str] = ()) -> list[Row]:
     """All texts of a source, with the names of their labels.
 
     Args:
         source: a file, or a data set's name.
         splits: names of splits, of which the first that the data set has is read.
+        marks: names of labels, which are read from columns of 0 and 1 where there is no column of labels.
 
     Raises:
         TableError: a source that cannot be read, or has no rows.
     """
-    rows = list(read_labelled(Path(source)) if is_file_name(source) else read_data_set(str(source), splits))
+    in_file = is_file_name(source)
+    rows = list(read_labelled(Path(source), marks=marks) if in_file else read_data_set(str(source), splits, marks))
     if not rows:
         raise TableError(f"{source}: no rows; expected labelled texts")
     return rows
+
+
+def names_in(labels: Labels) -> tuple[str, ...]:
+    """The names of a text's labels."""
+    return (labels,) if isinstance(labels, str) else labels
+
+
+def have_several(rows: Sequence[Row]) -> bool:
+    """Whether the texts of a source may have any number of labels."""
+    return any(not isinstance(labels, str) for _, labels in rows)
 
 
 def load_split(source: str | Path, label_names: Sequence[str], splits: Sequence[str] = TEST) -> LabelledTexts:
@@ -68,14 +100,31 @@ def load_split(source: str | Path, label_names: Sequence[str], splits: Sequence[
     Raises:
         TableError: a source that cannot be read, or has no rows; a label that the task has not.
     """
-    return numbered(read_rows(source, splits), label_names, source)
+    return numbered(read_rows(source, splits, label_names), label_names, source)
 
 
-def numbered(rows: Sequence[tuple[Text, str]], label_names: Sequence[str], source: str | Path) -> LabelledTexts:
-    """The rows of a source, with the numbers that :func:`match_labels` gives their labels."""
+def numbered(
+    rows: Sequence[Row], label_names: Sequence[str], source: str | Path, several: bool | None = None
+) -> LabelledTexts:
+    """The rows of a source, with the numbers that :func:`match_labels` gives their labels.
+
+    Args:
+        rows: the texts, each with the names of its labels.
+        label_names: names of the task's labels, in the order of their numbers.
+        source: name of the source, for messages.
+        several: whether the task's texts may have any number of labels, among them one; None: as the rows have it.
+
+    Raises:
+        TableError: a label that the task has not; lists of labels for a task of one label a text.
+    """
+    if several is False and have_several(rows):
+        raise TableError(f"{source}: the texts have lists of labels; expected one label for each, in a column 'label'")
     texts, labels = [text for text, _ in rows], [label for _, label in rows]
     numbers, note = match_labels(labels, label_names, source)
-    return LabelledTexts(texts, [numbers[label] for label in labels], note)
+    if several or have_several(rows):
+        sets = [tuple(sorted(numbers[name] for name in names_in(label))) for label in labels]
+        return LabelledTexts(texts, sets, note, len(label_names))
+    return LabelledTexts(texts, [numbers[label] for label in labels if isinstance(label, str)], note)
 
 
 def is_nameless(label_names: Sequence[str]) -> bool:
@@ -101,7 +150,7 @@ def numbers_of(labels: Collection[str], label_names: Sequence[str]) -> dict[str,
 
 
 def match_labels(
-    labels: Sequence[str], label_names: Sequence[str], source: str | Path
+    labels: Sequence[Labels], label_names: Sequence[str], source: str | Path
 ) -> tuple[dict[str, int], str | None]:
     """The model's number for each label of a source, as :func:`numbers_of` finds it; and a sentence for the user, or None.
 
@@ -116,13 +165,14 @@ def match_labels(
     names = {normal_label(name) for name in label_names}
     if len(names) < len(label_names):
         raise TableError(f"the classifier has two labels of one name; got {listed(label_names)}")
-    found = set(labels)
+    found = set(chain.from_iterable(map(names_in, labels)))
     numbers = numbers_of(found, label_names)
     if numbers is not None:
         last = len(label_names) - 1
         by_number = f"{source}: 0 to {last} are taken as LABEL_0 to LABEL_{last}"
         return numbers, None if found <= names else by_number
-    row, label = next((row, label) for row, label in enumerate(labels, 1) if label not in names)
+    each = ((row, name) for row, of_text in enumerate(labels, 1) for name in names_in(of_text))
+    row, label = next((row, name) for row, name in each if name not in names)
     raise TableError(
         f"{source}: row {row} has the label {shortened(repr(label))}, which the classifier was not trained for; "
         f"expected one of {listed(label_names)}; got {listed(in_order(found))} over all rows; "

@@ -5,12 +5,12 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
 
-from .values import LABEL, RowError, TableError, described, listed, text_columns
+from .values import RowError, TableError, described, label_columns, listed, text_columns
 
 Row = dict[str, Any] | RowError
 
@@ -29,25 +29,28 @@ BEGINNINGS = {  # of files that hold no text in UTF-8
 }
 
 
-def rows_of(path: Path, file_format: str, labelled: bool) -> Iterator[Row]:
+def rows_of(path: Path, file_format: str, marks: Sequence[str] | None) -> Iterator[Row]:
     """The rows of a file: the columns of texts, and of labels if asked for, with values as the format has them.
+
+    marks: names of labels that may have columns of 0 and 1 (:func:`mp_model.data.values.label_columns`); None: no labels
+    are asked for.
 
     Raises:
         OSError: the system cannot read the file.
         TableError: it is damaged, or lacks columns.
     """
     if file_format == "parquet":
-        yield from _parquet_rows(path, labelled)
+        yield from _parquet_rows(path, marks)
         return
     newline = "" if file_format == "csv" else None  # line ends in quotation marks stay as they are
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline=newline) as stream:
-        yield from rows_of_stream(stream, file_format, str(path), labelled)
+        yield from rows_of_stream(stream, file_format, str(path), marks)
 
 
-def rows_of_stream(stream: TextIO, file_format: str, name: str, labelled: bool) -> Iterator[Row]:
+def rows_of_stream(stream: TextIO, file_format: str, name: str, marks: Sequence[str] | None) -> Iterator[Row]:
     """The rows of a stream of lines; bytes that are no UTF-8 are taken as ``surrogateescape`` decodes them.
 
-    name: name of the stream, for messages.
+    name: name of the stream, for messages; marks: as for :func:`rows_of`.
     """
     first = next(stream, "")
     for beginning, what in BEGINNINGS.items():
@@ -60,13 +63,13 @@ def rows_of_stream(stream: TextIO, file_format: str, name: str, labelled: bool) 
         return _txt_rows(lines)
     if file_format == "tsv":
         return _delimited_rows(
-            map(_tsv_fields, lines), name, labelled, "a tab or line break in a text must be replaced by a blank"
+            map(_tsv_fields, lines), name, marks, "a tab or line break in a text must be replaced by a blank"
         )
     if file_format == "csv":
         csv.field_size_limit(max(LONGEST_FIELD, csv.field_size_limit()))  # one limit for all readers of the process
         records = csv.reader(lines, strict=True)
         return _delimited_rows(
-            records, name, labelled, "a text with a comma or line break needs quotation marks around it"
+            records, name, marks, "a text with a comma or line break needs quotation marks around it"
         )
     return _document_rows(lines, name) if file_format == "json" else _json_rows(lines)
 
@@ -90,7 +93,7 @@ def _tsv_fields(line: str) -> list[str]:
     return line.split("\t") if line else []
 
 
-def _delimited_rows(records: Iterator[list[str]], name: str, labelled: bool, advice: str) -> Iterator[Row]:
+def _delimited_rows(records: Iterator[list[str]], name: str, marks: Sequence[str] | None, advice: str) -> Iterator[Row]:
     """Rows of records, the first of which has the names of the columns.
 
     A record without fields, an empty line, is the empty text where there is one column, and no row where there are
@@ -101,7 +104,7 @@ def _delimited_rows(records: Iterator[list[str]], name: str, labelled: bool, adv
         header = next(filter(None, records), None)
         if header is None:
             raise TableError(f"{name}: the file is empty; expected a first line with the names of columns, as 'text'")
-        places = {column: header.index(column) for column in _wanted(header, name, labelled)}
+        places = {column: header.index(column) for column in _wanted(header, name, marks)}
         for fields in records:
             if not fields and len(header) > 1:
                 continue
@@ -190,14 +193,14 @@ def _row_of(value: Any) -> Row:
     return RowError(f"is no JSON object with 'text', but {described(value)}")
 
 
-def _parquet_rows(path: Path, labelled: bool) -> Iterator[Row]:
+def _parquet_rows(path: Path, marks: Sequence[str] | None) -> Iterator[Row]:
     import pyarrow as pa
     from pyarrow import parquet
 
     count = 0
     try:
         with parquet.ParquetFile(path) as file:
-            columns = _wanted(file.schema_arrow.names, str(path), labelled)
+            columns = _wanted(file.schema_arrow.names, str(path), marks)
             for batch in file.iter_batches(1024, columns=columns):
                 for row in _rows_of_batch(batch):
                     count += 1
@@ -217,12 +220,10 @@ def _rows_of_batch(batch: Any) -> list[Row]:
         return [*_rows_of_batch(batch[:half]), *_rows_of_batch(batch[half:])]
 
 
-def _wanted(names: list[str], name: str, labelled: bool) -> list[str]:
+def _wanted(names: list[str], name: str, marks: Sequence[str] | None) -> list[str]:
     """The columns to read, of all the file has."""
     try:
-        wanted = [*text_columns(names), *([LABEL] if labelled else ())]
-        if labelled and LABEL not in names:
-            raise RowError(f"has no label; expected a column 'label'; got {listed(names)}")
+        wanted = [*text_columns(names), *(() if marks is None else label_columns(names, marks))]
         if twice := [column for column in wanted if names.count(column) > 1]:
             raise RowError(f"has two columns {twice[0]!r}; expected one")
     except RowError as error:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TextIO, TypeVar, overload
 
 from .batches import Text
 from .rows import FORMATS, Row, rows_of, rows_of_stream
-from .values import SINGLE, RowError, TableError, label_of_row, text_columns, text_of_row
+from .values import SINGLE, Labels, RowError, TableError, label_columns, labels_of_row, text_columns, text_of_row
 
 __all__ = ["FORMATS", "TableError", "format_of", "read_labelled", "read_lines", "read_texts"]
 
@@ -51,7 +51,7 @@ def read_texts(path: Path, file_format: str | None = None, *, bad_rows: str = "r
         TableError: a missing file, an unknown format, missing columns, a file that is damaged; a row that holds no
             text, unless ``bad_rows`` is ``"yield"``.
     """
-    rows = _rows(path, file_format, labelled=False)
+    rows = _rows(path, file_format, None)
     return _given(_read(str(path), rows, _text_reader()), bad_rows)
 
 
@@ -77,18 +77,28 @@ def read_lines(lines: TextIO, file_format: str, name: str, *, bad_rows: str = "r
     return _given(_read(name, rows, _text_reader()), bad_rows)
 
 
-def read_labelled(path: Path, file_format: str | None = None) -> Iterator[tuple[Text, str]]:
-    """The texts of a file as :func:`read_texts` gives them, each with its label from the column ``label``.
+def read_labelled(
+    path: Path, file_format: str | None = None, marks: Sequence[str] = ()
+) -> Iterator[tuple[Text, Labels]]:
+    """The texts of a file as :func:`read_texts` gives them, each with its label, or all of its labels.
+
+    A text's one label stands in the column ``label``. Several stand there as a list; in the column ``labels``, as a list or
+    as names with commas between them; or they are the columns out of ``marks`` that have a 1. All texts of a file have one
+    label, or all have any number of them.
+
+    Args:
+        path, file_format: as for :func:`read_texts`.
+        marks: names of labels, which are read from columns of 0 and 1 where there is neither ``label`` nor ``labels``.
 
     Raises:
-        TableError: as for :func:`read_texts`; a row without a label.
+        TableError: as for :func:`read_texts`; a row without a label, or of another kind than those before.
     """
-    read_text = _text_reader()
-    rows = _rows(path, file_format, labelled=True)
-    return _raised(_read(str(path), rows, lambda row: (read_text(row), label_of_row(row))))
+    read_text, read_labels = _text_reader(), _labels_reader(marks)
+    rows = _rows(path, file_format, marks)
+    return _raised(_read(str(path), rows, lambda row: (read_text(row), read_labels(row))))
 
 
-def _rows(path: Path, file_format: str | None, labelled: bool) -> Iterator[Row]:
+def _rows(path: Path, file_format: str | None, marks: Sequence[str] | None) -> Iterator[Row]:
     if path.is_dir():
         raise TableError(f"{path}: a folder; expected a file")
     if not path.exists():
@@ -96,9 +106,9 @@ def _rows(path: Path, file_format: str | None, labelled: bool) -> Iterator[Row]:
     file_format = file_format or format_of(path)
     if file_format not in FORMATS:
         raise TableError(f"{path}: the format {file_format!r} is unknown; expected one of {', '.join(FORMATS)}")
-    if labelled and file_format == "txt":
+    if marks is not None and file_format == "txt":
         raise TableError(f"{path}: a txt file has no column 'label'; expected one of {', '.join(FORMATS[:-1])}")
-    yield from rows_of(path, file_format, labelled)
+    yield from rows_of(path, file_format, marks)
 
 
 def _rows_of_lines(lines: TextIO, file_format: str, name: str) -> Iterator[Row]:
@@ -106,7 +116,7 @@ def _rows_of_lines(lines: TextIO, file_format: str, name: str) -> Iterator[Row]:
         raise TableError(f"{name}: a stream is read as txt or jsonl; got {file_format!r}")
     if isinstance(lines, io.TextIOWrapper):
         lines.reconfigure(encoding="utf-8-sig", errors="surrogateescape")
-    yield from rows_of_stream(lines, file_format, name, labelled=False)
+    yield from rows_of_stream(lines, file_format, name, None)
 
 
 def _read(name: str, rows: Iterable[Row], read: Callable[[dict[str, Any]], T]) -> Iterator[T | TableError]:
@@ -138,6 +148,22 @@ def _text_reader() -> Callable[[dict[str, Any]], Text]:
         text = text_of_row(row, columns)
         first = columns
         return text
+
+    return read
+
+
+def _labels_reader(marks: Sequence[str]) -> Callable[[dict[str, Any]], Labels]:
+    """A function that reads the labels of a file's rows, which must all have one, or all any number."""
+    first: type | None = None
+
+    def read(row: dict[str, Any]) -> Labels:
+        nonlocal first
+        labels = labels_of_row(row, label_columns(row, marks))
+        if first not in (None, type(labels)):
+            kinds = ("a list of labels", "a single one") if first is str else ("a single label", "lists of them")
+            raise RowError(f"has {kinds[0]} after {kinds[1]}; expected a file to hold one or the other")
+        first = type(labels)
+        return labels
 
     return read
 

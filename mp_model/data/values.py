@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from .batches import Text
 
-SINGLE, PAIR, LABEL = ("text",), ("text_a", "text_b"), "label"
+SINGLE, PAIR, LABEL, LABELS = ("text",), ("text_a", "text_b"), "label", "labels"
 INTEGRAL = re.compile(r"(-?(?:0|[1-9][0-9]{0,17}))\.0+")
+
+
+Labels = str | tuple[str, ...]  # the name of a text's one label, or those of all of its labels
 
 
 class TableError(ValueError):
@@ -65,15 +68,63 @@ def text_of(value: Any, column: str) -> str:
     return characters_of(value, column)
 
 
-def label_of_row(row: Mapping[str, Any]) -> str:
-    """The label of a row with a column ``label``.
+def label_columns(names: Collection[str], marks: Sequence[str] = ()) -> tuple[str, ...]:
+    """The columns that hold the labels: ``label`` if it is there, else ``labels``, else all of ``marks``.
+
+    marks: names of labels, each of which may have a column of 0 and 1.
 
     Raises:
-        RowError: it has no such column, or a value there that names no class.
+        RowError: none of them is there.
     """
-    if LABEL not in row:
-        raise RowError(f"has no label; expected a column 'label'; got {listed(row)}")
-    return label_of(row[LABEL])
+    found = next((column for column in (LABEL, LABELS) if column in names), None)
+    if found is not None:
+        return (found,)
+    if marks and set(marks) <= set(names):
+        return tuple(marks)
+    columns = f", or columns of 0 and 1 for {listed(marks)}" if marks else ""
+    raise RowError(f"has no label; expected a column 'label', or 'labels' with several{columns}; got {listed(names)}")
+
+
+def labels_of_row(row: Mapping[str, Any], columns: Sequence[str]) -> Labels:
+    """The label of a row, or its labels, in columns that :func:`label_columns` found.
+
+    One label is the value of a column ``label``. Several are a list there; a list, or names with commas between them, in a
+    column ``labels``; or the columns that have a 1.
+
+    Raises:
+        RowError: a value that names no class, or is neither 0 nor 1.
+    """
+    if tuple(columns) == (LABEL,):
+        value = row[LABEL]
+        return labels_of(value, LABEL) if isinstance(value, list | tuple) else label_of(value)
+    if tuple(columns) == (LABELS,):
+        return labels_of(row[LABELS], LABELS)
+    return tuple(column for column in columns if is_marked(row[column], column))
+
+
+def labels_of(value: Any, column: str) -> tuple[str, ...]:
+    """The names of the labels that a list is, or a string of names with commas between them; there may be none.
+
+    Raises:
+        RowError: anything else, or a value in it that names no class.
+    """
+    if isinstance(value, str):
+        value = [name for name in value.split(",") if name.strip()]
+    if not isinstance(value, list | tuple):
+        raise RowError(f"has no labels; expected a list of names in its column {column!r}; got {described(value)}")
+    return tuple(dict.fromkeys(label_of(name, column) for name in value))
+
+
+def is_marked(value: Any, column: str) -> bool:
+    """Whether a label's column says that a text has the label.
+
+    Raises:
+        RowError: the value is neither 0 nor 1.
+    """
+    number = normal_label(value) if isinstance(value, str) else value
+    if number in (0, 1, "0", "1"):  # False and True too
+        return number in (1, "1")
+    raise RowError(f"does not say whether it has the label {column!r}; expected 0 or 1; got {described(value)}")
 
 
 def label_of(value: Any, column: str = LABEL) -> str:
@@ -85,7 +136,7 @@ def label_of(value: Any, column: str = LABEL) -> str:
     if type(value) is int or (type(value) is float and value.is_integer()):
         return str(int(value))
     if isinstance(value, list | tuple):
-        raise RowError(f"has a list as its {column!r}: multi-label files are not supported yet")
+        raise RowError(f"has a list in a list as its {column!r}; expected a list of names")
     if not isinstance(value, str) or not value.strip():
         raise RowError(
             f"has no label; expected a name or a whole number in its column {column!r}; got {described(value)}"

@@ -14,23 +14,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import mp_kernels
-
 from .. import engine
-from ..configuration import ONE_LABEL, PyramidConfig
+from ..configuration import PyramidConfig
 from ..data.batches import TextBatch, in_input_order
 from ..exits import EXIT_HEADS
 from ..flops import dense_flops, entering_tokens, executed_flops, paper_flops, reported_tokens
 from ..modelling import PyramidForSequenceClassification
+from ..problems import ONE, Choice
 from ..pruning import Pruning
 
 TEMPERATURES = torch.logspace(-1, 1, 41, dtype=torch.float64).tolist()
 
 
-def calibrated(logits: Tensor, labels: Tensor) -> Tensor:
-    """Probabilities ``[texts, labels]`` at the temperature, out of ``TEMPERATURES``, that fits the labels best."""
-    best = min(TEMPERATURES, key=lambda temperature: F.cross_entropy(logits / temperature, labels).item())
-    return torch.softmax(logits / best, -1)
+def calibrated(logits: Tensor, labels: Tensor, problem: Choice = ONE) -> Tensor:
+    """Logits ``[texts, labels]`` over the temperature, out of ``TEMPERATURES``, at which they fit the labels best."""
+    return logits / min(TEMPERATURES, key=lambda temperature: problem.loss(logits / temperature, labels).item())
 
 
 @dataclass
@@ -38,7 +36,7 @@ class Answers:
     """Answers under certain exit thresholds, one row a text.
 
     Attributes:
-        predictions: int64 ``[texts]``, the label's number.
+        predictions: int64 ``[texts]``, the label's number; or bool ``[texts, labels]``, all labels of a text.
         exit_layer: int64 ``[texts]``, 0 to L.
         flops, executed_flops: int64 ``[texts]``, as in :class:`mp_model.PyramidOutput`.
         tokens_per_layer: int64 ``[texts, L]``, likewise.
@@ -57,7 +55,7 @@ class AllExits:
 
     Attributes:
         config: configuration of the model as it was run.
-        labels: int64 ``[texts]``.
+        labels: int64 ``[texts]``, or bool ``[texts, labels]`` where a text may have several.
         lengths: int64 ``[texts]``, tokens.
         survivors: int64 ``[texts, L]``, of each layer.
         logits: ``{layer: [texts, labels]}`` of every exit layer, and of the model's own head under the number L; or of the
@@ -74,6 +72,11 @@ class AllExits:
 
     def __len__(self) -> int:
         return self.labels.shape[0]
+
+    @property
+    def choice(self) -> Choice:
+        """The kind of problem."""
+        return self.config.choice
 
     def select(self, rows: Tensor) -> AllExits:
         """Some of the texts; rows: their places, or bool ``[texts]``."""
@@ -96,13 +99,18 @@ class AllExits:
 
     @cached_property
     def predictions(self) -> Tensor:
-        """int64 ``[exits, texts]``: the label that each of :attr:`layers` would answer."""
-        return torch.stack([self.logits[layer].argmax(-1) for layer in self.layers])
+        """int64 ``[exits, texts]``, or bool ``[exits, texts, labels]``: the answers that :attr:`layers` would give."""
+        return torch.stack([self.choice.answers(self.logits[layer]) for layer in self.layers])
+
+    @cached_property
+    def right(self) -> Tensor:
+        """bool ``[exits, texts]``: whether these answers are right, in all labels."""
+        return self.choice.same(self.predictions, self.labels)
 
     @cached_property
     def uncertainty(self) -> Tensor:
         """Uncertainty of every exit layer's prediction, float32 ``[exits - 1, texts]``."""
-        rows = [mp_kernels.normalized_entropy(self.logits[layer]) for layer in self.layers[:-1]]
+        rows = [self.choice.uncertainty(self.logits[layer]) for layer in self.layers[:-1]]
         return torch.stack(rows) if rows else torch.zeros(0, len(self))
 
     @property
@@ -112,21 +120,24 @@ class AllExits:
 
     @cached_property
     def own_judgement(self) -> Tensor:
-        """float64 ``[texts, labels]``: the judge's prediction, calibrated on these texts.
+        """float64 ``[texts, labels]``: the judge's logits, calibrated on these texts.
 
-        Its logits are divided by the temperature at which the texts' labels are the most probable (Guo and others, 2017).
+        They are divided by the temperature at which the texts' labels are the most probable (Guo and others, 2017).
         """
-        return calibrated(self.judged_by.double(), self.labels)
+        return calibrated(self.judged_by.double(), self.labels, self.choice)
 
     def expected_cost(self, predictions: Tensor) -> float:
         """The accuracy, a share, that other answers than the judge's, layer L's, cost by its own calibrated judgement.
 
-        What a changed answer is worth is not left to the one label that its text happens to have, so this varies less from
-        sample to sample than a count; but it is only as good as layer L's judgement.
+        What a changed answer is worth is not left to the labels that its text happens to have, so this varies less from
+        sample to sample than a count; but it is only as good as layer L's judgement. Of several labels the answer is all of
+        them together, each by itself.
 
-        predictions: int64 ``[texts]``.
+        predictions: answers, as :attr:`Answers.predictions`.
         """
-        own, other = (self.own_judgement.gather(1, x.unsqueeze(1)) for x in (self.judged_by.argmax(-1), predictions))
+        logits = self.own_judgement
+        answers = self.choice.answers(self.judged_by), predictions
+        own, other = (self.choice.log_probability(logits, x).exp() for x in answers)
         return (own - other).mean().item()
 
     @cached_property
@@ -150,13 +161,13 @@ class AllExits:
     def answers(self, exit_threshold: float | Sequence[float] | None) -> Answers:
         """The model's answers under exit thresholds: one, or one for each exit layer; None: nobody leaves early."""
         if exit_threshold is None:
-            places, decided = torch.full_like(self.labels, len(self.layers) - 1), []
+            places, decided = torch.full_like(self.lengths, len(self.layers) - 1), []
         else:
             places, decided = self.exit_places(exit_threshold), self.layers[:-1]
         exit_layer = torch.tensor(self.layers)[places]
         tokens, executed = self._work(exit_layer, decided)
         return Answers(
-            self.predictions.gather(0, places.unsqueeze(0)).squeeze(0),
+            self.predictions[places, torch.arange(len(self))],
             exit_layer,
             paper_flops(self.config, tokens, self.lengths, exit_layer),
             executed,
@@ -191,20 +202,11 @@ class AllExits:
         return tokens, executed_flops(self.config, self.survivors, self.lengths, exit_layer, decided)
 
 
-def check_task(config: PyramidConfig) -> None:
-    """Raises ValueError for a model whose answers have no accuracy: several labels for a text, or a value."""
-    if config.task != ONE_LABEL:
-        raise ValueError(
-            f"accuracy and exits are measured of models that choose one label for a text, and this one's problem_type is "
-            f"{config.task!r}; `magic-pyramid classify` and Classifier give its answers"
-        )
-
-
 @torch.inference_mode()
 def read_all_exits(
     model: PyramidForSequenceClassification,
     batches: Iterable[TextBatch],
-    labels: Sequence[int],
+    labels: Sequence[int] | Tensor,
     prune_thresholds: Sequence[float] | None = None,
 ) -> AllExits:
     """Runs the model once over all texts, with its pruning and without exits.
@@ -212,13 +214,14 @@ def read_all_exits(
     Args:
         model: the classifier, in eval mode.
         batches: all texts.
-        labels: the number of each text's label, by its place; the rows of the result are in that order.
+        labels: the number of each text's label, by its place; or bool ``[texts, labels]``. The rows of the result are in
+            that order.
         prune_thresholds: L floats, instead of the model's own pruning.
 
     Raises:
-        ValueError: a model that does not choose one label for a text.
+        ValueError: a model whose answers are values.
     """
-    check_task(model.config)
+    _ = model.config.choice
     config = type(model.config).from_dict(model.config.to_dict())
     if prune_thresholds is not None:
         config.prune_thresholds, config.top_k = list(prune_thresholds), None
@@ -249,4 +252,4 @@ def read_all_exits(
         for layer, parts in zip(answering, zip(*predictions_of, strict=True), strict=True)
     }
     lengths, survivors = in_input_order(lengths_of, places), in_input_order(survivors_of, places)
-    return AllExits(config, torch.tensor(labels), lengths, survivors, logits)
+    return AllExits(config, torch.as_tensor(labels), lengths, survivors, logits)

@@ -23,7 +23,7 @@ class Level:
         exit_threshold: one, one for each exit layer, or None: nobody leaves early.
         accuracy: share of right answers.
         speed_up: dense work over executed work.
-        disagreement: share of texts with another label than the last layer's.
+        disagreement: share of texts with another answer than the last layer's.
         texts: number of texts that this was measured on.
     """
 
@@ -53,7 +53,7 @@ def priced_levels(exits: AllExits, tuned: Threshold) -> list[Level]:
 
 
 def _level(exits: AllExits, name: str, outcome: Outcome) -> Level:
-    differ = exits.answers(outcome.exit_threshold).predictions != exits.predictions[-1]
+    differ = ~exits.choice.same(exits.answers(outcome.exit_threshold).predictions, exits.predictions[-1])
     price = outcome.accuracy, outcome.speed_up, differ.double().mean().item(), outcome.texts
     return Level(name, outcome.exit_threshold, *price)
 

@@ -20,7 +20,8 @@ class Predictions(Protocol):
 
     Attributes:
         config: configuration of the model.
-        labels, lengths: int64 ``[texts]``, the label's number and the tokens of each text.
+        labels: int64 ``[texts]``, the number of each text's label; or bool ``[texts, labels]``, all of its labels.
+        lengths: int64 ``[texts]``, the tokens of each text.
         dense_flops: int64 ``[texts]``, work of a model without padding that prunes nothing and lets nobody leave.
     """
 
@@ -49,7 +50,7 @@ class Record:
 
     Attributes:
         texts: number of texts.
-        accuracy: share of right answers.
+        accuracy: share of right answers; of several labels all must be right.
         mean_exit_layer: mean number of the layer that a text left at.
         gflops: mean work for a text, by the paper's count (:func:`mp_model.flops.paper_flops`).
         executed_gflops: mean work for a text, as executed (:func:`mp_model.flops.executed_flops`).
@@ -86,14 +87,14 @@ class Record:
             rows: bool ``[texts]``, the texts that count; None: all.
             more: attributes that a subclass adds.
         """
-        rows = torch.ones_like(exits.labels, dtype=torch.bool) if rows is None else rows
+        rows = torch.ones_like(exits.lengths, dtype=torch.bool) if rows is None else rows
 
         def mean(values: Tensor) -> float:
             return values[rows].double().mean().item()
 
         return cls(
             texts=int(rows.sum()),
-            accuracy=mean(answers.predictions == exits.labels),
+            accuracy=mean(exits.config.choice.same(answers.predictions, exits.labels)),
             mean_exit_layer=mean(answers.exit_layer),
             gflops=mean(answers.flops) / 1e9,
             executed_gflops=mean(answers.executed_flops) / 1e9,

@@ -54,7 +54,7 @@ def outcome_of(exits: AllExits, right_before: Tensor, exit_threshold: Threshold,
         factor: multiple of the model's own pruning thresholds that the predictions were read under.
     """
     answers = exits.answers(exit_threshold)
-    wrong = answers.predictions != exits.labels
+    wrong = ~exits.choice.same(answers.predictions, exits.labels)
     return Outcome.of(
         exits,
         answers,
@@ -68,7 +68,7 @@ def outcome_of(exits: AllExits, right_before: Tensor, exit_threshold: Threshold,
 
 def right_without_exits(exits: AllExits) -> Tensor:
     """bool ``[texts]``: whether the model answers a text rightly if nobody leaves early, nor by a layer below."""
-    return exits.judged_by.argmax(-1) == exits.labels
+    return exits.choice.same(exits.choice.answers(exits.judged_by), exits.labels)
 
 
 def outcomes_of_one_threshold(
@@ -104,14 +104,14 @@ def one_threshold_a_layer(exits: AllExits, right_before: Tensor, start: Outcome,
 
 def _descend(exits: AllExits, thresholds: list[float], candidates: list[list[float]], floor: int) -> list[float]:
     """Thresholds of less work at which ``floor`` texts or more are answered rightly, or the given ones."""
-    right = (exits.predictions == exits.labels).long()
+    right = exits.right.long()
     last = len(thresholds)
 
     def leaves_at(layer: int, threshold: float) -> Tensor:
         return exits.uncertainty[layer] <= threshold
 
     def work_and_right(leaves: Sequence[Tensor]) -> tuple[int, int]:
-        places = torch.full_like(exits.labels, last)
+        places = torch.full_like(exits.lengths, last)
         for layer in reversed(range(last)):
             places = torch.where(leaves[layer], layer, places)
         rows = places.unsqueeze(0)

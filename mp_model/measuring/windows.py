@@ -9,8 +9,6 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-import mp_kernels
-
 from ..configuration import PyramidConfig
 from .all_exits import AllExits, Answers
 
@@ -49,7 +47,7 @@ class ExitsOfWindows:
 
     @cached_property
     def labels(self) -> Tensor:
-        """int64 ``[texts]``: the number of each text's label."""
+        """int64 ``[texts]``: the number of each text's label; or bool ``[texts, labels]``."""
         return self.windows.labels[self._first]
 
     @cached_property
@@ -78,14 +76,14 @@ class ExitsOfWindows:
             thresholds = thresholds[: len(self.windows.layers) - 1]
             by_exit = torch.tensor([*thresholds, thresholds[-1]])  # where everybody leaves, the last exit's holds
             exits = torch.searchsorted(torch.tensor(self.windows.layers), each.exit_layer)
-            stops |= mp_kernels.normalized_entropy(means) <= by_exit[exits]
+            stops |= self.windows.choice.uncertainty(means) <= by_exit[exits]
         stop = torch.zeros_like(last).scatter_reduce(
             0, self.text_of, torch.where(stops, place, len(place)), "amin", include_self=False
         )
         read = place <= stop[self.text_of]
         end = self._first + stop
         return AnswersInWindows(
-            means[end].argmax(-1),
+            self.windows.choice.answers(means[end]),
             each.exit_layer[end],
             self._summed(each.flops * read),
             self._summed(each.executed_flops * read),

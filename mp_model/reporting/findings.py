@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-import mp_kernels
-
 from ..measuring.record import Predictions, Threshold
+from ..problems import ONE, Choice
 from .charts import Bin
 
 BINS = 10  # of equal width, over scores from 0 to 1
@@ -21,12 +20,13 @@ class Findings:
     """A model's answers, a row a text.
 
     Attributes:
-        labels: the right labels, int64 ``[texts]``.
-        predictions: the labels that were answered, int64 ``[texts]``.
-        scores: the probabilities that were said of them, ``[texts]``.
-        uncertainty: normalised entropy of the answers, ``[texts]``.
+        labels: the right labels, int64 ``[texts]``; or bool ``[texts, labels]`` where a text may have several.
+        predictions: the labels that were answered, likewise.
+        scores: the probabilities that were said of them, of several labels together, ``[texts]``.
+        uncertainty: of the answers, ``[texts]``.
         exit_layer: int64 ``[texts]``.
         count: number of labels.
+        problem: the kind of problem.
     """
 
     labels: Tensor
@@ -35,25 +35,27 @@ class Findings:
     uncertainty: Tensor
     exit_layer: Tensor
     count: int
+    problem: Choice = ONE
 
     @classmethod
     def of(cls, exits: Predictions, exit_threshold: Threshold) -> Findings:
         """The findings about a model at a setting of its exits."""
         answers = exits.answers(exit_threshold)
-        logits = exits.answered(answers).float()
+        logits, problem = exits.answered(answers).float(), exits.config.choice
         return cls(
             labels=exits.labels,
             predictions=answers.predictions,
-            scores=logits.softmax(-1).amax(-1),
-            uncertainty=mp_kernels.normalized_entropy(logits),
+            scores=problem.log_probability(logits, answers.predictions).exp(),
+            uncertainty=problem.uncertainty(logits),
             exit_layer=answers.exit_layer,
             count=logits.shape[1],
+            problem=problem,
         )
 
     @property
     def right(self) -> Tensor:
         """bool ``[texts]``: whether an answer is right."""
-        return self.predictions == self.labels
+        return self.problem.same(self.predictions, self.labels)
 
     def bins(self) -> list[Bin]:
         """The answers by their scores, where there are any."""
@@ -73,13 +75,15 @@ class Findings:
         return Bin(int(rows.sum()), said, was)
 
     def confusion(self) -> Tensor:
-        """int64 ``[labels, labels]``: texts by their right label (row) and the one that was answered (column)."""
+        """int64 ``[labels, labels]``: texts by their one right label (row) and the one that was answered (column)."""
         return torch.bincount(self.labels * self.count + self.predictions, minlength=self.count**2).view(
             self.count, self.count
         )
 
     def confusions(self, at_most: int) -> list[tuple[int, int, int]]:
-        """The most frequent errors: the right label, the answered one, and the number of texts."""
+        """The most frequent errors: the right label, the answered one, and the number of texts; none of several labels."""
+        if self.problem.several:
+            return []
         errors = self.confusion().fill_diagonal_(0).flatten()
         order = errors.argsort(descending=True, stable=True)[:at_most].tolist()
         return [(*divmod(place, self.count), int(errors[place])) for place in order if errors[place]]
@@ -128,6 +132,6 @@ class OfLabel:
 
 def by_label(findings: Findings, names: Sequence[str]) -> list[OfLabel]:
     """The answers as to each label, in the labels' order."""
-    table = findings.confusion()
-    columns = (table.sum(1), table.sum(0), table.diagonal())
-    return [OfLabel(name, *row) for name, *row in zip(names, *(x.tolist() for x in columns), strict=True)]
+    has, given = (findings.problem.has(x, findings.count) for x in (findings.labels, findings.predictions))
+    columns = (x.sum(0).tolist() for x in (has, given, has & given))
+    return [OfLabel(name, *row) for name, *row in zip(names, *columns, strict=True)]

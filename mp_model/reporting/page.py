@@ -121,7 +121,7 @@ def _content(measured: Measurements, shown: int) -> dict[str, Any]:
         "findings": findings,
         "summary": summary_of(measured.evaluations, findings, measured.beside),
         "names": names,
-        "matrix": findings.confusion().tolist() if few else None,
+        "matrix": findings.confusion().tolist() if few and not findings.problem.several else None,
         "labels": labels if few else sorted(labels, key=lambda label: (label.f1, -label.texts)),
         "confusions": confusions,
         "by_layer": findings.by_layer(),
@@ -141,7 +141,7 @@ class Shown:
         shaded: its words and how far each went.
         words: the words that are shown, each with its share of the layers.
         left_out: number of words that are not.
-        label, right: names of the label that was answered and of the right one.
+        label, right: names of the labels that were answered and of the right ones.
         score, uncertainty, layer: of the answer.
     """
 
@@ -160,12 +160,18 @@ def _shown(measured: Measurements, findings: Findings, place: int) -> Shown:
     shaded = shade_answer(measured.model, measured.tokenizer, measured.texts[place], threshold)
     shares = [reached / shaded.layers for reached in shaded.reached]
     names = measured.model.config.label_names
+    label, right = (
+        ", ".join(
+            name for name, has in zip(names, findings.problem.has(x[place], len(names)).tolist(), strict=True) if has
+        )
+        for x in (findings.predictions, findings.labels)
+    )
     return Shown(
         shaded=shaded,
         words=list(zip(shaded.words, shares, strict=True))[:WORDS],
         left_out=max(0, len(shaded.words) - WORDS),
-        label=names[int(findings.predictions[place])],
-        right=names[int(findings.labels[place])],
+        label=label or "no label",
+        right=right or "no label",
         score=float(findings.scores[place]),
         uncertainty=float(findings.uncertainty[place]),
         layer=int(findings.exit_layer[place]),

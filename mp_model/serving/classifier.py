@@ -16,15 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import mp_kernels
-
 from ..checkpoints.configurations import read_config
 from ..checkpoints.precisions import Precision, choose_precision, precision_of
 from ..checkpoints.reading import read_in_precision
 from ..checkpoints.saving import save_for_inference
 from ..checkpoints.tokenizers import load_tokenizer, max_length_of
 from ..checkpoints.tuned_for import warn_where_it_no_longer_holds
-from ..configuration import ONE_LABEL, SEVERAL_LABELS
 from ..data.batches import Text
 from ..data.files import check_folder
 from ..data.tokens import Tokeniser, Tokens
@@ -54,7 +51,8 @@ class Answer:
         scores: probability, or value, of each label, by name. Probabilities sum to 1 where one label is chosen for a text;
             where a text may have several, each is a label's own.
         exit_layer: layer that answered, 0 to L; of a text that was read in windows, the layer that answered the last one.
-        uncertainty: normalised entropy of the answer, 0 to 1, where one label is chosen; else None.
+        uncertainty: of the answer, 0 to 1: its normalised entropy where one label is chosen, that of the least certain label
+            where a text may have several; None for values.
         tokens: tokens that were read, of a text that was cut or of all its windows.
         flops: executed work, 2 x multiply-accumulates.
     """
@@ -358,7 +356,7 @@ class _Run:
         for_all = 1.0 if isinstance(exit_threshold, Tensor) else exit_threshold
         self.pyramid = classifier.pyramid(for_all)
         self.schedule = Schedule(self.pyramid, BUDGET)
-        self.names, self.task = self.model.config.label_names, self.model.config.task
+        self.names, self.problem = self.model.config.label_names, self.model.config.problem
         # Texts are numbered as they come; these have a place for each that is held, by number modulo capacity.
         self.work = torch.zeros(capacity, dtype=torch.int64, device=self.model.device)
         self.lengths = [0] * capacity
@@ -482,7 +480,7 @@ class _Run:
             return
         if self.long:
             samples, logits, uncertainty = self._of_whole_texts(decided.layer, samples, logits, uncertainty)
-        scores = scores_of(logits.float(), self.task)
+        scores = self.problem.scores(logits.float())
         columns = (samples, scores.argmax(-1), scores, uncertainty, self.work[samples % capacity])
         names = self.names
         for number, best, row, u, flops in zip(*(column.tolist() for column in columns), strict=True):
@@ -494,7 +492,7 @@ class _Run:
                 score=row[best],
                 scores=dict(zip(names, row, strict=True)),
                 exit_layer=decided.layer,
-                uncertainty=u if self.task == ONE_LABEL else None,
+                uncertainty=u if self.problem.has_uncertainty(len(names)) else None,
                 tokens=self.lengths[number % capacity],
                 flops=flops,
             )
@@ -517,8 +515,7 @@ class _Run:
         if not rows:
             return samples, logits, uncertainty
         means = torch.stack([self.long[numbers[row]].mean_with(logits[row].float()) for row in rows])
-        one_label = self.task == ONE_LABEL
-        unsure = mp_kernels.normalized_entropy(means) if one_label else torch.full_like(means[:, 0], torch.nan)
+        unsure = self.problem.uncertainty(means)
         logits, uncertainty = logits.float(), uncertainty.clone()
         logits[rows], uncertainty[rows] = means, unsure
         going: dict[int, Window] = {}
@@ -553,13 +550,6 @@ def check_long_texts(way: str) -> None:
     """Raises ValueError for anything but one of ``LONG_TEXTS``."""
     if way not in LONG_TEXTS:
         raise ValueError(f"long_texts must be one of {', '.join(map(repr, LONG_TEXTS))}; got {way!r}")
-
-
-def scores_of(logits: Tensor, task: str) -> Tensor:
-    """The scores ``[batch, labels]`` that logits ``[batch, labels]`` stand for in a task of a configuration."""
-    if task == ONE_LABEL:
-        return logits.softmax(-1)
-    return logits.sigmoid() if task == SEVERAL_LABELS else logits
 
 
 def checked(texts: Iterable[Any], only_pairs: bool = False) -> Iterator[Text]:

@@ -15,8 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..configuration import ONE_LABEL
-from ..engine import Alive, Arrived, Decided, StepResult, uncertainty_of
+from ..engine import Alive, Arrived, Decided, StepResult
 from ..inputs import pack_tokens
 from ..schedule import BUDGET, Schedule
 from .admission import (
@@ -28,7 +27,7 @@ from .admission import (
     TokenizerError,
     UnhealthyError,
 )
-from .classifier import Answer, Classifier, LongText, scores_of
+from .classifier import Answer, Classifier, LongText
 from .policy import ADMIT, InGroups, Policy
 from .requests import Inbox, OnItsWay, Request, Result, joined, next_window, texts_of
 
@@ -98,7 +97,7 @@ class Worker:
         self.most_tokens = most_tokens
         self.observer: Observer = observer or NobodyWatches()
         config, self.device = classifier.model.config, classifier.model.device
-        self.task, self.names = config.task, config.label_names
+        self.problem, self.names = config.problem, config.label_names
         self.exit_layers = exit_layers_of(classifier)
         self.columns = {layer: column for column, layer in enumerate(self.exit_layers)}
         self.schedule = Schedule(classifier.pyramid(1.0 if self.exit_layers else "never"), budget)
@@ -294,7 +293,7 @@ class Worker:
                 self._on_their_way[number].work += flops
         if decided is None:
             return
-        scores = scores_of(decided.logits.float(), self.task)
+        scores = self.problem.scores(decided.logits.float())
         per_text = (decided.samples, scores.argmax(-1), scores, decided.logits, decided.uncertainty, _leaves(decided))
         columns = [column.tolist() for column in (*per_text, step.tokens())]
         for number, best, row, logits, uncertainty, leaves, kept in zip(*columns, strict=True):
@@ -311,7 +310,7 @@ class Worker:
                 best, row, logits, uncertainty = whole
             if text.early is not None:
                 if leaves:
-                    self.observer.audited(text.request.level, *text.early, self.names[best])
+                    self.observer.audited(text.request.level, *text.early, self.problem.in_words(row, self.names))
                 continue
             if not all(map(math.isfinite, row)):
                 self._refuse(text, RefusedError("the model's answer is NaN or infinite; its weights are damaged"))
@@ -323,14 +322,15 @@ class Worker:
                 score=row[best],
                 scores=dict(zip(self.names, row, strict=True)),
                 exit_layer=decided.layer,
-                uncertainty=uncertainty if self.task == ONE_LABEL else None,
+                uncertainty=uncertainty if self.problem.has_uncertainty(len(row)) else None,
                 tokens=text.read + text.tokens,
                 flops=text.work,
             )
             if text.audited:
-                text.early = answer.label, answer.exit_layer
+                said = self.problem.in_words(row, self.names)
+                text.early = said, answer.exit_layer
                 if leaves:
-                    self.observer.audited(text.request.level, *text.early, answer.label)
+                    self.observer.audited(text.request.level, *text.early, said)
             self._answer(text, Result(answer, logits, text.kept))
 
     def _with_window(
@@ -347,7 +347,7 @@ class Worker:
             logits: its logits.
         """
         mean = long.mean_with(torch.tensor(logits))[None]
-        uncertainty = float(uncertainty_of(mean)) if self.task == ONE_LABEL else math.nan
+        uncertainty = float(self.problem.uncertainty_or_nan(mean))
         row = text.request.thresholds[text.place]
         column = self.columns.get(layer, len(row) - 1)
         if not (len(row) and uncertainty <= row[column]):
@@ -362,7 +362,7 @@ class Worker:
                     text.read, text.encoded = text.read + text.tokens, window
                     self._inbox.add([text])
                 return None
-        scores = scores_of(mean, self.task)
+        scores = self.problem.scores(mean)
         return int(scores.argmax()), scores[0].tolist(), mean[0].tolist(), uncertainty
 
     def _would_leave(self, text: OnItsWay, layer: int, uncertainty: float) -> bool:

@@ -21,7 +21,7 @@ class Features:
 
     Attributes:
         layers: L + 1 tensors ``[texts, features]``; see :func:`mp_model.engine.run_features`.
-        labels: int64 ``[texts]``.
+        labels: int64 ``[texts]``, or bool ``[texts, labels]``.
     """
 
     layers: list[Tensor]
@@ -30,7 +30,7 @@ class Features:
 
 @torch.no_grad()
 def collect_features(
-    model: PyramidForSequenceClassification, batches: Iterable[TextBatch], labels: Sequence[int]
+    model: PyramidForSequenceClassification, batches: Iterable[TextBatch], labels: Sequence[int] | Tensor
 ) -> Features:
     """Runs the backbone once over all texts, with the model's pruning and without exits.
 
@@ -48,7 +48,7 @@ def collect_features(
         rows.append(engine.run_features(pyramid, packed, model.config.exit_head))
         places += text_batch.places
     layers = [in_input_order(layer, places) for layer in zip(*rows, strict=True)]
-    return Features(layers, torch.tensor(labels))
+    return Features(layers, torch.as_tensor(labels))
 
 
 # The rounding of half-precision and int8 states is about as large. A feature that varies less, as [CLS] does in low layers,

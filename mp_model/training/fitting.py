@@ -41,6 +41,7 @@ class Summary:
 
     Attributes:
         recipe: name of the recipe.
+        teacher: whom exits and backbone learned from in joint training (:class:`mp_model.training.recipes.Recipe`).
         settings: settings of the stages.
         label_names: labels in the order of their numbers.
         train_texts: number of training texts.
@@ -60,6 +61,7 @@ class Summary:
     """
 
     recipe: str
+    teacher: str
     settings: dict[str, Any]
     label_names: list[str]
     train_texts: int
@@ -88,6 +90,7 @@ def fit(
     exit_training: str | None = None,
     freeze_backbone: bool = False,
     train_head: bool = False,
+    teacher: str | None = None,
     max_drop: float = 0.005,
     precision: str = "float32",
     quiet: bool = False,
@@ -105,6 +108,9 @@ def fit(
         freeze_backbone: whether to learn thresholds and exit heads alone, for a classifier that is finished.
         train_head: whether to train the model's own head first, on the frozen backbone, such as for a checkpoint without a
             classifier.
+        teacher: whom main head and exits learn from in the stage ``"joint"``, half from it and half from the label:
+            ``"fine-tuned"``, the model before anything was pruned, whose answers are computed once, or a classifier's
+            folder; ``"none"``: the main head learns from the label alone, and teaches the exits. None: the recipe's.
         max_drop: accuracy on the validation texts that exits may cost, as a share.
         precision: precision that the model will be used in, and in which its exit thresholds are chosen: ``"float32"``,
             ``"bfloat16"`` or ``"int8"``. Weights are trained and saved in float32.
@@ -112,8 +118,8 @@ def fit(
 
     Raises:
         ValueError: ``output`` holds a fit of something else, or another is running there; stages that the recipe has no use
-            for; labels that the checkpoint's classifier has not, where no new one is trained; a precision that this
-            processor has no use for.
+            for; labels that the checkpoint's classifier has not, where no new one is trained; a teacher that there is not;
+            a precision that this processor has no use for.
         OSError: ``output`` cannot be written to, or has no room.
         LossNotFiniteError: training has diverged.
     """
@@ -128,6 +134,7 @@ def fit(
         exit_training=exit_training,
         freeze_backbone=freeze_backbone,
         train_head=train_head,
+        teacher=teacher,
         quiet=quiet,
     )
     return run_fit(prepared, max_drop, precision)
@@ -142,6 +149,7 @@ def run_fit(prepared: Prepared, max_drop: float, precision: str) -> Summary:
         config = trained.model.config
         summary = Summary(
             recipe=prepared.recipe_name,
+            teacher=prepared.teacher,
             settings=asdict(prepared.settings),
             label_names=prepared.task.label_names,
             train_texts=len(trained.train),
@@ -192,9 +200,10 @@ def _tune(
     """
     config, model = trained.model.config, in_precision(trained.model, precision)
     batches = length_sorted_batches(trained.validation.rows, 32, trained.tokenizer.pad_token_id)
-    exits = read_all_exits(model, batches, trained.validation.labels)
-    there, given = exits.labels.unique(), exits.predictions[-1].unique()
-    never = [prepared.task.label_names[number] for number in there[~torch.isin(there, given)].tolist()]
+    exits = read_all_exits(model, batches, trained.validation.targets)
+    names, choice = prepared.task.label_names, config.choice
+    there, given = (choice.has(x, len(names)).any(0).tolist() for x in (exits.labels, exits.predictions[-1]))
+    never = [name for name, has, gets in zip(names, there, given, strict=True) if has and not gets]
     notes = [f"labels that validation texts have and the model gave to none: {listed(never)}"] if never else []
     offers = trade_off({1.0: exits}, layered=False)
     if not config.resolved_exit_layers() or config.why_untrained() is not None:

@@ -16,7 +16,8 @@ def texts_identity(data: LabelledTexts, label_names: Sequence[str]) -> dict[str,
     """The number of texts, and a hash of them and the names of their labels, in their order."""
     digest = hashlib.sha256()
     for text, label in zip(data.texts, data.labels, strict=True):
-        digest.update(json.dumps([text, label_names[label]]).encode() + b"\n")
+        names = label_names[label] if data.among is None else [label_names[number] for number in label]
+        digest.update(json.dumps([text, names]).encode() + b"\n")
     return {"texts": len(data), "sha256": digest.hexdigest()}
 
 
@@ -26,11 +27,15 @@ def checkpoint_identity(checkpoint: str | Path, commit: str | None) -> dict[str,
     return hashes_of(folder) if folder.is_dir() else {"name": str(checkpoint), "commit": commit}
 
 
+# What fits did of which earlier versions kept nothing, because there was nothing else.
+ONCE = {"teacher": "none"}
+
+
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """The differences between the identities of two fits, in words; empty where there are none."""
     found = []
     for name, value in now.items():
-        was: Any = before.get(name)
+        was: Any = before.get(name, ONCE.get(name))
         if was == value:
             continue
         if type(was) is not type(value):

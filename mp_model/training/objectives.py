@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import engine
 from ..modelling import PyramidForSequenceClassification
+from ..problems import ONE, Choice
 from ..pruning import Pruning
 from ..schedule import run_batch
 from .soft_pruning import SoftPruning, rising_thresholds
@@ -22,25 +22,29 @@ from .soft_pruning import SoftPruning, rising_thresholds
 Loss = dict[str, Tensor]
 
 
-def distillation_loss(teacher: Tensor, student: Tensor, reverse: bool = False) -> Tensor:
+def distillation_loss(teacher: Tensor, student: Tensor, reverse: bool = False, problem: Choice = ONE) -> Tensor:
     """KL(teacher || student) of the predictions, a mean over the batch; ``reverse``: KL(student || teacher), Eq. 1.
 
     teacher, student: logits ``[batch, labels]``; no gradient reaches the teacher.
     """
-    teacher, student = torch.log_softmax(teacher.detach(), -1), torch.log_softmax(student, -1)
-    target, guess = (student, teacher) if reverse else (teacher, student)
-    return F.kl_div(guess, target, reduction="batchmean", log_target=True)
+    teacher = teacher.detach()
+    return problem.divergence(student, teacher) if reverse else problem.divergence(teacher, student)
 
 
 def mixed_target_loss(
-    logits: Tensor, labels: Tensor, teacher: Tensor, share_of_teacher: float, reverse: bool = False
+    logits: Tensor,
+    labels: Tensor,
+    teacher: Tensor,
+    share_of_teacher: float,
+    reverse: bool = False,
+    problem: Choice = ONE,
 ) -> Tensor:
     """Part teacher (:func:`distillation_loss`), part label (cross entropy)."""
     loss = logits.new_zeros(())
     if share_of_teacher > 0:
-        loss = loss + share_of_teacher * distillation_loss(teacher, logits, reverse)
+        loss = loss + share_of_teacher * distillation_loss(teacher, logits, reverse, problem)
     if share_of_teacher < 1:
-        loss = loss + (1 - share_of_teacher) * F.cross_entropy(logits, labels)
+        loss = loss + (1 - share_of_teacher) * problem.loss(logits, labels)
     return loss
 
 
@@ -59,8 +63,8 @@ class FineTuning(nn.Module):
         self.model = all_but_exits(model)
 
     def forward(self, labels: Tensor, **inputs: Tensor) -> Loss:
-        output = self.model(**inputs, labels=labels)
-        return {"loss": output.loss, "logits": output.logits}
+        logits = self.model(**inputs).logits
+        return {"loss": self.model.config.choice.loss(logits, labels), "logits": logits}
 
 
 class SoftPruningObjective(nn.Module):
@@ -93,7 +97,7 @@ class SoftPruningObjective(nn.Module):
         soft = SoftPruning(self.thresholds, self.temperature, model.config.importance_normalizer)
         pyramid = model.with_pruning(soft)
         run = run_batch(pyramid, packed, model.num_labels)
-        loss = F.cross_entropy(run.logits, labels) + self.penalty * soft.penalty()
+        loss = model.config.choice.loss(run.logits, labels) + self.penalty * soft.penalty()
         return {"loss": loss, "logits": run.logits}
 
     def harden(self) -> None:
@@ -105,10 +109,13 @@ class SoftPruningObjective(nn.Module):
 class JointExits(nn.Module):
     """The main head first, every exit beside it at a lower weight (deep supervision); tokens pruned for real.
 
+    Where batches bring the logits of a teacher, main head and exits learn from it; else the main head learns from labels
+    alone, and teaches the exits.
+
     Args:
         model: the classifier, with ``"cls"``, ``"pooled"`` or ``"pair"`` heads.
         exit_weight: weight of each exit's loss, where the main head's is 1.
-        share_of_teacher: share of the main head's prediction in an exit's target; the rest is the label.
+        share_of_teacher: share of the teacher's prediction in a head's target; the rest is the label.
     """
 
     def __init__(self, model: PyramidForSequenceClassification, exit_weight: float, share_of_teacher: float) -> None:
@@ -116,15 +123,18 @@ class JointExits(nn.Module):
         self.model = model.requires_grad_(True)
         self.exit_weight, self.share_of_teacher = exit_weight, share_of_teacher
 
-    def forward(self, labels: Tensor, **inputs: Tensor) -> Loss:
-        model = self.model
+    def forward(self, labels: Tensor, teacher: Tensor | None = None, **inputs: Tensor) -> Loss:
+        model, share, problem = self.model, self.share_of_teacher, self.model.config.choice
         pyramid = model.with_pruning(Pruning.of(model.config))
         features = engine.run_features(pyramid, model.base_model.embed(**inputs), model.config.exit_head)
         logits = model.final_head(features[-1])
-        loss = F.cross_entropy(logits, labels)
+        if teacher is None:
+            loss, teacher = problem.loss(logits, labels), logits
+        else:
+            loss = mixed_target_loss(logits, labels, teacher, share, problem=problem)
         for layer, head in model.exits.items():
             exit_logits = head(features[int(layer)])
-            loss = loss + self.exit_weight * mixed_target_loss(exit_logits, labels, logits, self.share_of_teacher)
+            loss = loss + self.exit_weight * mixed_target_loss(exit_logits, labels, teacher, share, problem=problem)
         return {"loss": loss, "logits": logits}
 
 
@@ -145,7 +155,8 @@ class FrozenExits(nn.Module):
             outputs = engine.run_layers(pyramid, model.base_model.embed(**inputs))
             teacher = model.final_head(pyramid.final_features(outputs[-1]))
         losses = [
-            distillation_loss(teacher, head(outputs[int(layer)]), self.reverse) for layer, head in self.heads.items()
+            distillation_loss(teacher, head(outputs[int(layer)]), self.reverse, model.config.choice)
+            for layer, head in self.heads.items()
         ]
         return {"loss": torch.stack(losses).mean(), "logits": teacher}
 
@@ -157,16 +168,20 @@ class HeadsOnFeatures(nn.Module):
         heads: the exit heads by their layer's number.
         share_of_teacher: share of the main head's prediction in a head's target; the rest is the label.
         reverse: the direction of the KL divergence.
+        problem: the kind of problem.
     """
 
-    def __init__(self, heads: nn.ModuleDict, share_of_teacher: float, reverse: bool = False) -> None:
+    def __init__(
+        self, heads: nn.ModuleDict, share_of_teacher: float, reverse: bool = False, problem: Choice = ONE
+    ) -> None:
         super().__init__()
         self.heads = heads.requires_grad_(True)
-        self.share_of_teacher, self.reverse = share_of_teacher, reverse
+        self.share_of_teacher, self.reverse, self.problem = share_of_teacher, reverse, problem
 
     def forward(self, labels: Tensor, teacher: Tensor, **features: Tensor) -> Loss:
+        how = self.share_of_teacher, self.reverse, self.problem
         losses = [
-            mixed_target_loss(head(features[f"layer_{layer}"]), labels, teacher, self.share_of_teacher, self.reverse)
+            mixed_target_loss(head(features[f"layer_{layer}"]), labels, teacher, *how)
             for layer, head in self.heads.items()
         ]
         return {"loss": torch.stack(losses).mean(), "logits": teacher}
@@ -185,7 +200,8 @@ class Distillation(nn.Module):
         with torch.no_grad():
             wanted = teacher.to(labels.device)(**inputs).logits
         logits = self.model(**inputs).logits
-        return {"loss": mixed_target_loss(logits, labels, wanted, 0.5), "logits": logits}
+        loss = mixed_target_loss(logits, labels, wanted, 0.5, problem=self.model.config.choice)
+        return {"loss": loss, "logits": logits}
 
 
 def half_of(model: PyramidForSequenceClassification) -> PyramidForSequenceClassification:

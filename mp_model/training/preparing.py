@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import itertools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import set_seed
 
 from ..checkpoints.configurations import read_config
 from ..checkpoints.reading import read_classifier
 from ..checkpoints.tokenizers import load_tokenizer, max_length_of, say_types
-from ..configuration import ONE_LABEL
 from ..data.batches import are_pairs
 from ..data.files import check_folder
+from ..data.labels import LabelledTexts
 from ..data.values import listed
+from ..problems import ONE_LABEL, SEVERAL_LABELS
 from ..registration import PyramidForSequenceClassification
 from .agreement import Agreement, agree
 from .identity import checkpoint_identity, texts_identity
-from .recipes import RECIPES, STAGES, Recipe, Settings, model_settings
+from .recipes import FINE_TUNED, NO_TEACHER, RECIPES, STAGES, Recipe, Settings, model_settings
 from .tasks import EncodedTexts, Task
+from .teacher import PRUNING, check_teacher, identity_of
 
 # First stages under which a new classifier learns the labels; the others go by the classifier that there is, and so does
 # "soft" with a frozen backbone.
@@ -39,6 +42,7 @@ class Prepared:
         settings: settings of the stages, passes included.
         stages: names of the stages, in their order.
         freeze_backbone: whether the stage ``"soft"`` learns thresholds alone.
+        teacher: one of ``TEACHERS``, or a classifier's folder, whom the stage ``"joint"`` learns from, if there is one.
         quiet: whether to show no progress bars.
         model, tokenizer: the checkpoint's, in float32, for the task's labels.
         task: the texts, with the numbers of the model's labels.
@@ -53,6 +57,7 @@ class Prepared:
     settings: Settings
     stages: tuple[str, ...]
     freeze_backbone: bool
+    teacher: str
     quiet: bool
     model: PyramidForSequenceClassification
     tokenizer: Any
@@ -80,18 +85,19 @@ def prepare(
     exit_training: str | None = None,
     freeze_backbone: bool = False,
     train_head: bool = False,
+    teacher: str | None = None,
     quiet: bool = False,
 ) -> Prepared:
     """Reads and checks what a fit is made from, and writes nothing.
 
     Args:
-        checkpoint, task, output, recipe_name, settings, stages, exit_training, freeze_backbone, train_head, quiet: as for
-            :func:`mp_model.training.fitting.fit`.
+        checkpoint, task, output, recipe_name, settings, stages, exit_training, freeze_backbone, train_head, teacher, quiet: as
+            for :func:`mp_model.training.fitting.fit`.
 
     Raises:
         ValueError: no such recipe or stage, or a stage that the recipe has no use for; stages given twice over; labels that
-            the checkpoint's classifier has not, where no new one is to be trained; texts longer than the model's positions
-            asked for; weights for inference alone.
+            the checkpoint's classifier has not, where no new one is to be trained; a teacher that there is not; texts longer
+            than the model's positions asked for; weights for inference alone.
         OSError: ``output`` cannot be written to.
     """
     check_folder(output)
@@ -108,6 +114,9 @@ def prepare(
     model, agreement, notes = _load(checkpoint, recipe, settings, task, stages, freeze_backbone)
     say_types(tokenizer, model.config)
     task = task.in_the_order_of(agreement.label_names)
+    if teacher is not None:
+        check_teacher(teacher, task, tokenizer)
+    teacher, said = _teacher(teacher, recipe, stages, agreement.keeps_head)
     positions = model.config.positions
     if (settings.max_length or 0) > positions:
         raise ValueError(f"max_length must not exceed the model's {positions} positions; got {settings.max_length}")
@@ -120,6 +129,7 @@ def prepare(
         settings=settings,
         stages=tuple(stages),
         freeze_backbone=freeze_backbone,
+        teacher=teacher,
         quiet=quiet,
         model=model,
         tokenizer=tokenizer,
@@ -127,12 +137,13 @@ def prepare(
         train=train,
         validation=validation,
         max_length=max_length,
-        notes=[*notes, *_notes_on(task)],
+        notes=[*notes, *said, *_notes_on(task)],
         identity={
             "checkpoint": checkpoint_identity(checkpoint, getattr(model.config, "_commit_hash", None)),
             "recipe": recipe_name,
             "stages": list(stages),
             "freeze_backbone": freeze_backbone,
+            "teacher": identity_of(teacher),
             "settings": asdict(settings),
             "label_names": task.label_names,
             **({"exit_head": model.config.exit_head} if model.config.reads_pairs else {}),
@@ -152,6 +163,27 @@ def _check_stages(stages: Sequence[str], recipe: Recipe, name: str) -> None:
         misplaced.append("joint")
     if misplaced:
         raise ValueError(f"the recipe {name!r} has no exits that the stage {misplaced[0]!r} could train")
+
+
+def _teacher(asked: str | None, recipe: Recipe, stages: Sequence[str], has_head: bool) -> tuple[str, list[str]]:
+    """The teacher of the stage ``"joint"``, and a line where the recipe's own cannot teach.
+
+    has_head: whether the checkpoint's classifier has learned the labels.
+    """
+    if "joint" not in stages:
+        if asked not in (None, NO_TEACHER):
+            raise ValueError("the stage 'joint' alone has a teacher, and this fit is without it; leave --teacher out")
+        return NO_TEACHER, []
+    before = stages[: next(place for place, stage in enumerate(stages) if stage in PRUNING)]
+    teacher = asked or recipe.teacher
+    if teacher != FINE_TUNED or has_head or {"fine-tune", "head"}.intersection(before):
+        return teacher, []
+    if asked is not None:
+        raise ValueError(
+            "no model is fine-tuned before tokens are pruned, so none can teach; begin with the stage fine-tune, or give "
+            "--teacher none"
+        )
+    return NO_TEACHER, ["no model is fine-tuned before tokens are pruned: the main head teaches the exits"]
 
 
 def _load(
@@ -177,44 +209,62 @@ def _load(
         new_head=stages[0] in TEACH_THE_HEAD and not (freeze_backbone and stages[0] == "soft"),
     )
     notes = [] if agreement.said is None else [agreement.said]
-    if config.task != ONE_LABEL:
-        notes.append(f"a fit teaches one label a text: the checkpoint's problem_type, {config.task!r}, is given up")
+    problem_type, kind = (SEVERAL_LABELS, "any number of labels") if task.several else (ONE_LABEL, "one label")
+    if config.task != problem_type and not (found.is_bare and task.several):
+        if task.several and agreement.keeps_head and (freeze_backbone or stages[0] not in TEACH_THE_HEAD):
+            raise ValueError(
+                "the texts may have several labels, and the checkpoint's classifier chooses one for a text (its "
+                f"problem_type is {config.task!r}); fine-tune, without --freeze-backbone, which trains it anew"
+            )
+        notes.append(f"a fit teaches {kind} a text: the checkpoint's problem_type, {config.task!r}, is given up")
     names = dict(enumerate(agreement.label_names))
     set_seed(settings.seed)  # of the heads that the checkpoint lacks
     model = read_classifier(
         checkpoint,
         needs_head=False,
-        problem_type=ONE_LABEL,
+        problem_type=problem_type,
         id2label=names,
         label2id={name: number for number, name in names.items()},
         **model_settings(recipe, settings, config.num_hidden_layers, are_pairs(task.train.texts)),
     ).model
     if not agreement.keeps_head:
-        _reset_heads(model)
+        _reset_heads(model, task.in_the_order_of(agreement.label_names).train)
     return model, agreement, notes
 
 
-def _reset_heads(model: PyramidForSequenceClassification) -> None:
-    """Draws the classifier and the exit heads anew: those that the checkpoint has are for other labels."""
+@torch.no_grad()
+def _reset_heads(model: PyramidForSequenceClassification, texts: LabelledTexts) -> None:
+    """Draws the classifier and the exit heads anew: those that the checkpoint has are for other labels.
+
+    Where texts may have several labels, most labels are rare. So that training does not begin by learning that, the heads'
+    biases give each label the chance that it has among the training texts.
+    """
     model.config.untrained_exits = model.config.resolved_exit_layers() or None
     own: Any = model.classifier
     for head in (*own.modules(), *model.exits.modules()):
         if isinstance(head, nn.Linear):
             nn.init.normal_(head.weight, std=model.config.initializer_range)
             nn.init.zeros_(head.bias)
+            if texts.among is not None and head.out_features == texts.among:
+                chance = (texts.targets.sum(0) + 0.5) / (len(texts) + 1)
+                head.bias.copy_(torch.logit(chance))
 
 
 def _notes_on(task: Task) -> list[str]:
     """A line for labels that were not matched by name, and for those that no training or no validation text has."""
     notes = []
-    counts = [Counter(data.labels) for data in (task.train, task.validation)]
-    for kind, data, count in zip(("training", "validation"), (task.train, task.validation), counts, strict=True):
+    numbers = [
+        [labels if isinstance(labels, tuple) else (labels,) for labels in x.labels]
+        for x in (task.train, task.validation)
+    ]
+    there = [set(itertools.chain.from_iterable(rows)) for rows in numbers]
+    for kind, data, found in zip(("training", "validation"), (task.train, task.validation), there, strict=True):
         if data.note is not None:
             notes.append(data.note)
-        missing = [name for number, name in enumerate(task.label_names) if not count[number]]
+        missing = [name for number, name in enumerate(task.label_names) if number not in found]
         if missing:
             notes.append(f"labels without a {kind} text: {listed(missing)}")
-    untaught = sum(counts[1][number] for number in counts[1].keys() - counts[0].keys())
+    untaught = sum(not there[0].issuperset(row) for row in numbers[1])
     if untaught:
         notes.append(
             f"{untaught} of {len(task.validation)} validation texts have a label that no training text teaches; they count "

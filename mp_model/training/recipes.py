@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 STAGES = ("fine-tune", "distil", "soft", "hard", "joint", "exits", "head")
+FINE_TUNED, NO_TEACHER = TEACHERS = ("fine-tuned", "none")  # of the stage "joint"
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,9 @@ class Recipe:
         stages: names out of ``STAGES``, in their order.
         config: settings of :class:`mp_model.PyramidConfig`, instead of the checkpoint's.
         share_of_teacher: share of the main head's prediction in an exit's target; the rest is the label.
+        teacher: one of ``TEACHERS``, whom main head and exits learn from in the stage ``"joint"``, half from it and half
+            from the label. ``"fine-tuned"``: the model before anything was pruned. ``"none"``: the main head learns from
+            the label alone, and teaches the exits.
         for_pairs: settings that are others where texts come in pairs.
     """
 
@@ -26,6 +30,7 @@ class Recipe:
     stages: tuple[str, ...]
     config: dict[str, Any] = field(default_factory=dict)
     share_of_teacher: float = 1.0
+    teacher: str = NO_TEACHER
     for_pairs: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -79,11 +84,12 @@ NO_EXITS: dict[str, Any] = {"exit_head": "cls", "exit_layers": [], "top_k": None
 
 RECIPES = {
     "pyramid": Recipe(
-        "tokens pruned, and exits from before layer 1 on that also read means of tokens, trained with the backbone and then "
-        "by themselves",
+        "tokens pruned, and exits from before layer 1 on that also read means of tokens, taught with the backbone by the "
+        "fine-tuned model, then by themselves",
         ("fine-tune", "soft", "joint", "exits"),
         {"exit_head": "pooled", "exit_layers": "all", "top_k": None},
         share_of_teacher=0.5,
+        teacher=FINE_TUNED,
         for_pairs={"exit_head": "pair"},
     ),
     "mp": Recipe(

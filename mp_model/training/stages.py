@@ -6,6 +6,7 @@ leaves the same model.
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import DataCollatorWithPadding, set_seed
 
+from ..checkpoints.reading import read_classifier
 from ..checkpoints.saving import save_whole
 from ..data.batches import length_sorted_batches
 from ..data.files import whole_file
@@ -28,9 +30,10 @@ from . import objectives
 from .features import Features, collect_features, read_standardised, standardise, unstandardise
 from .folder import claimed, processes
 from .preparing import Prepared, prepare
-from .recipes import STAGES, Settings
+from .recipes import FINE_TUNED, NO_TEACHER, STAGES, Settings
 from .running import remove_checkpoints, run_stage
 from .tasks import EncodedTexts, Task
+from .teacher import PRUNING, SHARE, Taught, kept_logits
 
 
 @dataclass
@@ -60,6 +63,7 @@ def train_stages(
     settings: Settings,
     *,
     stages: Sequence[str] | None = None,
+    teacher: str | None = None,
     quiet: bool = False,
 ) -> Trained:
     """Trains a classifier by a recipe, without choosing its exit thresholds.
@@ -72,6 +76,7 @@ def train_stages(
         recipe_name: one of ``RECIPES``.
         settings: settings of the stages.
         stages: names of the stages, in their order; None: the recipe's.
+        teacher: whom the stage ``"joint"`` learns from; None: the recipe's.
         quiet: whether to show no progress bars.
 
     Raises:
@@ -80,7 +85,7 @@ def train_stages(
         OSError: ``output`` cannot be written to, or has no room.
         LossNotFiniteError: training has diverged.
     """
-    prepared = prepare(checkpoint, task, output, recipe_name, settings, stages=stages, quiet=quiet)
+    prepared = prepare(checkpoint, task, output, recipe_name, settings, stages=stages, teacher=teacher, quiet=quiet)
     with claimed_for(prepared):
         return run_stages(prepared)
 
@@ -108,27 +113,56 @@ def run_stages(prepared: Prepared) -> Trained:
         LossNotFiniteError: training has diverged.
     """
     model, facts, already_done = prepared.model, {}, []
+    logits: tuple[Tensor, float] | None = None
     for stage, folder in _folders(prepared):
+        if stage in PRUNING and logits is None and _needs_teacher(prepared):
+            kept = _teacher_file(prepared), functools.partial(_teacher, prepared, model), prepared.train
+            logits = kept_logits(*kept, prepared.settings.batch_size, prepared.tokenizer.pad_token_id)
         if (folder / "model").is_dir():
             already_done.append(stage)
         else:
             set_seed(prepared.settings.seed + 1 + STAGES.index(stage))
-            model, did = _run(stage, prepared, model, folder)
+            model, did = _run(stage, prepared, model, folder, logits if stage == "joint" else None)
             with processes().main_process_first():
                 if processes().is_main_process:
                     with whole_file(folder / "facts.json") as stream:
                         json.dump(did, stream)
                     save_whole(model, folder / "model", prepared.tokenizer)
                     remove_checkpoints(folder)
+                    if stage == "joint":
+                        _teacher_file(prepared).unlink(missing_ok=True)
         model = PyramidForSequenceClassification.from_pretrained(folder / "model")
         facts[stage] = json.loads((folder / "facts.json").read_text())
     return Trained(model.eval(), prepared.tokenizer, prepared.train, prepared.validation, facts, already_done)
 
 
+def _teacher_file(prepared: Prepared) -> Path:
+    """The file that keeps the teacher's logits until the stage that learns from them is finished."""
+    return prepared.output / "stages" / "teacher.safetensors"
+
+
+def _needs_teacher(prepared: Prepared) -> bool:
+    """Whether there is a stage yet to be run that has a teacher."""
+    joint = [folder for stage, folder in _folders(prepared) if stage == "joint"]
+    return prepared.teacher != NO_TEACHER and not all((folder / "model").is_dir() for folder in joint)
+
+
+def _teacher(prepared: Prepared, tuned: PyramidForSequenceClassification) -> PyramidForSequenceClassification:
+    """The model that teaches; tuned: the one that nothing is pruned of yet."""
+    return tuned if prepared.teacher == FINE_TUNED else read_classifier(prepared.teacher).model
+
+
 def _run(
-    stage: str, prepared: Prepared, model: PyramidForSequenceClassification, folder: Path
+    stage: str,
+    prepared: Prepared,
+    model: PyramidForSequenceClassification,
+    folder: Path,
+    teacher: tuple[Tensor, float] | None,
 ) -> tuple[PyramidForSequenceClassification, dict[str, float]]:
-    """Trains one stage; returns the model that it leaves, and what it did."""
+    """Trains one stage; returns the model that it leaves, and what it did.
+
+    teacher: the logits of the stage's teacher for the training texts, and the seconds that they took; None: it has none.
+    """
     begin = time.monotonic()
     train, recipe, settings, tokenizer = prepared.train, prepared.recipe, prepared.settings, prepared.tokenizer
     pruning = {name: getattr(model.config, name) for name in ("top_k", "prune_thresholds")}
@@ -138,15 +172,19 @@ def _run(
     if stage in ("fine-tune", "head"):  # before anything is pruned
         model.config.top_k = model.config.prune_thresholds = None
     if stage == "distil":
-        teacher, model = model, objectives.half_of(model)
-        module: nn.Module = objectives.Distillation(model, teacher)
+        whole, model = model, objectives.half_of(model)
+        module: nn.Module = objectives.Distillation(model, whole)
     elif stage == "soft":
         module = objectives.SoftPruningObjective(
             model, settings.temperature, settings.penalty, settings.final_threshold, prepared.freeze_backbone
         )
         finish = module.harden
     elif stage == "joint":
-        module = objectives.JointExits(model, settings.exit_weight, recipe.share_of_teacher)
+        module = objectives.JointExits(
+            model, settings.exit_weight, recipe.share_of_teacher if teacher is None else SHARE
+        )
+        if teacher is not None:
+            data, begin = Taught(train, teacher[0]), begin - teacher[1]
     elif stage == "exits":
         if EXIT_HEADS[model.config.exit_head].reads_survivors:
             module = objectives.FrozenExits(model, settings.reverse_kl)
@@ -154,12 +192,13 @@ def _run(
             trained = [layer for layer in model.exits if int(layer) not in (model.config.untrained_exits or ())]
             data, finish = _features_of(model, model.exits, train, tokenizer, settings.batch_size, trained)
             collator = torch.utils.data.default_collate
-            module = objectives.HeadsOnFeatures(model.exits, recipe.share_of_teacher, settings.reverse_kl)
+            how = recipe.share_of_teacher, settings.reverse_kl, model.config.choice
+            module = objectives.HeadsOnFeatures(model.exits, *how)
     elif stage == "head":
         own = nn.ModuleDict({str(model.config.num_hidden_layers): OwnHead(model)})
         data, finish = _features_of(model, own, train, tokenizer, settings.batch_size)
         collator = torch.utils.data.default_collate
-        module = objectives.HeadsOnFeatures(own, share_of_teacher=0.0)
+        module = objectives.HeadsOnFeatures(own, share_of_teacher=0.0, problem=model.config.choice)
     else:
         module = objectives.FineTuning(model)
     before = time.monotonic() - begin
@@ -243,7 +282,7 @@ def _features_of(
     """
     model.eval()
     batches = length_sorted_batches(data.rows, batch_size, tokenizer.pad_token_id)
-    features = collect_features(model, batches, data.labels)
+    features = collect_features(model, batches, data.targets)
     with torch.no_grad():
         teacher = OwnHead(model)(features.layers[-1])
     dense: dict[int, Any] = {int(layer): head.dense for layer, head in heads.items()}

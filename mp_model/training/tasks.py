@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -12,8 +12,8 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from ..data.batches import Text, encode
-from ..data.labels import VALIDATION, LabelledTexts, in_order, numbered, read_rows
+from ..data.batches import encode
+from ..data.labels import VALIDATION, LabelledTexts, Row, have_several, in_order, names_in, numbered, read_rows
 from ..data.tables import TableError
 from ..data.tokens import Tokeniser
 from ..data.values import listed, normal_label
@@ -40,12 +40,20 @@ class Task:
     held_out: bool
     ordered: bool = False
 
+    @property
+    def several(self) -> bool:
+        """Whether a text may have any number of labels."""
+        return self.train.among is not None
+
     def in_the_order_of(self, label_names: Sequence[str]) -> Task:
         """The same task with its labels numbered by their places among ``label_names``, which has all of them."""
         numbers = [label_names.index(name) for name in self.label_names]
 
         def renumbered(data: LabelledTexts) -> LabelledTexts:
-            return replace(data, labels=[numbers[label] for label in data.labels])
+            if data.among is None:
+                return replace(data, labels=[numbers[label] for label in data.labels])
+            sets = [tuple(sorted(numbers[label] for label in labels)) for labels in data.labels]
+            return replace(data, labels=sets, among=len(label_names))
 
         return replace(
             self,
@@ -69,40 +77,57 @@ def load_task(
         train: a file, or a data set's name.
         validation: a file, or a data set's name; None: a tenth of the training texts is held out, of each label alike.
         seed: random seed of the texts that are held out.
-        labels: names of all labels, in the order of a checkpoint's numbers; None: those of the texts, in order.
+        labels: names of all labels, in the order of a checkpoint's numbers; None: those of the texts, in order. They are
+            read from columns of 0 and 1 of their names where there is no column of labels.
 
     Raises:
-        TableError: a source that cannot be read or is empty; training texts of fewer than two labels; a text whose label is
-            not among ``labels``; no text that could be held out.
+        TableError: a source that cannot be read or is empty; training texts of fewer than two labels, or of none where texts
+            may have several; a text whose label is not among ``labels``; validation texts with lists of labels where
+            training texts have one; no text that could be held out.
         ValueError: ``labels`` has a name twice.
     """
-    rows = read_rows(train, ("train",))
-    others = [] if validation is None else read_rows(validation, VALIDATION)
-    if len({label for _, label in rows}) < 2:
-        raise TableError(f"{train}: expected two labels or more; all {len(rows)} rows have {rows[0][1]!r}")
+    marks = [] if labels is None else [normal_label(name) for name in labels]
+    rows = read_rows(train, ("train",), marks)
+    several, taught = have_several(rows), in_order(_names_in(rows))
+    if several and not taught:
+        raise TableError(f"{train}: expected labels; none of the {len(rows)} rows has one")
+    if not several and len(taught) < 2:
+        raise TableError(f"{train}: expected two labels or more; all {len(rows)} rows have {taught[0]!r}")
+    others = [] if validation is None else read_rows(validation, VALIDATION, marks or taught)
     ordered = labels is not None
     if labels is None:
-        names = in_order({label for _, label in chain(rows, others)})
+        names = in_order(_names_in(chain(rows, others)))
     else:
-        names = [normal_label(name) for name in labels]
+        names = marks
         if len(set(names)) < len(names):
             raise ValueError(f"labels must be the names of different labels; got {', '.join(names)}")
         _check_labels(rows, names, train)
         _check_labels(others, names, validation)
     if validation is not None:
-        learn, choose = numbered(rows, names, train), numbered(others, names, validation)
+        learn, choose = numbered(rows, names, train), numbered(others, names, validation, several)
         return Task(names, learn, choose, held_out=False, ordered=ordered)
-    chosen = held_out_places([label for _, label in rows], seed)
+    chosen = held_out_places(_rarest(rows), seed)
     if not chosen:
         raise TableError(f"{train}: every label has a single text, so none can be held out; give --validation")
     rest = sorted(set(range(len(rows))) - set(chosen))
-    learn, choose = (numbered([rows[place] for place in places], names, train) for places in (rest, chosen))
+    learn, choose = (numbered([rows[place] for place in places], names, train, several) for places in (rest, chosen))
     return Task(names, learn, choose, held_out=True, ordered=ordered)
 
 
-def _check_labels(rows: Sequence[tuple[Text, str]], names: Sequence[str], source: str | Path | None) -> None:
+def _names_in(rows: Iterable[Row]) -> set[str]:
+    """The names of all labels of rows."""
+    return {name for _, labels in rows for name in names_in(labels)}
+
+
+def _rarest(rows: Sequence[Row]) -> list[str]:
+    """For each row the one of its labels that the fewest rows have, or no name if it has none."""
+    counts = Counter(name for _, labels in rows for name in names_in(labels))
+    return [min(names_in(labels), key=lambda name: (counts[name], name), default="") for _, labels in rows]
+
+
+def _check_labels(rows: Sequence[Row], names: Sequence[str], source: str | Path | None) -> None:
     """Raises TableError for labels that are not among those that somebody gave."""
-    unknown = in_order({label for _, label in rows}.difference(names))
+    unknown = in_order(_names_in(rows).difference(names))
     if unknown:
         raise TableError(
             f"{source}: labels that --labels does not name: {listed(unknown)}; name them too, or take them out"
@@ -133,7 +158,8 @@ class EncodedTexts(Dataset[dict[str, Any]]):
 
     Attributes:
         rows: token ids and types of each text.
-        labels: the number of each text's label.
+        labels: the number of each text's label, or the numbers of its labels.
+        targets: the labels as the model learns them, int64 ``[texts]`` or bool ``[texts, labels]``.
         lengths: tokens of each text before it was cut, counted up to :attr:`most`.
         most: ``COUNTED`` times ``max_length``.
         truncated: number of texts that were longer than ``max_length`` tokens.
@@ -141,7 +167,7 @@ class EncodedTexts(Dataset[dict[str, Any]]):
 
     def __init__(self, tokenizer: Any, data: LabelledTexts, max_length: int) -> None:
         self.rows = encode(tokenizer, data.texts, max_length)
-        self.labels = data.labels
+        self.labels, self.targets = data.labels, data.targets
         self.lengths = [len(row["input_ids"]) for row in self.rows]
         self.most = COUNTED * max_length
         full = [place for place, length in enumerate(self.lengths) if length == max_length]
@@ -155,4 +181,4 @@ class EncodedTexts(Dataset[dict[str, Any]]):
         return len(self.rows)
 
     def __getitem__(self, place: int) -> dict[str, Any]:
-        return {**self.rows[place], "labels": self.labels[place], "place": place}
+        return {**self.rows[place], "labels": self.targets[place].tolist(), "place": place}

@@ -79,9 +79,11 @@ def other_calls(dtype: torch.dtype) -> dict[str, Call]:
     first, pooled = _empty(BATCH, HIDDEN, dtype=dtype), _empty(BATCH, 2 * HIDDEN, dtype=dtype)
     op = IMPLEMENTATIONS
 
-    def head(classes: int) -> Call:
+    def head(classes: int, multi_label: bool = False) -> Call:
         dense, weight = _empty(HIDDEN, 2 * HIDDEN, dtype=dtype), _empty(classes, HIDDEN, dtype=dtype)
-        return lambda: op["exit_head"](pooled, dense, width, weight, _empty(classes, dtype=dtype), None, 0.1)
+        return lambda: op["exit_head"](
+            pooled, dense, width, weight, _empty(classes, dtype=dtype), None, 0.1, multi_label
+        )
 
     def record(classes: int) -> Call:
         extents, samples = _empty(4, dtype=torch.int64), _empty(BATCH, dtype=torch.int64)
@@ -115,7 +117,9 @@ def other_calls(dtype: torch.dtype) -> dict[str, Call]:
         "gelu gate": lambda: op["gelu_gate"](grown),
         "rotary": lambda: op["rotary_embedding"](x.unflatten(1, (12, 64)), POSITIONS, angles, angles),
         "entropy": lambda: op["normalized_entropy"](first[:, :4]),
+        "label entropy": lambda: op["label_entropy"](first[:, :28]),
         "exit head of 4": head(4),
+        "exit head of 28 labels": head(28, multi_label=True),
         "exit head of 77": head(77),
         "record answers of 4": record(4),
         "record answers of 77": record(77),

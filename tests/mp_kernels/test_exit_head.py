@@ -106,6 +106,29 @@ def test_strided_inputs() -> None:
     torch.testing.assert_close(got, expected, atol=1e-6, rtol=0)
 
 
+# ---- several labels ----
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("labels", [1, 3, 77, 200])
+@pytest.mark.parametrize("for_each", [False, True])
+def test_several_labels_leave_by_the_least_certain_one(labels: int, for_each: bool, dtype: torch.dtype) -> None:
+    inputs = head_inputs(33, 40, 24, labels, dtype)
+    threshold = torch.linspace(0.3, 1, 33) if for_each else 0.7
+    logits, uncertainty, stays = mp_kernels.exit_head(*inputs, threshold, multi_label=True)
+    exact_logits, exact, _ = reference.exit_head(*(x.double() for x in inputs), threshold, multi_label=True)
+    torch.testing.assert_close(logits, exact_logits.to(dtype), atol=1e-5, rtol=0)
+    torch.testing.assert_close(uncertainty, exact.to(dtype), atol=1e-5, rtol=0)
+    torch.testing.assert_close(exact, reference.label_entropy(exact_logits), atol=0, rtol=0)
+    assert stays.tolist() == (uncertainty > threshold).tolist()
+
+
+def test_a_head_of_no_label_is_refused() -> None:
+    inputs = [*head_inputs(4, 6, 5, 3)[:3], torch.zeros(0, 5), torch.zeros(0)]
+    with pytest.raises(ValueError, match=r"an exit head must have 1 label or more, .* got float32 \[0, 5\]"):
+        mp_kernels.exit_head(*inputs, 0.5, multi_label=True)
+
+
 # ---- gradients: refused by the operator, available in the definition ----
 
 

@@ -164,13 +164,12 @@ def test_tasks(settings: dict, task: str) -> None:
     assert tiny.config(**settings).task == task
 
 
-@situation("checkpoint", "exits of a model for several labels a text, or for regression", "refused; closed, it answers")
-@pytest.mark.parametrize("task", ["multi_label_classification", "regression"])
-def test_exits_are_for_one_label_a_text(task: str) -> None:
-    message = f"exit_threshold is for models that choose one label for a text, .* is '{task}'; leave its exits closed"
+@situation("checkpoint", "exits of a model for regression", "refused; closed, it answers")
+def test_exits_are_for_labels() -> None:
+    message = "exit_threshold is for models that choose labels for a text, .* is 'regression'; leave its exits closed"
     with pytest.raises(ValueError, match=message):
-        tiny.config(problem_type=task, exit_threshold=0.1)
-    model, batch = tiny.classifier(problem_type=task), tiny.samples([3, 5]).padded()
+        tiny.config(problem_type="regression", exit_threshold=0.1)
+    model, batch = tiny.classifier(problem_type="regression"), tiny.samples([3, 5]).padded()
     for threshold in (0.1, torch.tensor([0.1, 0.2])):
         with pytest.raises(ValueError, match=message):
             model(**batch, exit_threshold=threshold)
@@ -178,6 +177,13 @@ def test_exits_are_for_one_label_a_text(task: str) -> None:
     for threshold in (None, "never"):
         with torch.no_grad():
             assert torch.equal(model(**batch, exit_threshold=threshold).logits, one_label(**batch).logits)
+
+
+def test_a_single_label_that_a_text_has_or_has_not_may_have_exits() -> None:
+    config = tiny.config(problem_type="multi_label_classification", num_labels=1, exit_threshold=0.1)
+    assert config.resolved_exit_layers() == [1, 2, 3]
+    assert config.resolved_exit_threshold() == [0.1] * 3
+    assert tiny.config(num_labels=1).resolved_exit_layers() == []
 
 
 @pytest.mark.parametrize("name", ["prune_thresholds", "exit_threshold"])

@@ -25,6 +25,7 @@ from transformers import (
     pipeline,
 )
 
+from mp_kernels import reference
 from mp_model import PyramidBert, PyramidBertConfig, PyramidBertForSequenceClassification, PyramidOutput
 from support import tiny
 from support.checkpoints import change_json
@@ -185,7 +186,7 @@ def test_stock_classifiers_load_unchanged(stock: BertForSequenceClassification, 
 @situation(
     "drop-in",
     "floats as `labels`, and no `problem_type`",
-    "several labels a text: BERT's loss, noted in the configuration; uncertainty is NaN, and open exits are refused",
+    "several labels a text: BERT's loss, noted in the configuration; uncertainty is that of the least certain label",
 )
 @pytest.mark.parametrize("asked", [{}, {"output_hidden_states": True}], ids=["packed", "masked"])
 def test_labels_set_the_problem_type_as_for_bert(
@@ -201,17 +202,22 @@ def test_labels_set_the_problem_type_as_for_bert(
             output, expected = (x(**BATCH.padded(), labels=labels, **asked) for x in (model, same))
         torch.testing.assert_close(output.loss, expected.loss, atol=1e-5, rtol=0)
         assert model.config.problem_type == same.config.problem_type == task
-        assert output.uncertainty.isnan().all() == (task != "single_label_classification")
+        one_label = task == "single_label_classification"
+        uncertainty = reference.normalized_entropy if one_label else reference.label_entropy
+        torch.testing.assert_close(output.uncertainty, uncertainty(output.logits), atol=1e-6, rtol=0)
         model.save_pretrained(tmp_path / task)
         assert json.loads((tmp_path / task / "config.json").read_text())["problem_type"] == task
 
 
-@pytest.mark.parametrize("training", [False, True])
-def test_several_labels_and_open_exits(training: bool) -> None:
-    model = tiny.classifier(exit_threshold=0.5).train(training)
-    for _ in range(2):
-        with pytest.raises(ValueError, match="exit_threshold is for models that choose one label for a text"):
-            model(**BATCH.padded(), labels=torch.ones(len(BATCH), 3))
+def test_labels_that_set_the_problem_type_open_exits_of_several_labels() -> None:
+    model = tiny.classifier(exit_threshold=0.9)
+    with torch.no_grad():
+        before = model(**BATCH.padded())
+        output = model(**BATCH.padded(), labels=torch.ones(len(BATCH), 3))
+        after = model(**BATCH.padded())
+    assert torch.equal(output.exit_layer, after.exit_layer)
+    assert not torch.equal(output.exit_layer, before.exit_layer)
+    torch.testing.assert_close(output.uncertainty, reference.label_entropy(output.logits), atol=1e-6, rtol=0)
 
 
 def test_stock_encoders_load_into_a_classifier(stock: BertForSequenceClassification, tmp_path: Path) -> None:

@@ -144,7 +144,10 @@ def exit_logits(
     return tanh_head(weights, f"{name}.dense", f"{name}.classifier", first)
 
 
-def uncertainty_of(logits: Tensor) -> float:
+def uncertainty_of(logits: Tensor, config: Any) -> float:
+    if config.problem_type == "multi_label_classification":
+        chances = [1 / (1 + math.exp(-logit)) for logit in logits.tolist()]
+        return max(-sum(p * math.log2(p) for p in (chance, 1 - chance) if p > 0) for chance in chances)
     log_p = torch.log_softmax(logits.detach().double(), dim=0)
     terms = [p * math.log(p) for p in log_p.exp().tolist() if p > 0]
     return -sum(terms) / math.log(len(logits)) if len(logits) > 1 else math.nan
@@ -182,7 +185,7 @@ def run(
     answer = Answer(None, config.num_hidden_layers, math.nan, [0] * config.num_hidden_layers, [], [x], x)
 
     def leaves(layer: int, logits: Tensor) -> bool:
-        answer.logits, answer.uncertainty, answer.exit_layer = logits, uncertainty_of(logits), layer
+        answer.logits, answer.uncertainty, answer.exit_layer = logits, uncertainty_of(logits, config), layer
         answer.uncertainties[layer] = answer.uncertainty
         return layer == config.num_hidden_layers or answer.uncertainty <= open_exits[layer]
 

@@ -30,3 +30,17 @@ def write_rows(path: Path, count: int, seed: int, names: tuple[str, str] = ("no"
         lines.append(f"{names[label]}\t{text[:9].replace('the', 'a')}\t{text}" if pairs else f"{names[label]}\t{text}")
     path.write_text("\n".join(lines) + "\n")
     return path
+
+
+def write_several(path: Path, count: int, seed: int) -> Path:
+    """Texts of single letters, each with the labels, "no" and "yes", of those of two words that are in it: 0, 1 or 2."""
+    draw = random.Random(seed)
+    lines = ["labels\ttext"]
+    for _ in range(count):
+        words = draw.choices("abcdefgh", k=draw.randint(3, 20))
+        labels = [name for name in ("no", "yes") if draw.random() < 0.5]
+        for name in labels:
+            words.insert(draw.randint(0, len(words)), {"no": "the", "yes": "rate"}[name])
+        lines.append(f"{','.join(labels)}\t{' '.join(words)}")
+    path.write_text("\n".join(lines) + "\n")
+    return path

@@ -191,6 +191,7 @@ SAMPLES: dict[str, Callable[[], list[tuple]]] = {
         (*product(2, 5), None, torch.randn(4, 5), torch.tensor([3, 1]), torch.randn(5), torch.randn(5), 1e-5),
     ],
     "normalized_entropy": lambda: [(grown(4, 5),)],
+    "label_entropy": lambda: [(grown(4, 5),), (grown(4, 1),)],
     "exit_head": lambda: [
         (*(torch.randn(*shape) for shape in ((4, 6), (5, 6), (5,), (3, 5), (3,))), None, 0.8),
         (
@@ -198,6 +199,7 @@ SAMPLES: dict[str, Callable[[], list[tuple]]] = {
             torch.tensor([0.0, 1, 0.9, 0.8]),
             0.0,
         ),
+        (*(torch.randn(*shape) for shape in ((4, 6), (5, 6), (5,), (3, 5), (3,))), None, 0.8, True),
     ],
     "record_answers": lambda: [record_sample(True), record_sample(False)],
 }

@@ -26,6 +26,11 @@ HEADS = {
     "pooled_from_0": {"exit_head": "pooled", "exit_layers": [0, 1, 3]},
     "pair_from_0": {"exit_head": "pair", "exit_layers": [0, 1, 3]},
     "fastbert": {"exit_head": "fastbert"},
+    "several_labels": {
+        "exit_head": "pooled",
+        "exit_layers": [0, 1, 3],
+        "problem_type": "multi_label_classification",
+    },
 }
 
 

@@ -130,7 +130,7 @@ def run(
     answer = Answer(None, count, math.nan, [0] * count, [], [x], x)
 
     def leaves(layer: int, logits: Tensor) -> bool:
-        answer.logits, answer.uncertainty, answer.exit_layer = logits, uncertainty_of(logits), layer
+        answer.logits, answer.uncertainty, answer.exit_layer = logits, uncertainty_of(logits, config), layer
         answer.uncertainties[layer] = answer.uncertainty
         return layer == count or answer.uncertainty <= open_exits[layer]
 

@@ -203,6 +203,19 @@ def test_normalized_entropy(classes: int) -> None:
     assert mp_kernels.normalized_entropy(logits).isnan().tolist() == [False] * 6 + [True] + [False] * 2
 
 
+@pytest.mark.parametrize("labels", [1, 3, 77, 1000])
+def test_label_entropy(labels: int) -> None:
+    logits = 3 + torch.rand(9, labels) * torch.tensor([1.0, 5, 30, 1e4, 0, 1, 1, 1, 1]).unsqueeze(1)
+    logits[1] *= -1
+    logits[5, 0], logits[7, -1] = -math.inf, 0
+    got, exact = mp_kernels.label_entropy(logits), reference.label_entropy(logits.double())
+    torch.testing.assert_close(got, exact.float(), atol=1e-5, rtol=0)
+    assert got[7] == 1
+    assert_accurate(mp_kernels.label_entropy, reference.label_entropy, None, [torch.randn(7, labels)])
+    logits[6, 0] = math.nan
+    assert mp_kernels.label_entropy(logits).isnan().tolist() == [False] * 6 + [True] + [False] * 2
+
+
 def head_inputs(batch: int, width: int, hidden: int, classes: int) -> list[torch.Tensor]:
     shapes = ((batch, width), (hidden, width), (hidden,), (classes, hidden), (classes,))
     return [torch.randn(*shape) / max(1, shape[-1]) ** (0.5 * (len(shape) == 2)) for shape in shapes]
@@ -220,6 +233,17 @@ def test_exit_head(batch: int, width: int, hidden: int, classes: int) -> None:
         assert stays.tolist() == (uncertainty > threshold).tolist()
         with torch.autocast("cpu", torch.bfloat16):
             assert_same_bits(mp_kernels.exit_head(*inputs, threshold), (logits, uncertainty, stays))
+
+
+@pytest.mark.parametrize("labels", [1, 28, 200])
+def test_exit_head_of_several_labels(labels: int) -> None:
+    inputs = head_inputs(17, 100, 50, labels)
+    exact_logits, exact_uncertainty, _ = reference.exit_head(*(x.double() for x in inputs), 0.9, multi_label=True)
+    for threshold in (0.97, torch.linspace(0.9, 1, 17)):
+        logits, uncertainty, stays = mp_kernels.exit_head(*inputs, threshold, multi_label=True)
+        torch.testing.assert_close(logits, exact_logits.float(), atol=1e-5, rtol=0)
+        torch.testing.assert_close(uncertainty, exact_uncertainty.float(), atol=1e-5, rtol=0)
+        assert stays.tolist() == (uncertainty > threshold).tolist()
 
 
 @pytest.mark.parametrize("dtype", HALF, ids=str)

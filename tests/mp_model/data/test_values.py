@@ -93,14 +93,6 @@ def test_no_label(tmp_path: Path, ending: str, kind: str) -> None:
     assert raised.value.row == 1
 
 
-@situation("file", "a list of labels for each text", "refused with the row: multi-label files are not supported yet")
-@pytest.mark.parametrize("ending", ["jsonl", "json", "parquet"])
-def test_lists_of_labels(tmp_path: Path, ending: str) -> None:
-    path = write(tmp_path, ending, [{"text": "a", "label": [0, 1]}])
-    with pytest.raises(TableError, match="row 1 has a list as its 'label': multi-label files are not supported yet"):
-        list(read_labelled(path))
-
-
 @pytest.mark.parametrize("label", ["", "  ", "\t"])
 def test_blank_labels(label: str) -> None:
     with pytest.raises(RowError, match="has no label"):
@@ -174,14 +166,6 @@ def test_integral_floats_of_data_sets(tmp_path: Path) -> None:
     features = datasets.Features({"sentence": datasets.Value("string"), "label": datasets.Value("float64")})
     name = data_set(tmp_path, features, sentence=["a", ""], label=[3.0, 0.0])
     assert read_rows(name, ("train",)) == [("a", "3"), ("", "0")]
-
-
-def test_lists_of_labels_of_data_sets(tmp_path: Path) -> None:
-    emotions = datasets.ClassLabel(names=["joy", "fear"])
-    features = datasets.Features({"text": datasets.Value("string"), "labels": datasets.List(emotions)})
-    name = data_set(tmp_path, features, text=["a"], labels=[[0, 1]])
-    with pytest.raises(TableError, match="row 1 has a list as its 'labels': multi-label files are not supported yet"):
-        read_rows(name, ("train",))
 
 
 # Words for messages

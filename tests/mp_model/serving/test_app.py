@@ -233,12 +233,15 @@ def test_other_tasks_are_answered_as_such(task: str) -> None:
     classifier = Classifier(tiny.classifier(vocab_size=len(wordpiece.VOCABULARY), **settings), wordpiece.tokenizer())
     with server(classifier) as client:
         found = client.post("/predict", json={"inputs": TEXT, "details": True}).json()
-        refused = client.post("/predict", json={"inputs": TEXT, "exit_threshold": 0.5})
+        early = client.post("/predict", json={"inputs": TEXT, "exit_threshold": 1.0, "details": True})
     (answer,) = classifier([TEXT])
     assert found["predictions"] == ranked(answer)
-    assert found["uncertainty"] is None
-    assert refused.status_code == 422
+    assert found["uncertainty"] == (None if labels == 1 else pytest.approx(answer.uncertainty, abs=1e-5))
+    assert early.status_code == (422 if labels == 1 else 200)
     if labels == 3:
+        (answer,) = classifier([TEXT], 1.0)
+        assert early.json()["predictions"] == ranked(answer)
+        assert early.json()["exit_layer"] == answer.exit_layer == 1
         assert sum(x["score"] for x in found["predictions"]) != pytest.approx(1)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
 import threading
 import time
@@ -246,7 +247,9 @@ def scores_by(model: PyramidBertForSequenceClassification, function: Callable[[t
 
 
 @situation(
-    "checkpoint", "a model for several labels a text", "a probability of its own for each label, as a pipeline's"
+    "checkpoint",
+    "a model for several labels a text",
+    "a probability of its own for each label, as a pipeline's; its exits open",
 )
 def test_several_labels(tmp_path: Path) -> None:
     names = {0: "sport", 1: "money", 2: "weather"}
@@ -260,10 +263,32 @@ def test_several_labels(tmp_path: Path) -> None:
         assert answer.scores == pytest.approx(expected, abs=1e-5)
         assert answer.scores == pytest.approx({row["label"]: row["score"] for row in theirs}, abs=1e-5)
         assert answer.score == answer.scores[answer.label] == max(answer.scores.values())
-        assert answer.uncertainty is None
+        assert answer.uncertainty == pytest.approx(max(map(binary_entropy, answer.scores.values())), abs=1e-5)
     assert any(abs(sum(answer.scores.values()) - 1) > 0.1 for answer in answers)
-    with pytest.raises(ValueError, match="exit_threshold is for models that choose one label"):
-        Classifier.load(tmp_path)(TEXTS, 0.5)
+
+
+def binary_entropy(p: float) -> float:
+    return -(p * math.log2(p) + (1 - p) * math.log2(1 - p))
+
+
+def test_several_labels_leave_where_all_are_certain() -> None:
+    """Thresholds for all texts, for each layer, for each text; every way of answering gives what the model gives."""
+    model = tiny.classifier(vocab_size=len(wordpiece.VOCABULARY), problem_type="multi_label_classification")
+    classifier = Classifier(model, TOKENIZER)
+    rows = encode(TOKENIZER, TEXTS, 64)
+    left = set()
+    for threshold in (0.9, [0.99, 0.9, 0.8], torch.linspace(0.5, 1, len(TEXTS))):
+        answers = classifier(TEXTS, threshold)
+        for place, (answer, row) in enumerate(zip(answers, rows, strict=True)):
+            own = threshold[place : place + 1] if isinstance(threshold, torch.Tensor) else threshold
+            ids, types = (torch.tensor([row[name]]) for name in ("input_ids", "token_type_ids"))
+            with torch.no_grad():
+                out = model(ids, token_type_ids=types, exit_threshold=own)
+            assert answer.exit_layer == int(out.exit_layer)
+            assert list(answer.scores.values()) == pytest.approx(out.logits.sigmoid()[0].tolist(), abs=1e-5)
+            assert answer.uncertainty == pytest.approx(float(out.uncertainty), abs=1e-5)
+            left.add(answer.exit_layer)
+    assert len(left) > 2
 
 
 @situation("checkpoint", "a model for regression", "the value itself, and null for its uncertainty")

@@ -53,11 +53,13 @@ def by_hand(model: PyramidBertForSequenceClassification, text: Text, threshold: 
         logits.append(out.logits[0])
         tokens, flops = tokens + len(window.ids), flops + int(out.executed_flops)
         mean = torch.stack(logits).mean(0)
-        uncertainty = float(mp_kernels.normalized_entropy(mean[None]))
+        several = model.config.problem_type == "multi_label_classification"
+        uncertainty = float((mp_kernels.label_entropy if several else mp_kernels.normalized_entropy)(mean[None]))
         layer = int(out.exit_layer)
         if at is not None and uncertainty <= at[min(layer, len(at)) - 1]:
             break
-    scores = dict(zip(model.config.label_names, mean.softmax(0).tolist(), strict=True))
+    chances = mean.sigmoid() if several else mean.softmax(0)
+    scores = dict(zip(model.config.label_names, chances.tolist(), strict=True))
     label = max(scores, key=lambda name: scores[name])
     return Answer(label, scores[label], scores, layer, uncertainty, tokens, flops), len(logits)
 
@@ -152,4 +154,12 @@ def test_values_and_several_labels_are_read_to_the_end() -> None:
         expected = mean if "num_labels" in settings else mean.sigmoid()
         assert list(answer.scores.values()) == pytest.approx(expected.tolist(), abs=1e-5)
         assert answer.tokens == sum(row.shape[1] for row in rows)
-        assert answer.uncertainty is None
+        assert (answer.uncertainty is None) == ("num_labels" in settings)
+
+
+def test_several_labels_are_read_until_all_are_certain() -> None:
+    settings = {"problem_type": "multi_label_classification", "exit_threshold": 0.97}
+    model = tiny.classifier(vocab_size=len(wordpiece.VOCABULARY), **settings)
+    expected, windows = zip(*(by_hand(model, text) for text in TEXTS), strict=True)
+    assert_same(Classifier(model, TOKENIZER, long_texts="windows")(TEXTS), expected)
+    assert any(1 < count < windows_of(text) for count, text in zip(windows, TEXTS, strict=True))

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mp_model import Classifier
+from mp_model import Answer, Classifier
 from mp_model.schedule import Schedule
 from mp_model.serving.admission import (
     ExpiredError,
@@ -25,6 +25,7 @@ from mp_model.serving.admission import (
 from mp_model.serving.policy import InGroups
 from mp_model.serving.requests import Result
 from mp_model.serving.worker import NobodyWatches, Worker
+from support import tiny, wordpiece
 from support.serving import TEXTS, assert_like, eventually, outcomes_of, ready, request_of
 
 
@@ -287,6 +288,23 @@ def test_audited_texts_are_answered_early_and_go_on_to_the_last_layer(served: Cl
     assert sorted(seen[:4] for seen in audited.seen) == sorted(expected)
     assert len({layer for _, _, layer, _, _ in audited.seen}) > 2, "texts leave at several layers"
     assert all(answers >= 1 for *_, answers in audited.seen), "an answer is there before it is audited"
+
+
+def test_an_audit_of_several_labels_compares_all_of_them() -> None:
+    settings = {"vocab_size": len(wordpiece.VOCABULARY), "problem_type": "multi_label_classification"}
+    classifier, audited = Classifier(tiny.classifier(**settings), wordpiece.tokenizer()), Audited()
+    worker = ready(Worker(classifier, observer=audited))
+    outcomes = outcomes_of(worker, TEXTS, 0.97, audited=[True] * len(TEXTS), level="tuned")
+    assert worker.close(60)
+    early, last = classifier(TEXTS, 0.97), classifier(TEXTS, "never")
+    assert [(x.answer.label, x.answer.exit_layer) for x in outcomes] == [(x.label, x.exit_layer) for x in early]
+
+    def words(answer: Answer) -> str:
+        return ",".join(name for name, score in answer.scores.items() if score > 0.5)
+
+    expected = [("tuned", words(a), a.exit_layer, words(b)) for a, b in zip(early, last, strict=True)]
+    assert sorted(seen[:4] for seen in audited.seen) == sorted(expected)
+    assert any("," in said for _, said, _, _ in expected)
 
 
 def test_permits_are_given_back_whatever_happens() -> None:
