@@ -91,8 +91,8 @@ def prepare(
     """Reads and checks what a fit is made from, and writes nothing.
 
     Args:
-        checkpoint, task, output, recipe_name, settings, stages, exit_training, freeze_backbone, train_head, teacher, quiet: as
-            for :func:`mp_model.training.fitting.fit`.
+        checkpoint, task, output, recipe_name, settings, stages, exit_training, freeze_backbone, train_head, teacher: as
+            for :func:`mp_model.training.fitting.fit`, and so quiet.
 
     Raises:
         ValueError: no such recipe or stage, or a stage that the recipe has no use for; stages given twice over; labels that

@@ -170,7 +170,7 @@ def test_the_teacher_of_a_recipe_and_another(finished: tuple[Path, Summary], che
     [
         ("pyramid", {}, "fine-tuned"),
         ("pyramid", {"teacher": "none"}, "none"),
-        ("pyramid", {"freeze_backbone": True}, "none"),
+        ("pyramid", {"freeze_backbone": True, "train_head": True}, "none"),
         ("mp", {}, "none"),
         ("mp", {"exit_training": "joint"}, "none"),
         ("mp", {"exit_training": "joint", "teacher": "fine-tuned"}, "fine-tuned"),
