@@ -32,7 +32,7 @@ from .inputs import PaddedInputs, checked_values, pack_inputs, padded_inputs
 from .masked import NO_SINGLE_GRAPH, MaskedRun, Wanted, is_traced, run_masked
 from .problems import ONE_LABEL, SEVERAL_LABELS, VALUES
 from .pruning import Pruning
-from .schedule import run_batch
+from .schedule import BatchRun, run_batch
 from .warming import warm_up
 
 ExitThreshold = float | str | Sequence[float] | Tensor | None
@@ -429,9 +429,10 @@ class PyramidForSequenceClassification(PyramidPreTrainedModel):
         masked = wanted.runs_masked(pyramid.pruning, pyramid.exits or pyramid.cap, len(pyramid.layers))
         if not masked and not follow_tokens and position_ids is None and inputs_embeds is None:
             given = input_ids, attention_mask, token_type_ids
-            output = self._classify_captured(given, labels, pyramid, exit_threshold if own else None)
-            if output is not None:
-                return output
+            captured = self.run_captured(given, pyramid, exit_threshold if isinstance(exit_threshold, Tensor) else None)
+            if captured is not None:
+                assert captured.lengths is not None
+                return self._output_of(captured, labels, captured.lengths.long())
         padded = self.base_model.padded(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         if masked:
             return self._classify_masked(padded, labels, pyramid, wanted, follow_tokens)
@@ -481,42 +482,42 @@ class PyramidForSequenceClassification(PyramidPreTrainedModel):
             thresholds = thresholds_of_samples(exit_threshold, batch.batch_size, count)
             thresholds = thresholds.to(batch.values.device, non_blocking=True)  # offloaded weights are on no device
         run = run_batch(pyramid, inputs, self.num_labels, thresholds, follow_tokens)
-        output = PyramidOutput(
-            loss=self._loss(labels, run.logits),
-            logits=run.logits,
-            exit_layer=run.exit_layer,
-            uncertainty=run.uncertainty,
-        )
+        output = self._output_of(run, labels, batch.lengths)
         if run.pruned_by is not None:
             followed = Ragged(run.pruned_by, batch.cu_seqlens, batch.max_seqlen, batch.index, batch.width)
             output.pruned_by = mp_kernels.unpack(followed, fill=-1)
-        output.__dict__["work"] = Work(self.config, batch.lengths, run.exit_layer, run.steps)
         return output
 
-    def _classify_captured(
-        self, given: Sequence[Tensor | None], labels: Tensor | None, pyramid: Pyramid, exit_threshold: ExitThreshold
-    ) -> PyramidOutput | None:
-        """Answers by graphs of a device (:mod:`mp_model.graphs`), from the second batch of a shape on; None: not by them."""
+    def run_captured(
+        self, given: Sequence[Tensor | None], pyramid: Pyramid, exit_threshold: Tensor | None = None
+    ) -> BatchRun | None:
+        """Classifies a padded batch by graphs of its device (:mod:`mp_model.graphs`); None: it must go another way.
+
+        Args:
+            given: ids, mask and token types, each int ``[batch, width]`` or None; the ids on a device that replays graphs.
+            pyramid: the model's, with a call's settings.
+            exit_threshold: ``[batch]``, exit thresholds of the samples' own; None: the pyramid's.
+        """
         if not self.use_graphs or not can_be_captured(self, pyramid, given):
             return None
         exits = pyramid.exits
         thresholds: Tensor | list[float] = [] if exits is None else list(exits.thresholds.values())
-        if isinstance(exit_threshold, Tensor):
+        if exit_threshold is not None and exits is not None:
             assert given[0] is not None
             thresholds = thresholds_of_samples(exit_threshold, given[0].shape[0], len(thresholds))
         if self._graphs is None:
             self._graphs = Graphs(self)
-        run = self._graphs.run(pyramid, given, thresholds)
-        if run is None:
-            return None
+        return self._graphs.run(pyramid, given, thresholds)
+
+    def _output_of(self, run: BatchRun, labels: Tensor | None, lengths: Tensor) -> PyramidOutput:
+        """The output that a run's answers make; lengths: int64 ``[batch]``, the tokens that each sample came with."""
         output = PyramidOutput(
             loss=self._loss(labels, run.logits),
             logits=run.logits,
             exit_layer=run.exit_layer,
             uncertainty=run.uncertainty,
         )
-        assert run.lengths is not None
-        output.__dict__["work"] = Work(self.config, run.lengths.long(), run.exit_layer, run.steps)
+        output.__dict__["work"] = Work(self.config, lengths, run.exit_layer, run.steps)
         return output
 
     def _classify_masked(

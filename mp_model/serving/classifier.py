@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import reprlib
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import graphs
 from ..checkpoints.configurations import read_config
 from ..checkpoints.precisions import Precision, choose_precision, precision_of
 from ..checkpoints.reading import read_in_precision
@@ -26,7 +27,8 @@ from ..data.batches import Text
 from ..data.files import check_folder
 from ..data.tokens import Tokeniser, Tokens
 from ..data.windows import Window, Windows, tokens_of, with_windows
-from ..engine import Arrived, Pyramid, StepResult
+from ..engine import Arrived, Decided, Pyramid, StepResult
+from ..flops import Step
 from ..inputs import ONE_TEXT, pack_tokens
 from ..modelling import thresholds_of_samples
 from ..registration import PyramidForSequenceClassification
@@ -35,6 +37,7 @@ from .cache import Cache
 from .read_ahead import ReadAhead
 
 CHUNK = 256  # texts that are read and tokenised at once
+DEVICE_BUDGET = 16_384  # tokens at which a GPU runs a layer
 LULL = 0.02  # seconds without a new text after which those at hand are answered
 LONG_TEXTS = ("cut", "windows")  # what becomes of texts of more tokens than the model takes
 
@@ -355,7 +358,8 @@ class _Run:
         self.model, self.tokenise, self.cache = classifier.model, classifier.tokenise, classifier.cache
         for_all = 1.0 if isinstance(exit_threshold, Tensor) else exit_threshold
         self.pyramid = classifier.pyramid(for_all)
-        self.schedule = Schedule(self.pyramid, BUDGET)
+        on_device = self.model.device.type in graphs.DEVICES
+        self.schedule = Schedule(self.pyramid, DEVICE_BUDGET if on_device else BUDGET)
         self.names, self.problem = self.model.config.label_names, self.model.config.problem
         # Texts are numbered as they come; these have a place for each that is held, by number modulo capacity.
         self.work = torch.zeros(capacity, dtype=torch.int64, device=self.model.device)
@@ -435,10 +439,36 @@ class _Run:
         if thresholds is not None:
             layers = 0 if self.pyramid.exits is None else len(self.pyramid.exits.heads)
             own = thresholds_of_samples(thresholds, len(tokens), layers).to(device)
-        arrived = Arrived(inputs, numbers.to(device), own)
         for number, length in zip(numbers.tolist(), tokens.lengths.tolist(), strict=True):
             self.lengths[number % capacity] += length
-        self.schedule.admit(arrived)
+        if device.type not in graphs.DEVICES or not self._answer_by_graphs(tokens, numbers.to(device), thresholds):
+            self.schedule.admit(Arrived(inputs, numbers.to(device), own))
+
+    def _answer_by_graphs(self, tokens: Tokens, numbers: Tensor, thresholds: Tensor | None) -> bool:
+        """Answers texts at once, by graphs of the model's device; False: they must go through the schedule.
+
+        Args:
+            tokens: the texts' tokens.
+            numbers: the texts' numbers, int64 ``[texts]``, on the device.
+            thresholds: exit thresholds of their own, ``[texts]``; None: they have none.
+        """
+        mask = np.arange(tokens.lengths.max(initial=1)) < tokens.lengths[:, None]
+        padded = np.zeros((3, *mask.shape), dtype=np.int64)
+        padded[0][mask], padded[1] = tokens.ids, mask
+        if tokens.types is not None:
+            padded[2][mask] = tokens.types
+        given = torch.from_numpy(padded).to(self.model.device).unbind()
+        run = self.model.run_captured(given, self.pyramid, thresholds)
+        if run is None:
+            return False
+        for step in run.steps:
+            self._take(StepResult(None, None, replace(step, samples=numbers[step.samples])))
+        nothing = Step(0, "embedded", False, numbers[:0], numbers[:0])
+        for layer in run.exit_layer.unique().tolist():
+            here = (run.exit_layer == layer).nonzero().squeeze(1)
+            decided = Decided(layer, numbers[here], run.logits[here], run.uncertainty[here], None)
+            self._take(StepResult(decided, None, nothing))
+        return True
 
     @torch.inference_mode()
     def step(self) -> None:

@@ -5,6 +5,7 @@ Without a GPU the kernels run in Triton's interpreter, and what a graph would re
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -12,8 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from mp_model import PyramidBertForSequenceClassification, graphs
-from support import tiny
+from mp_model import Classifier, PyramidBertForSequenceClassification, engine, graphs
+from mp_model.serving import classifier
+from support import tiny, wordpiece
 from support.pyramids import calibrated
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -52,11 +54,14 @@ def assert_same(got: Any, expected: Any) -> None:
         torch.testing.assert_close(got[name], expected[name], atol=1e-5, rtol=0)
 
 
-def on_device(pruning: str, head: str) -> tuple[PyramidBertForSequenceClassification, list[float]]:
-    """A model of its own, and its exit thresholds."""
+def on_device(pruning: str, head: str, **settings: Any) -> tuple[PyramidBertForSequenceClassification, list[float]]:
+    """A model of its own, and its exit thresholds; with settings, of random weights."""
     template, thresholds, _ = calibrated(pruning, head)
-    model = type(template)(template.config)
-    model.load_state_dict(template.state_dict())
+    config = copy.deepcopy(template.config)
+    config.update(settings)
+    model = type(template)(config)
+    if not settings:
+        model.load_state_dict(template.state_dict())
     return model.eval().to(DEVICE), list(thresholds.values())
 
 
@@ -110,6 +115,31 @@ def test_a_model_that_was_changed(change: Callable) -> None:
     assert_same(got, expected)
     assert not torch.allclose(got.logits, before.logits, atol=1e-3)
     assert_same(*both(model, **call))
+
+
+def test_a_classifier_answers_by_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one call, with thresholds of the texts' own, and in a stream; texts and pairs."""
+    monkeypatch.setattr(classifier, "CHUNK", 2)
+    monkeypatch.setattr(engine, "decides_first", lambda *_: False)  # as graphs decide, since the work is compared
+    model, thresholds = on_device("nothing", "pooled_from_0", vocab_size=len(wordpiece.VOCABULARY))
+    ours = Classifier(model, wordpiece.tokenizer())
+    texts = [text[:30] for text in wordpiece.texts(3)]
+    pairs = list(zip(texts, reversed(texts), strict=True))
+    calls = [(texts, thresholds), (pairs, "never"), (texts, torch.tensor([0.0, 1.0, 0.5]))]
+    used, by_graphs = [], model.run_captured
+    monkeypatch.setattr(model, "run_captured", lambda *x: (used.append(by_graphs(*x)), used[-1])[1])
+    got = [ours(some, exit_threshold=threshold) for some, threshold in calls]
+    got.append(list(ours.stream(iter(texts), window=2)))
+    assert used
+    assert None not in used
+    model.use_graphs = False
+    expected = [ours(some, exit_threshold=threshold) for some, threshold in calls]
+    expected.append(list(ours.stream(iter(texts), window=2)))
+    for answers, others in zip(got, expected, strict=True):
+        for x, y in zip(answers, others, strict=True):
+            assert (x.label, x.exit_layer, x.tokens, x.flops) == (y.label, y.exit_layer, y.tokens, y.flops)
+            assert x.score == pytest.approx(y.score, abs=1e-5)
+            assert x.uncertainty == pytest.approx(y.uncertainty, abs=1e-5)
 
 
 @torch.no_grad()
