@@ -15,6 +15,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -161,6 +162,10 @@ def captured(work: Callable[[], None], pool: Any) -> torch.cuda.CUDAGraph | Repl
     return graph
 
 
+def _as_current(device: torch.device) -> AbstractContextManager[object]:
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
 class Room:
     """Buffers for batches of one shape, and the graphs that work in them.
 
@@ -194,6 +199,7 @@ class Room:
         self.board, self.memory = _in_one_piece(Board.empty(samples, model.num_labels, layers, states))
         # Rows left, samples left, and the first row with NaN importance or -1, after each segment; the facts come first.
         self.told = torch.zeros(len(segments) + 1, 16, dtype=torch.int64, pin_memory=on_device)
+        self.done = torch.cuda.Event() if on_device else Passed()
         self.arrived = [torch.cuda.Event() if on_device else Passed() for _ in range(len(segments) + 1)]
         self.graphs: dict[tuple[int, int], torch.cuda.CUDAGraph | Replay] = {}
         self.front: torch.cuda.CUDAGraph | Replay | None = None
@@ -285,6 +291,11 @@ class Room:
             graph = self.graphs[number, rows] = captured(lambda: self._segment(pyramid, number, rows), self.pool)
         return graph
 
+    def begin(self) -> None:
+        """Lets this stream wait for the last run, which may have gone to another one."""
+        if isinstance(self.done, torch.cuda.Event):
+            torch.cuda.current_stream().wait_event(self.done)
+
     def load(self, given: Sequence[Tensor | None], thresholds: Tensor | Sequence[float]) -> None:
         """Puts a padded batch's ids, mask and token types, each ``[batch, width]`` or None, in their places."""
         ids = given[0]
@@ -366,6 +377,7 @@ class Room:
         assert self.last_given is not None
         count = self.last_given[0]
         board = _views(self.memory.clone(), self.board)
+        self.done.record()
         return BatchRun(
             board.logits[:count],
             board.uncertainty[:count],
@@ -446,12 +458,13 @@ class Graphs:
             given: ids, mask and token types, each int ``[batch, width]`` or None.
             thresholds: exit thresholds, one an exit layer, or ``[batch, exit layers]``.
         """
-        with self.lock:
+        with self.lock, _as_current(self.model.device):
             # Tensors that are made in inference mode can be written in no other.
             with torch.inference_mode():
                 room = self._room(pyramid, given)
                 if room is None:
                     return None
+                room.begin()
                 room.load(given, thresholds)
                 rows = room.pack()
                 waiting = room.run(pyramid, rows, 0 if rows >= ROOMY else self.lag)
