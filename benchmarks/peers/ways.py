@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from mp_kernels.memory import keep_freed_memory
-from mp_model.backbones.int8 import to_int8
 from mp_model.checkpoints.configurations import read_config
 from mp_model.checkpoints.precisions import PRECISIONS, choose_precision
-from mp_model.checkpoints.reading import read_classifier
+from mp_model.checkpoints.reading import read_in_precision
 
 from .files import ModelFiles
 
@@ -157,11 +156,8 @@ def _openvino(path_of: Callable[[ModelFiles], Path], hint: str) -> Callable[[Mod
 def _ours(precision: str) -> Callable[[ModelFiles, int], Loaded]:
     def load(files: ModelFiles, threads: int) -> Loaded:
         folder = files.ours_int8 if precision == "int8" else files.weights
-        chosen = choose_precision(precision, read_config(folder), "cpu")
-        model = read_classifier(folder, dtype=chosen.dtype).model.eval()
-        if precision == "int8":
-            to_int8(model)
-        return _in_torch(model)
+        choose_precision(precision, read_config(folder), "cpu")  # which refuses what this processor computes slowly
+        return _in_torch(read_in_precision(folder, precision).eval())
 
     return load
 

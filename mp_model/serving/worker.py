@@ -347,7 +347,7 @@ class Worker:
             logits: its logits.
         """
         mean = long.mean_with(torch.tensor(logits))[None]
-        uncertainty = float(self.problem.uncertainty_or_nan(mean))
+        uncertainty = float(self.problem.uncertainty(mean))
         row = text.request.thresholds[text.place]
         column = self.columns.get(layer, len(row) - 1)
         if not (len(row) and uncertainty <= row[column]):
