@@ -123,14 +123,6 @@ def attention_one_pass(
         return
 
     # Up to 128 keys a sample takes the tile of its own length, and no more time or another rounding beside longer ones.
-    if BLOCK_K >= 64 and BLOCK_K <= 128:
-        if keys <= 32:
-            attend_at_once(
-                *(p_q, p_k, p_v, p_out, p_logsumexp, p_importance, queries, keys),
-                *(q_row_stride, k_row_stride, v_row_stride, out_row_stride, scale),
-                *(HEAD_DIM, BLOCK_D, BLOCK_Q, 32, NEED_IMPORTANCE),
-            )
-            return
     if BLOCK_K == 128:
         if keys <= 64:
             attend_at_once(
