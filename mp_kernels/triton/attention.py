@@ -123,7 +123,7 @@ def attention_one_pass(
         return
 
     # Up to 128 keys a sample takes the tile of its own length, and no more time or another rounding beside longer ones.
-    if BLOCK_K == 128:
+    if BLOCK_K == 128 and BLOCK_D > 16:  # for the narrowest heads, a second tile takes registers that are not there
         if keys <= 64:
             attend_at_once(
                 *(p_q, p_k, p_v, p_out, p_logsumexp, p_importance, queries, keys),
