@@ -481,13 +481,14 @@ Tensor normalized_entropy(const Tensor& logits) {
   const char* op = "normalized_entropy";
   require(logits.dim() == 2 && logits.size(1) >= 2, op,
           ": logits must be [batch, classes] with 2 classes or more; got ", shape_of(logits));
-  return uncertainty_of_rows(op, logits, [](auto* row, int64_t classes) { return mp::normalized_entropy(row, classes); });
+  return uncertainty_of_rows(op, logits,
+                             [](auto* row, int64_t classes) { return mp::normalized_entropy(row, classes); });
 }
 
 Tensor label_entropy(const Tensor& logits) {
   const char* op = "label_entropy";
-  require(logits.dim() == 2 && logits.size(1) >= 1, op,
-          ": logits must be [batch, labels] with 1 label or more; got ", shape_of(logits));
+  require(logits.dim() == 2 && logits.size(1) >= 1, op, ": logits must be [batch, labels] with 1 label or more; got ",
+          shape_of(logits));
   return uncertainty_of_rows(op, logits, [](auto* row, int64_t labels) { return mp::label_entropy(row, labels); });
 }
 

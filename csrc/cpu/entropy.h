@@ -26,8 +26,9 @@ inline float normalized_entropy(const T* logits, int64_t classes) {
   return entropy < 0 ? 0.0f : entropy > 1 ? 1.0f : entropy;
 }
 
-// u = max_j H(sigmoid(logit_j)) / log 2, where H is the binary entropy. H falls with |logit|, so the label with the least of
-// them, a, counts: with e = exp(-a), H = log(1 + e) + a e / (1 + e). A probability of 0 contributes 0; NaN stays NaN.
+// u = max_j H(sigmoid(logit_j)) / log 2, where H is the binary entropy. H falls with |logit|, so the label with the
+// least of them, a, counts: with e = exp(-a), H = log(1 + e) + a e / (1 + e). A probability of 0 contributes 0; NaN
+// stays NaN.
 template <typename T>
 inline float label_entropy(const T* logits, int64_t labels) {
   float least = std::abs(to_float(logits[0]));
