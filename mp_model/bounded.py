@@ -5,9 +5,9 @@ made the batch; every kernel that could take room for rows reads them. So a laye
 it prunes and whoever leaves, which a device can replay. Exits are decided late: the answers are those of
 :mod:`mp_model.engine`.
 
-Room is never read as if it held somebody: rows beyond the last sample belong to none and are not kept; samples that are not
-there have no tokens, nobody writes down their answers, and none of them stays. There is room for one row more than there
-are rows, so that the first row of a sample that is not there is a row.
+Room is never read as if it held somebody: rows beyond the last sample belong to none and are not kept; of samples that are
+not there, whatever tokens stand in their place, nobody writes down the answers, and none stays where somebody may leave.
+There is room for one row more than there are rows, so that the first row of a sample that is not there is a row.
 """
 
 from __future__ import annotations

@@ -30,6 +30,7 @@ from .backbones.forms import why_modules_now
 from .bounded import Board, Held, can_be_bounded, run_bounded_embeddings, run_bounded_layer
 from .engine import Pyramid
 from .inputs import PaddedInputs, understood
+from .problems import Problem
 from .schedule import BatchRun
 
 MOST_ROWS = 2**18  # padded rows of a batch, for the sake of memory
@@ -67,12 +68,13 @@ class Rules(NamedTuple):
 
     prune_thresholds: tuple[float, ...] | None
     exit_layers: tuple[int, ...]
+    problem: Problem
 
     @classmethod
     def of(cls, pyramid: Pyramid) -> Rules:
         thresholds = pyramid.pruning.thresholds
         exits = () if pyramid.exits is None else tuple(pyramid.exits.heads)
-        return cls(None if thresholds is None else tuple(thresholds), exits)
+        return cls(None if thresholds is None else tuple(thresholds), exits, pyramid.problem)
 
     @property
     def shrinks(self) -> bool:
@@ -226,13 +228,15 @@ class Room:
 
     def _enter(self, pyramid: Pyramid, rows: int) -> Held:
         """The samples as the first segment finds them, with room for so many rows."""
-        thresholds = self.given if self.rules.exit_layers else None
-        first = self.model.backbone.first_position(self.model.config)
+        thresholds, config = self.given if self.rules.exit_layers else None, self.model.config
+        first = self.model.backbone.first_position(config)
         inputs = PackedInputs(
             Ragged(self.words[:rows], self.starts, self.shape.width),
             self.types[:rows],
             self.positions[:rows],
-            first + self.shape.width,
+            min(
+                first + self.shape.width, self.model.config.max_position_embeddings
+            ),  # the table may end before the room
         )
         return Held.of(pyramid, inputs, self.count, thresholds)
 
@@ -303,9 +307,8 @@ class Room:
         size = ids.shape[0], ids.shape[1]
         if self.last_given != size:
             self.padded.zero_()
-            self.padded[1, size[0] :, 0] = (
-                1  # samples that are not there are texts of one token, whose answer nobody reads
-            )
+            # Samples that are not there are texts of one token, whose answers nobody writes down.
+            self.padded[1, size[0] :, 0] = 1
             self.count.fill_(size[0])
             self.last_given = size
         for own, x, otherwise in zip(self.padded, given, (0, 1, 0), strict=True):
@@ -503,7 +506,8 @@ class Graphs:
         """The reason why the model cannot be captured; None: it can."""
         device = self.model.device
         for layer in pyramid.layers:
-            layer.block(device)  # type: ignore[operator]  # which packs weights, once, so that they move before they are captured
+            # This packs the weights, once, so that they move before they are captured.
+            layer.block(device)  # type: ignore[operator]
             why = layer.why_modules(device)  # type: ignore[operator]
             if why is not None:
                 return why

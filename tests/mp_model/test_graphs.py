@@ -79,6 +79,13 @@ def test_answers(pruning: str, head: str, exits: bool) -> None:
 
 
 @torch.no_grad()
+def test_a_room_may_be_wider_than_the_table_of_positions() -> None:
+    """Token types stand behind all positions of the table, so its true length counts."""
+    model, _ = on_device("nothing", "cls", max_position_embeddings=20)
+    assert_same(*both(model, **inputs_of(tiny.samples((20, 3))), exit_threshold="never"))
+
+
+@torch.no_grad()
 def test_thresholds_of_samples() -> None:
     model, _ = on_device("alive", "pooled_from_0")
     size = len(SHAPES[0])
