@@ -128,10 +128,13 @@ def run_stage(
     learning_rate: float,
     threshold_learning_rate: float,
     exit_learning_rate: float,
+    bfloat16: bool,
     seed: int,
     quiet: bool,
 ) -> dict[str, float]:
     """Trains ``module`` in place, from the last complete checkpoint in ``folder`` if there is one.
+
+    bfloat16: whether products are in bfloat16 on a CPU, weights staying float32; CUDA devices that can always do so.
 
     Returns:
         ``steps`` and ``seconds``, also of runs that this one goes on from; ``loss`` (mean over the run), ``threads`` of the
@@ -152,7 +155,7 @@ def run_stage(
         seed=seed,
         data_seed=seed,
         use_cpu=not torch.accelerator.is_available(),
-        bf16=on_cuda and torch.cuda.is_bf16_supported(),
+        bf16=torch.cuda.is_bf16_supported() if on_cuda else bfloat16,
         save_strategy="steps",
         save_steps=0.1,
         save_total_limit=2,

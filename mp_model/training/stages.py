@@ -213,6 +213,7 @@ def _run(
         learning_rate=settings.learning_rate,
         threshold_learning_rate=settings.threshold_learning_rate,
         exit_learning_rate=settings.exit_learning_rate,
+        bfloat16=settings.bfloat16,
         seed=settings.seed,
         quiet=prepared.quiet,
     )
