@@ -3,6 +3,8 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
+#include <array>
 #include <optional>
 #include <tuple>
 
@@ -43,21 +45,89 @@ struct NewInt8Rows {
   mp::Int8Rows pointers() { return {static_cast<int8_t*>(rows.data_ptr()), scales.mutable_data_ptr<float>()}; }
 };
 
-struct Product {
-  Tensor product, row_scales, column_scales, bias;
-  mp::Int8Product pointers;
+// torch's product of int8 matrices, int32 [rows, outputs].
+Tensor product_of_torch(const Tensor& rows, const Tensor& weight) {
+  std::array<StableIValue, 2> stack{torch::stable::detail::from(rows),
+                                    torch::stable::detail::from(torch::stable::transpose(weight, 0, 1))};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::_int_mm", "", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
 
-  Product(const char* op, const Tensor& product_in, const Tensor& row_scales_in, const Tensor& column_scales_in,
-          const std::optional<Tensor>& bias_in)
-      : product(matrix(op, "product", product_in, ScalarType::Int, "int32")),
-        row_scales(float_vector(op, "row_scales", row_scales_in, product.size(0))),
-        column_scales(float_vector(op, "column_scales", column_scales_in, product.size(1))) {
-    if (bias_in) bias = float_vector(op, "bias", *bias_in, product.size(1));
-    pointers = {product.const_data_ptr<int32_t>(), row_scales.const_data_ptr<float>(),
-                column_scales.const_data_ptr<float>(), bias_in ? bias.const_data_ptr<float>() : nullptr,
-                product.size(1)};
+// The product of quantised rows with a weight, whose elements become floats in `finish`.
+class Linear {
+ public:
+  Linear(const char* op, const Tensor& rows, const Tensor& row_scales, const Tensor& weight,
+         const Tensor& column_scales, const std::optional<Tensor>& bias)
+      : rows_(matrix(op, "rows", rows, ScalarType::Char, "int8")),
+        weight_(matrix(op, "weight", weight, ScalarType::Char, "int8")),
+        row_scales_(float_vector(op, "row_scales", row_scales, count())),
+        column_scales_(float_vector(op, "column_scales", column_scales, width())) {
+    require(rows_.size(1) == features(), op, ": rows and weight must have the same features; got ", shape_of(rows),
+            " and ", shape_of(weight));
+    if (bias) bias_ = float_vector(op, "bias", *bias, width());
   }
-  int64_t rows() const { return product.size(0); }
+  int64_t count() const { return rows_.size(0); }
+  int64_t width() const { return weight_.size(0); }
+  Tensor new_floats() const { return torch::stable::new_empty(row_scales_, {count(), width()}); }
+  NewInt8Rows new_rows() const { return NewInt8Rows(row_scales_, count(), width()); }
+
+  // Calls finish(product, begin, end) for all rows of the product.
+  template <typename Finish>
+  void run(const Finish& finish) const {
+    const mp::Kernels& kernels = mp::kernels();
+    if (kernels.takes_int8_weight && kernels.takes_int8_weight(width(), features()))
+      run_in_tiles(kernels, finish);
+    else
+      run_in_torch(finish);
+  }
+
+ private:
+  int64_t features() const { return weight_.size(1); }
+
+  mp::Int8Product product(const int32_t* elements, int64_t first) const {
+    return {elements, first, row_scales_.const_data_ptr<float>(), column_scales_.const_data_ptr<float>(),
+            bias_ ? bias_->const_data_ptr<float>() : nullptr, width()};
+  }
+
+  template <typename Finish>
+  void run_in_torch(const Finish& finish) const {
+    const Tensor all = product_of_torch(rows_, weight_);
+    torch::stable::parallel_for(0, count(), rows_per_thread(width() * 4), [&](int64_t begin, int64_t end) {
+      finish(product(all.const_data_ptr<int32_t>(), 0), begin, end);
+    });
+  }
+
+  // Some rows at a time, whose int32 elements stay in the cache until they are floats.
+  template <typename Finish>
+  void run_in_tiles(const mp::Kernels& kernels, const Finish& finish) const {
+    constexpr int64_t kPack = 16;
+    Tensor packed = torch::stable::new_empty(weight_, {width(), features()});
+    int8_t* packs = static_cast<int8_t*>(packed.data_ptr());
+    const auto* weight = static_cast<const int8_t*>(weight_.data_ptr());
+    torch::stable::parallel_for(0, width() / kPack, rows_per_thread(kPack * features()),
+                                [&](int64_t begin, int64_t end) {
+                                  kernels.pack_int8_weight(weight, features(), packs, begin, end);
+                                });
+    const int64_t step = rows_at_a_time();
+    const auto* rows = static_cast<const int8_t*>(rows_.data_ptr());
+    mp::run_in_order((count() + step - 1) / step, static_cast<size_t>(step * width()), [&](int64_t task, float* scratch) {
+      const int64_t begin = task * step, end = std::min(begin + step, count());
+      auto* elements = reinterpret_cast<int32_t*>(scratch);
+      kernels.multiply_int8(rows + begin * features(), end - begin, features(), packs, width(), elements);
+      finish(product(elements, begin), begin, end);
+    });
+  }
+
+  // Enough rows for a weight that is larger than the cache, few enough for every thread to get some.
+  int64_t rows_at_a_time() const {
+    constexpr int64_t kLeast = 32, kMost = 128, kCached = 1 << 20;
+    int64_t rows = width() * features() > kCached ? kMost : kMost / 2;
+    while (rows > kLeast && count() < 2 * rows * torch::stable::get_num_threads()) rows /= 2;
+    return rows;
+  }
+
+  Tensor rows_, weight_, row_scales_, column_scales_;
+  std::optional<Tensor> bias_;
 };
 
 std::tuple<Tensor, Tensor> quantize_rows(const Tensor& x, std::optional<Tensor> index) {
@@ -88,48 +158,49 @@ Tensor dequantize_rows(const Tensor& rows, const Tensor& scales, std::optional<T
   return result;
 }
 
-Tensor dequantize(const Tensor& product, const Tensor& row_scales, const Tensor& column_scales,
-                  std::optional<Tensor> bias) {
-  const Product from("dequantize", product, row_scales, column_scales, bias);
-  Tensor result = torch::stable::new_empty(from.row_scales, {from.rows(), from.pointers.width});
+Tensor int8_linear(const Tensor& rows, const Tensor& row_scales, const Tensor& weight, const Tensor& column_scales,
+                   std::optional<Tensor> bias) {
+  const Linear linear("int8_linear", rows, row_scales, weight, column_scales, bias);
+  Tensor result = linear.new_floats();
   float* out = result.mutable_data_ptr<float>();
-  torch::stable::parallel_for(
-      0, from.rows(), rows_per_thread(from.pointers.width * 4),
-      [&](int64_t begin, int64_t end) { mp::kernels().dequantize(from.pointers, out, begin, end); });
+  linear.run([&](const mp::Int8Product& product, int64_t begin, int64_t end) {
+    mp::kernels().dequantize(product, out, begin, end);
+  });
   return result;
 }
 
-std::tuple<Tensor, Tensor> dequantize_gelu(const Tensor& product, const Tensor& row_scales, const Tensor& column_scales,
-                                           std::optional<Tensor> bias) {
-  const Product from("dequantize_gelu", product, row_scales, column_scales, bias);
-  NewInt8Rows result(from.row_scales, from.rows(), from.pointers.width);
+std::tuple<Tensor, Tensor> int8_linear_gelu(const Tensor& rows, const Tensor& row_scales, const Tensor& weight,
+                                            const Tensor& column_scales, std::optional<Tensor> bias) {
+  const Linear linear("int8_linear_gelu", rows, row_scales, weight, column_scales, bias);
+  NewInt8Rows result = linear.new_rows();
   const mp::Int8Rows out = result.pointers();
-  torch::stable::parallel_for(
-      0, from.rows(), rows_per_thread(from.pointers.width * 4),
-      [&](int64_t begin, int64_t end) { mp::kernels().dequantize_gelu(from.pointers, out, begin, end); });
+  linear.run([&](const mp::Int8Product& product, int64_t begin, int64_t end) {
+    mp::kernels().dequantize_gelu(product, out, begin, end);
+  });
   return {result.rows, result.scales};
 }
 
-Tensor dequantize_add_layer_norm(const Tensor& product, const Tensor& row_scales, const Tensor& column_scales,
-                                 std::optional<Tensor> bias, const Tensor& residual, std::optional<Tensor> index,
-                                 const Tensor& norm_weight, const Tensor& norm_bias, double eps) {
-  const char* op = "dequantize_add_layer_norm";
-  const Product from(op, product, row_scales, column_scales, bias);
-  const int64_t width = from.pointers.width;
+Tensor int8_linear_add_layer_norm(const Tensor& rows, const Tensor& row_scales, const Tensor& weight,
+                                  const Tensor& column_scales, std::optional<Tensor> bias, const Tensor& residual,
+                                  std::optional<Tensor> index, const Tensor& norm_weight, const Tensor& norm_bias,
+                                  double eps) {
+  const char* op = "int8_linear_add_layer_norm";
+  const Linear linear(op, rows, row_scales, weight, column_scales, bias);
+  const int64_t width = linear.width();
   const Tensor residuals = matrix(op, "residual", residual, ScalarType::Float, "float32");
-  require(residuals.size(1) == width, op, ": product and residual must have one width; got ", shape_of(product),
-          " and ", shape_of(residual));
+  require(residuals.size(1) == width, op, ": residual must be as wide as weight has rows; got ", shape_of(residual),
+          " and ", shape_of(weight));
   const RowIndex residual_rows(op, "index", index, residuals.size(0));
-  require(residual_rows.rows() == from.rows(), op, ": product and residual must have the same rows, after index; got ",
-          from.rows(), " and ", residual_rows.rows());
-  const Tensor weight = float_vector(op, "norm_weight", norm_weight, width);
+  require(residual_rows.rows() == linear.count(), op, ": rows and residual must have the same rows, after index; got ",
+          linear.count(), " and ", residual_rows.rows());
+  const Tensor factor = float_vector(op, "norm_weight", norm_weight, width);
   const Tensor offset = float_vector(op, "norm_bias", norm_bias, width);
-  Tensor result = torch::stable::new_empty(from.row_scales, {from.rows(), width});
+  Tensor result = linear.new_floats();
   const mp::LayerNorm norm{
-      mp::Dtype::kFloat32, nullptr,           nullptr, residuals.data_ptr(),   residual_rows.data(), weight.data_ptr(),
+      mp::Dtype::kFloat32, nullptr,           nullptr, residuals.data_ptr(),   residual_rows.data(), factor.data_ptr(),
       offset.data_ptr(),   result.data_ptr(), width,   static_cast<float>(eps)};
-  torch::stable::parallel_for(0, from.rows(), rows_per_thread(width * 4), [&](int64_t begin, int64_t end) {
-    mp::kernels().dequantize_add_layer_norm(from.pointers, norm, begin, end);
+  linear.run([&](const mp::Int8Product& product, int64_t begin, int64_t end) {
+    mp::kernels().dequantize_add_layer_norm(product, norm, begin, end);
   });
   return result;
 }
@@ -139,7 +210,7 @@ Tensor dequantize_add_layer_norm(const Tensor& product, const Tensor& row_scales
 STABLE_TORCH_LIBRARY_IMPL(mp_kernels, CPU, m) {
   m.impl("quantize_rows", TORCH_BOX(&quantize_rows));
   m.impl("dequantize_rows", TORCH_BOX(&dequantize_rows));
-  m.impl("dequantize", TORCH_BOX(&dequantize));
-  m.impl("dequantize_gelu", TORCH_BOX(&dequantize_gelu));
-  m.impl("dequantize_add_layer_norm", TORCH_BOX(&dequantize_add_layer_norm));
+  m.impl("int8_linear", TORCH_BOX(&int8_linear));
+  m.impl("int8_linear_gelu", TORCH_BOX(&int8_linear_gelu));
+  m.impl("int8_linear_add_layer_norm", TORCH_BOX(&int8_linear_add_layer_norm));
 }

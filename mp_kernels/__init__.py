@@ -27,7 +27,14 @@ from .functional import (
     top_k_tokens,
     unpack,
 )
-from .int8 import dequantize, dequantize_add_layer_norm, dequantize_gelu, dequantize_rows, ordered_linear, quantize_rows
+from .int8 import (
+    dequantize_rows,
+    int8_linear,
+    int8_linear_add_layer_norm,
+    int8_linear_gelu,
+    ordered_linear,
+    quantize_rows,
+)
 from .ragged import Kept, Ragged
 
 __all__ = [
@@ -35,12 +42,12 @@ __all__ = [
     "Ragged",
     "add_layer_norm",
     "bias_gelu",
-    "dequantize",
-    "dequantize_add_layer_norm",
-    "dequantize_gelu",
     "dequantize_rows",
     "exit_head",
     "gelu_gate",
+    "int8_linear",
+    "int8_linear_add_layer_norm",
+    "int8_linear_gelu",
     "label_entropy",
     "measure_padded",
     "normalized_entropy",

@@ -20,7 +20,7 @@ COMPILED_FOR_CUDA = ("ragged_gather", "ragged_gather_backward")
 # The steps of int8 models have no Triton kernels.
 FOR_CPUS = (
     *("ordered_linear", "quantize_rows", "dequantize_rows"),
-    *("dequantize", "dequantize_gelu", "dequantize_add_layer_norm"),
+    *("int8_linear", "int8_linear_gelu", "int8_linear_add_layer_norm"),
 )
 IN_TRITON = tuple(name for name in SCHEMAS if name not in FOR_CPUS)
 

@@ -167,21 +167,22 @@ def dequantize_rows(rows: Tensor, scales: Tensor, index: Tensor | None) -> Tenso
 
 
 @_fakes
-def dequantize(product: Tensor, row_scales: Tensor, column_scales: Tensor, bias: Tensor | None) -> Tensor:
-    return row_scales.new_empty(product.shape)
+def int8_linear(rows: Tensor, row_scales: Tensor, weight: Tensor, column_scales: Tensor, bias: Tensor | None) -> Tensor:
+    return row_scales.new_empty(rows.shape[0], weight.shape[0])
 
 
 @_fakes
-def dequantize_gelu(
-    product: Tensor, row_scales: Tensor, column_scales: Tensor, bias: Tensor | None
+def int8_linear_gelu(
+    rows: Tensor, row_scales: Tensor, weight: Tensor, column_scales: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    return _int8_rows(product, product.shape[0], product.shape[1])
+    return _int8_rows(rows, rows.shape[0], weight.shape[0])
 
 
 @_fakes
-def dequantize_add_layer_norm(
-    product: Tensor,
+def int8_linear_add_layer_norm(
+    rows: Tensor,
     row_scales: Tensor,
+    weight: Tensor,
     column_scales: Tensor,
     bias: Tensor | None,
     residual: Tensor,
@@ -190,7 +191,7 @@ def dequantize_add_layer_norm(
     norm_bias: Tensor,
     eps: float,
 ) -> Tensor:
-    return row_scales.new_empty(product.shape)
+    return row_scales.new_empty(rows.shape[0], weight.shape[0])
 
 
 @_fakes

@@ -1,8 +1,9 @@
 """The public functions of int8 models: the steps around products of int8 matrices, and the layers of heads.
 
 A float32 matrix becomes int8 rows with a scale a row, so that no row depends on its companions; the weights of a linear
-layer are rows too, one an output. ``torch._int_mm(rows, weight_rows.t())`` multiplies them exactly, and these functions
-make floats of the product, fused with the step that comes next. They are for inference: nothing here has a gradient.
+layer are rows too, one an output. Their products are exact, and become floats on their way through the step that comes
+next. On a processor with AMX they are computed in its tiles, else by torch. All this is for inference: nothing here has a
+gradient.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import torch
 from .checks import check_tensor, describe
 
 _ops = torch.ops.mp_kernels
-_FLOAT32, _INT8, _INT32, _INT64 = (torch.float32,), (torch.int8,), (torch.int32,), (torch.int64,)
+_FLOAT32, _INT8, _INT64 = (torch.float32,), (torch.int8,), (torch.int64,)
 
 
 def ordered_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
@@ -80,46 +81,56 @@ def dequantize_rows(rows: torch.Tensor, scales: torch.Tensor, index: torch.Tenso
     return _ops.dequantize_rows(rows, scales, index)
 
 
-def dequantize(
-    product: torch.Tensor, row_scales: torch.Tensor, column_scales: torch.Tensor, bias: torch.Tensor | None = None
+def int8_linear(
+    rows: torch.Tensor,
+    row_scales: torch.Tensor,
+    weight: torch.Tensor,
+    column_scales: torch.Tensor,
+    bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """``product * row_scales[:, None] * column_scales + bias``, float32 ``[rows, width]``.
+    """``(rows @ weight.T) * row_scales[:, None] * column_scales + bias``, float32 ``[rows, outputs]``.
 
     Args:
-        product: int32 ``[rows, width]``, a product of int8 matrices.
-        row_scales: float32 ``[rows]``, the scales of the left one's rows.
-        column_scales: float32 ``[width]``, the scales of the right one's columns.
-        bias: float32 ``[width]``; None: no bias is added.
+        rows: int8 ``[rows, features]``.
+        row_scales: float32 ``[rows]``.
+        weight: int8 ``[outputs, features]``.
+        column_scales: float32 ``[outputs]``, the scales of the weight's rows.
+        bias: float32 ``[outputs]``; None: no bias is added.
 
     Raises:
         TypeError, ValueError: a wrong dtype, device or shape.
         RuntimeError: a gradient is asked for.
     """
-    _check_product(product, row_scales, column_scales, bias)
-    return _ops.dequantize(product, row_scales, column_scales, bias)
+    _check_linear(rows, row_scales, weight, column_scales, bias)
+    return _ops.int8_linear(rows, row_scales, weight, column_scales, bias)
 
 
-def dequantize_gelu(
-    product: torch.Tensor, row_scales: torch.Tensor, column_scales: torch.Tensor, bias: torch.Tensor | None = None
+def int8_linear_gelu(
+    rows: torch.Tensor,
+    row_scales: torch.Tensor,
+    weight: torch.Tensor,
+    column_scales: torch.Tensor,
+    bias: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The exact GELU of :func:`dequantize`, quantised again as by :func:`quantize_rows`, in one pass.
+    """The exact GELU of :func:`int8_linear`, quantised again as by :func:`quantize_rows`.
 
     Args:
-        product, row_scales, column_scales, bias: as for :func:`dequantize`.
+        rows, row_scales, weight, column_scales, bias: as for :func:`int8_linear`.
 
     Returns:
-        int8 ``[rows, width]``, and float32 ``[rows]``.
+        int8 ``[rows, outputs]``, and float32 ``[rows]``.
 
     Raises:
-        TypeError, ValueError, RuntimeError: as for :func:`dequantize`.
+        TypeError, ValueError, RuntimeError: as for :func:`int8_linear`.
     """
-    _check_product(product, row_scales, column_scales, bias)
-    return _ops.dequantize_gelu(product, row_scales, column_scales, bias)
+    _check_linear(rows, row_scales, weight, column_scales, bias)
+    return _ops.int8_linear_gelu(rows, row_scales, weight, column_scales, bias)
 
 
-def dequantize_add_layer_norm(
-    product: torch.Tensor,
+def int8_linear_add_layer_norm(
+    rows: torch.Tensor,
     row_scales: torch.Tensor,
+    weight: torch.Tensor,
     column_scales: torch.Tensor,
     bias: torch.Tensor | None,
     residual: torch.Tensor,
@@ -128,12 +139,12 @@ def dequantize_add_layer_norm(
     eps: float,
     index: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """``LayerNorm(dequantize(...) + residual[index])``, float32 ``[rows, width]``, in one pass.
+    """``LayerNorm(int8_linear(...) + residual[index])``, float32 ``[rows, outputs]``.
 
     Args:
-        product, row_scales, column_scales, bias: as for :func:`dequantize`.
-        residual: float32 ``[rows, width]``, or with ``index`` ``[any, width]``.
-        norm_weight, norm_bias: float32 ``[width]``.
+        rows, row_scales, weight, column_scales, bias: as for :func:`int8_linear`.
+        residual: float32 ``[rows, outputs]``, or with ``index`` ``[any, outputs]``.
+        norm_weight, norm_bias: float32 ``[outputs]``.
         eps: number added to the variance.
         index: int64 ``[rows]``, the row of ``residual`` for each row of the result; None: the same row.
 
@@ -141,31 +152,39 @@ def dequantize_add_layer_norm(
         TypeError, ValueError: a wrong dtype, device or shape.
         RuntimeError: an index outside ``residual``'s rows; a gradient is asked for.
     """
-    _check_product(product, row_scales, column_scales, bias)
-    check_tensor("residual", residual, 2, _FLOAT32, product)
-    _check_vector("norm_weight", norm_weight, product.shape[1], product)
-    _check_vector("norm_bias", norm_bias, product.shape[1], product)
-    _check_index(index, product)
-    rows = (residual if index is None else index).shape[0]
-    if rows != product.shape[0] or residual.shape[1] != product.shape[1]:
+    _check_linear(rows, row_scales, weight, column_scales, bias)
+    outputs = weight.shape[0]
+    check_tensor("residual", residual, 2, _FLOAT32, rows)
+    _check_vector("norm_weight", norm_weight, outputs, rows)
+    _check_vector("norm_bias", norm_bias, outputs, rows)
+    _check_index(index, rows)
+    residual_rows = (residual if index is None else index).shape[0]
+    if residual_rows != rows.shape[0] or residual.shape[1] != outputs:
         raise ValueError(
-            "product and residual must have the same rows, after index, and one width; "
-            f"got {describe(product)}, and {rows} rows of {describe(residual)}"
+            f"residual must have the same rows as rows, after index, and the width {outputs}; "
+            f"got {describe(rows)}, and {residual_rows} rows of {describe(residual)}"
         )
     _refuse_gradient(residual, norm_weight, norm_bias)
-    return _ops.dequantize_add_layer_norm(
-        product, row_scales, column_scales, bias, residual, index, norm_weight, norm_bias, eps
+    return _ops.int8_linear_add_layer_norm(
+        rows, row_scales, weight, column_scales, bias, residual, index, norm_weight, norm_bias, eps
     )
 
 
-def _check_product(
-    product: torch.Tensor, row_scales: torch.Tensor, column_scales: torch.Tensor, bias: torch.Tensor | None
+def _check_linear(
+    rows: torch.Tensor,
+    row_scales: torch.Tensor,
+    weight: torch.Tensor,
+    column_scales: torch.Tensor,
+    bias: torch.Tensor | None,
 ) -> None:
-    check_tensor("product", product, 2, _INT32, product)
-    _check_vector("row_scales", row_scales, product.shape[0], product)
-    _check_vector("column_scales", column_scales, product.shape[1], product)
+    check_tensor("rows", rows, 2, _INT8, rows)
+    check_tensor("weight", weight, 2, _INT8, rows)
+    if weight.shape[1] != rows.shape[1]:
+        raise ValueError(f"rows and weight must have the same features; got {describe(rows)} and {describe(weight)}")
+    _check_vector("row_scales", row_scales, rows.shape[0], rows)
+    _check_vector("column_scales", column_scales, weight.shape[0], rows)
     if bias is not None:
-        _check_vector("bias", bias, product.shape[1], product)
+        _check_vector("bias", bias, weight.shape[0], rows)
     _refuse_gradient(row_scales, column_scales, bias)
 
 

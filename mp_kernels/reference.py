@@ -468,24 +468,34 @@ def dequantize_rows(rows: torch.Tensor, scales: torch.Tensor, index: torch.Tenso
     return _rows(rows, index, "index").to(scales.dtype) * _rows(scales, index, "index")[:, None]
 
 
-def dequantize(
-    product: torch.Tensor, row_scales: torch.Tensor, column_scales: torch.Tensor, bias: torch.Tensor | None = None
+def int8_linear(
+    rows: torch.Tensor,
+    row_scales: torch.Tensor,
+    weight: torch.Tensor,
+    column_scales: torch.Tensor,
+    bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Definition of :func:`mp_kernels.dequantize`."""
+    """Definition of :func:`mp_kernels.int8_linear`. Sums of products of int8 are exact in float64."""
+    product = rows.double() @ weight.double().t()
     values = product.to(row_scales.dtype) * row_scales[:, None] * column_scales
     return values if bias is None else values + bias
 
 
-def dequantize_gelu(
-    product: torch.Tensor, row_scales: torch.Tensor, column_scales: torch.Tensor, bias: torch.Tensor | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Definition of :func:`mp_kernels.dequantize_gelu`."""
-    return quantize_rows(F.gelu(dequantize(product, row_scales, column_scales, bias)))
-
-
-def dequantize_add_layer_norm(
-    product: torch.Tensor,
+def int8_linear_gelu(
+    rows: torch.Tensor,
     row_scales: torch.Tensor,
+    weight: torch.Tensor,
+    column_scales: torch.Tensor,
+    bias: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Definition of :func:`mp_kernels.int8_linear_gelu`."""
+    return quantize_rows(F.gelu(int8_linear(rows, row_scales, weight, column_scales, bias)))
+
+
+def int8_linear_add_layer_norm(
+    rows: torch.Tensor,
+    row_scales: torch.Tensor,
+    weight: torch.Tensor,
     column_scales: torch.Tensor,
     bias: torch.Tensor | None,
     residual: torch.Tensor,
@@ -494,6 +504,6 @@ def dequantize_add_layer_norm(
     eps: float,
     index: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Definition of :func:`mp_kernels.dequantize_add_layer_norm`."""
-    x = dequantize(product, row_scales, column_scales, bias)
+    """Definition of :func:`mp_kernels.int8_linear_add_layer_norm`."""
+    x = int8_linear(rows, row_scales, weight, column_scales, bias)
     return add_layer_norm(x, residual, norm_weight, norm_bias, eps, index)

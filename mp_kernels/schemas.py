@@ -61,10 +61,10 @@ SCHEMAS = {
     "ordered_linear": "(Tensor x, Tensor weight, Tensor bias) -> Tensor",
     "quantize_rows": "(Tensor x, Tensor? index) -> (Tensor rows, Tensor scales)",
     "dequantize_rows": "(Tensor rows, Tensor scales, Tensor? index) -> Tensor",
-    "dequantize": "(Tensor product, Tensor row_scales, Tensor column_scales, Tensor? bias) -> Tensor",
-    "dequantize_gelu": "(Tensor product, Tensor row_scales, Tensor column_scales, Tensor? bias) "
+    "int8_linear": "(Tensor rows, Tensor row_scales, Tensor weight, Tensor column_scales, Tensor? bias) -> Tensor",
+    "int8_linear_gelu": "(Tensor rows, Tensor row_scales, Tensor weight, Tensor column_scales, Tensor? bias) "
     "-> (Tensor rows, Tensor scales)",
-    "dequantize_add_layer_norm": "(Tensor product, Tensor row_scales, Tensor column_scales, Tensor? bias, "
+    "int8_linear_add_layer_norm": "(Tensor rows, Tensor row_scales, Tensor weight, Tensor column_scales, Tensor? bias, "
     "Tensor residual, Tensor? index, Tensor norm_weight, Tensor norm_bias, float eps) -> Tensor",
     "normalized_entropy": "(Tensor logits) -> Tensor",
     "label_entropy": "(Tensor logits) -> Tensor",
@@ -255,21 +255,22 @@ def dequantize_rows(rows: Tensor, scales: Tensor, index: Tensor | None) -> Tenso
 
 
 @_implements
-def dequantize(product: Tensor, row_scales: Tensor, column_scales: Tensor, bias: Tensor | None) -> Tensor:
-    return reference.dequantize(product, row_scales, column_scales, bias)
+def int8_linear(rows: Tensor, row_scales: Tensor, weight: Tensor, column_scales: Tensor, bias: Tensor | None) -> Tensor:
+    return reference.int8_linear(rows, row_scales, weight, column_scales, bias)
 
 
 @_implements
-def dequantize_gelu(
-    product: Tensor, row_scales: Tensor, column_scales: Tensor, bias: Tensor | None
+def int8_linear_gelu(
+    rows: Tensor, row_scales: Tensor, weight: Tensor, column_scales: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    return reference.dequantize_gelu(product, row_scales, column_scales, bias)
+    return reference.int8_linear_gelu(rows, row_scales, weight, column_scales, bias)
 
 
 @_implements
-def dequantize_add_layer_norm(
-    product: Tensor,
+def int8_linear_add_layer_norm(
+    rows: Tensor,
     row_scales: Tensor,
+    weight: Tensor,
     column_scales: Tensor,
     bias: Tensor | None,
     residual: Tensor,
@@ -278,8 +279,8 @@ def dequantize_add_layer_norm(
     norm_bias: Tensor,
     eps: float,
 ) -> Tensor:
-    return reference.dequantize_add_layer_norm(
-        product, row_scales, column_scales, bias, residual, norm_weight, norm_bias, eps, index
+    return reference.int8_linear_add_layer_norm(
+        rows, row_scales, weight, column_scales, bias, residual, norm_weight, norm_bias, eps, index
     )
 
 

@@ -3,6 +3,11 @@
 #include <cstring>
 
 #include "kernels.h"
+#ifdef MP_BUILD_AMX
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace mp {
 
@@ -17,19 +22,40 @@ namespace avx512 {
 extern const Kernels kKernels;
 }
 #endif
+#ifdef MP_BUILD_AMX
+namespace amx {
+extern const Kernels kKernels;
+}
+
+namespace {
+
+// Whether the processor has tiles for int8, and the system lets this process use them.
+bool has_tiles() {
+  unsigned a, b, c, d;
+  constexpr unsigned kTiles = 1u << 24, kInt8 = 1u << 25;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & kTiles) == 0 || (d & kInt8) == 0) return false;
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+
+}  // namespace
+#endif
 
 const Kernels* const* runnable_kernels() {
   static const struct Table {
-    const Kernels* entries[4] = {};
+    const Kernels* entries[5] = {};
     Table() {
       int n = 0;
 #ifdef MP_BUILD_X86
       __builtin_cpu_init();
       const bool has_avx2 =
           __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-      if (has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
-        entries[n++] = &avx512::kKernels;
+      const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+#ifdef MP_BUILD_AMX
+      if (has_avx512 && has_tiles()) entries[n++] = &amx::kKernels;
+#endif
+      if (has_avx512) entries[n++] = &avx512::kKernels;
       if (has_avx2) entries[n++] = &avx2::kKernels;
 #endif
       entries[n] = &portable::kKernels;

@@ -4,6 +4,9 @@
 #include "heads.h"
 #include "int8.h"
 #include "rows.h"
+#ifdef __AMX_INT8__
+#include "amx.h"
+#endif
 
 #define MP_STRINGIZE_(x) #x
 #define MP_STRINGIZE(x) MP_STRINGIZE_(x)
@@ -90,6 +93,15 @@ const Kernels kKernels = {MP_STRINGIZE(MP_ISA),
                           dense,
                           quantize_float_rows,
                           dequantize_int8_rows,
+#ifdef __AMX_INT8__
+                          takes_int8_weight,
+                          pack_int8_weight,
+                          multiply_int8,
+#else
+                          nullptr,
+                          nullptr,
+                          nullptr,
+#endif
                           dequantize_product,
                           gelu_of_product,
                           layer_norm_of_product};

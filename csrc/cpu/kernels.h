@@ -118,10 +118,11 @@ struct Int8Rows {
   float* scales;  // [rows]
 };
 
-// The product of two int8 matrices: as a float, an element is its integer x its row's scale x its column's scale +
-// bias.
+// Rows of the product of two int8 matrices, from row `first` on: as a float, an element is its integer x its row's scale
+// x its column's scale + bias.
 struct Int8Product {
-  const int32_t* product;  // [rows, width]
+  const int32_t* product;  // [rows - first, width]
+  int64_t first;
   const float* row_scales;
   const float *column_scales, *bias;  // [width]; bias may be null
   int64_t width;
@@ -159,6 +160,12 @@ struct Kernels {
   // Row begin..end of the result each; index: row of the source for each, or null for the same row.
   void (*quantize_rows)(const float* x, const int64_t* index, int64_t width, Int8Rows out, int64_t begin, int64_t end);
   void (*dequantize_rows)(Int8Rows, const int64_t* index, int64_t width, float* out, int64_t begin, int64_t end);
+  // Exact products of int8 matrices; null in builds that have none, which leave them to torch. A weight [outputs,
+  // features] is packed into as many bytes, 16 outputs at a time, of which packs begin..end are written here.
+  bool (*takes_int8_weight)(int64_t outputs, int64_t features);
+  void (*pack_int8_weight)(const int8_t* weight, int64_t features, int8_t* packed, int64_t begin, int64_t end);
+  void (*multiply_int8)(const int8_t* rows, int64_t count, int64_t features, const int8_t* packed, int64_t outputs,
+                        int32_t* out);
   void (*dequantize)(const Int8Product&, float* out, int64_t begin, int64_t end);
   void (*dequantize_gelu)(const Int8Product&, Int8Rows out, int64_t begin, int64_t end);
   // The product takes the place of the norm's x.

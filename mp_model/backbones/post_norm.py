@@ -168,7 +168,7 @@ class Int8PostNormBlock(PostNormBlock):
     def _project(self, values: Tensor, outputs: slice) -> Tensor:
         rows, scales = mp_kernels.quantize_rows(values)
         own = self.packed.rows(outputs)
-        return mp_kernels.dequantize(torch._int_mm(rows, own["weight"].t()), scales, own["scale"], own["bias"])
+        return mp_kernels.int8_linear(rows, scales, own["weight"], own["scale"], own["bias"])
 
     def _feed_forward(self, attended: Tensor) -> Tensor:
         parts = self.parts
@@ -176,8 +176,8 @@ class Int8PostNormBlock(PostNormBlock):
             grown = parts.activation(parts.grow(attended))
             return self._add_and_norm(parts.shrink, parts.norm, grown, attended)
         rows, scales = mp_kernels.quantize_rows(attended)
-        product = torch._int_mm(rows, parts.grow.weight.t())
-        quantised = mp_kernels.dequantize_gelu(product, scales, parts.grow.scale, parts.grow.bias)
+        grow = parts.grow
+        quantised = mp_kernels.int8_linear_gelu(rows, scales, grow.weight, grow.scale, grow.bias)
         return _normed_product(parts.shrink, parts.norm, *quantised, attended)
 
     def _add_and_norm(
@@ -190,9 +190,10 @@ def _normed_product(
     dense: Any, norm: nn.LayerNorm, rows: Tensor, scales: Tensor, residual: Tensor, index: Tensor | None = None
 ) -> Tensor:
     """LayerNorm of an int8 layer's product with quantised rows, with the residual ``residual[index]``."""
-    return mp_kernels.dequantize_add_layer_norm(
-        torch._int_mm(rows, dense.weight.t()),
+    return mp_kernels.int8_linear_add_layer_norm(
+        rows,
         scales,
+        dense.weight,
         dense.scale,
         dense.bias,
         residual,

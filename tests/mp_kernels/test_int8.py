@@ -1,4 +1,4 @@
-"""Steps around products of int8 matrices, against their definitions and against exact arithmetic in float64."""
+"""Products of int8 matrices and the steps around them, against their definitions and against exact arithmetic in float64."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import mp_kernels
 from mp_kernels import reference
 from support.accuracy import assert_same_bits
-from support.operator_samples import int8, product
+from support.operator_samples import factors, int8
 
 # Around the widths of vectors, and of the buffer in which a row is kept between two passes.
 WIDTHS = (1, 3, 4, 7, 8, 9, 15, 16, 17, 63, 64, 65, 768, 4079, 4080, 4081, 4096, 5000)
@@ -72,35 +72,59 @@ def test_values_that_are_not_finite_are_not_lost(bad: float, place: int) -> None
     assert reference.quantize_rows(x)[1].isnan().tolist() == [False, True, False]
 
 
-@pytest.mark.parametrize("width", WIDTHS)
-def test_products_of_every_width(width: int) -> None:
-    exact, row_scales, column_scales = product(5, width)
-    bias, residual, weight, offset = (torch.randn(*shape) for shape in ((width,), (9, width), (width,), (width,)))
-    index = torch.tensor([8, 0, 3, 3, 1])
-    inputs = (exact, row_scales, column_scales, bias)
-    wide = (exact, *(x.double() for x in (row_scales, column_scales, bias)))
-    torch.testing.assert_close(
-        mp_kernels.dequantize(*inputs).double(), reference.dequantize(*wide), rtol=1e-5, atol=1e-5
-    )
-    assert_quantised(*mp_kernels.dequantize_gelu(*inputs), torch.nn.functional.gelu(reference.dequantize(*wide)))
-    normed = mp_kernels.dequantize_add_layer_norm(*inputs, residual, weight, offset, 1e-2, index)
-    wanted = reference.dequantize_add_layer_norm(
-        *wide, residual.double(), weight.double(), offset.double(), 1e-2, index
+# Around tiles of 16 rows by 64 features, blocks of two by two of them, and the rows that a thread takes at a time.
+SHAPES = (
+    *((5, width, 7) for width in WIDTHS),
+    *((rows, 48, 128) for rows in (0, 1, 2, 15, 16, 17, 31, 32, 33, 47, 48, 49, 63, 64, 65, 127, 128, 129, 300)),
+    *((40, outputs, 64) for outputs in (16, 32, 48, 64, 15, 17, 33)),
+    *((40, 32, features) for features in (64, 192, 63, 65, 100)),
+    *((rows, 1536, 768) for rows in (33, 200)),  # a weight that is larger than the cache
+)
+
+
+@pytest.mark.parametrize(("rows", "outputs", "features"), SHAPES)
+def test_linear_layers_of_every_shape(rows: int, outputs: int, features: int) -> None:
+    left, row_scales, weight, column_scales = factors(rows, outputs, features)
+    bias, norm_weight, offset = (torch.randn(outputs) for _ in range(3))
+    residual, index = torch.randn(9, outputs), torch.randint(0, 9, (rows,))
+    inputs = (left, row_scales, weight, column_scales, bias)
+    wide = tuple(x.double() if x.is_floating_point() else x for x in inputs)
+    exact = reference.int8_linear(*wide)
+    torch.testing.assert_close(mp_kernels.int8_linear(*inputs).double(), exact, rtol=1e-5, atol=1e-5)
+    if rows:
+        assert_quantised(*mp_kernels.int8_linear_gelu(*inputs), torch.nn.functional.gelu(exact))
+    normed = mp_kernels.int8_linear_add_layer_norm(*inputs, residual, norm_weight, offset, 1e-2, index)
+    wanted = reference.int8_linear_add_layer_norm(
+        *wide, residual.double(), norm_weight.double(), offset.double(), 1e-2, index
     )
     torch.testing.assert_close(normed.double(), wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_products_without_a_bias() -> None:
-    exact, row_scales, column_scales = product(4, 20)
-    torch.testing.assert_close(
-        mp_kernels.dequantize(exact, row_scales, column_scales), exact * row_scales[:, None] * column_scales
-    )
+@pytest.mark.parametrize(("rows", "outputs", "features"), SHAPES)
+def test_products_are_exact(rows: int, outputs: int, features: int) -> None:
+    """Integers below 2^24 have no error, and so neither have products with scales of 1; a row of a slice is where it is."""
+    left, _, weight, _ = factors(rows, outputs + 16, features)
+    found = mp_kernels.int8_linear(left, torch.ones(rows), weight[16:], torch.ones(outputs))
+    assert torch.equal(found, (left.double() @ weight[16:].double().t()).float())
+
+
+def test_linear_layers_without_a_bias() -> None:
+    for depth in (7, 64):
+        left, row_scales, weight, column_scales = factors(4, 32, depth)
+        exact = left.int() @ weight.int().t()
+        found = mp_kernels.int8_linear(left, row_scales, weight, column_scales)
+        torch.testing.assert_close(found, exact * row_scales[:, None] * column_scales)
 
 
 def test_large_products_are_exact() -> None:
     """The largest sum that 3,072 products can have is no integer of float32; its error is float32's."""
-    exact = torch.full((1, 1), 127 * 127 * 3072 - 1, dtype=torch.int32)
-    assert mp_kernels.dequantize(exact, torch.ones(1), torch.ones(1)).item() == float(exact.float())
+    left, weight = torch.full((1, 3072), -127, dtype=torch.int8), torch.full((16, 3072), 127, dtype=torch.int8)
+    weight[3, 5], weight[4, 5] = -126, 126
+    found = mp_kernels.int8_linear(left, torch.ones(1), weight, torch.ones(16))
+    whole = -127 * 127 * 3072
+    wanted = torch.full((16,), whole, dtype=torch.int64)
+    wanted[3], wanted[4] = whole + 127 * 253, whole + 127
+    assert torch.equal(found[0], wanted.float())
 
 
 def test_rows_come_back() -> None:
@@ -113,17 +137,18 @@ def test_rows_come_back() -> None:
 def chain(x: torch.Tensor, weight: torch.Tensor, column_scales: torch.Tensor) -> torch.Tensor:
     """A feed-forward, from rows to rows."""
     rows, scales = mp_kernels.quantize_rows(x)
-    rows, scales = mp_kernels.dequantize_gelu(torch._int_mm(rows, weight.t()), scales, column_scales)
+    rows, scales = mp_kernels.int8_linear_gelu(rows, scales, weight, column_scales)
     ones = torch.ones(x.shape[1])
-    return mp_kernels.dequantize_add_layer_norm(
-        torch._int_mm(rows, weight), scales, ones, None, x, ones, torch.zeros(x.shape[1]), 1e-12
+    return mp_kernels.int8_linear_add_layer_norm(
+        rows, scales, weight.t().contiguous(), ones, None, x, ones, torch.zeros(x.shape[1]), 1e-12
     )
 
 
-@given(seed=st.integers(0, 1000), count=st.integers(1, 70))
-def test_a_row_does_not_depend_on_its_companions(seed: int, count: int) -> None:
+@given(seed=st.integers(0, 1000), count=st.integers(1, 70), features=st.sampled_from([48, 64]))
+def test_a_row_does_not_depend_on_its_companions(seed: int, count: int, features: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    x, (weight, scales) = torch.randn(count, 48, generator=generator), mp_kernels.quantize_rows(torch.randn(100, 48))
+    x = torch.randn(count, features, generator=generator)
+    weight, scales = mp_kernels.quantize_rows(torch.randn(128, features))
     order = torch.randperm(count, generator=generator)
     whole = chain(x, weight, scales)
     assert_same_bits(chain(x[order], weight, scales), whole[order])
@@ -131,7 +156,7 @@ def test_a_row_does_not_depend_on_its_companions(seed: int, count: int) -> None:
 
 
 def test_threads_change_nothing() -> None:
-    x, (weight, scales) = torch.randn(300, 768), mp_kernels.quantize_rows(torch.randn(1000, 768))
+    x, (weight, scales) = torch.randn(300, 768), mp_kernels.quantize_rows(torch.randn(1024, 768))
     alone = chain(x, weight, scales)
     threads = torch.get_num_threads()
     try:
@@ -160,14 +185,21 @@ BAD: list[tuple[Callable, tuple, type[Exception], str]] = [
     (mp_kernels.quantize_rows, (torch.ones(3, 5), torch.tensor([3])), RuntimeError, "index must lie in 0..2; got 3"),
     (mp_kernels.dequantize_rows, (torch.ones(3, 5), torch.ones(3)), TypeError, "rows must be int8"),
     (mp_kernels.dequantize_rows, (int8(3, 5), torch.ones(2)), ValueError, r"scales must be \[3\]"),
-    (mp_kernels.dequantize, (int8(3, 5), torch.ones(3), VECTOR), TypeError, "product must be int32"),
-    (mp_kernels.dequantize, (*product(3, 5), torch.ones(4)), ValueError, r"bias must be \[5\]"),
-    (mp_kernels.dequantize_gelu, (product(3, 5)[0], VECTOR, VECTOR), ValueError, r"row_scales must be \[3\]"),
+    (mp_kernels.int8_linear, (torch.ones(3, 7), *factors(3, 5)[1:]), TypeError, "rows must be int8"),
+    (mp_kernels.int8_linear, (int8(3, 8), *factors(3, 5)[1:]), ValueError, "the same features"),
+    (mp_kernels.int8_linear, (*factors(3, 5), torch.ones(4)), ValueError, r"bias must be \[5\]"),
+    (mp_kernels.int8_linear_gelu, (int8(3, 7), VECTOR, *factors(3, 5)[2:]), ValueError, r"row_scales must be \[3\]"),
     (
-        mp_kernels.dequantize_add_layer_norm,
-        (*product(3, 5), None, torch.ones(2, 5), VECTOR, VECTOR, 1e-5),
+        mp_kernels.int8_linear_add_layer_norm,
+        (*factors(3, 5), None, torch.ones(2, 5), VECTOR, VECTOR, 1e-5),
         ValueError,
         "the same rows",
+    ),
+    (
+        mp_kernels.int8_linear_add_layer_norm,
+        (*factors(3, 5), None, torch.ones(3, 4), VECTOR, VECTOR, 1e-5),
+        ValueError,
+        "the width 5",
     ),
 ]
 

@@ -255,7 +255,7 @@ void test_int8(const mp::Kernels& kernels, int64_t width) {
   kernels.quantize_rows(x.data(), nullptr, width, out, 0, rows);
   kernels.dequantize_rows(out, nullptr, width, back.data(), 0, rows);
   for (int64_t i = 0; i < rows * width; ++i) product[i] = quantised[i] * 20;
-  const mp::Int8Product from{product.data(), scales.data(), column_scales.data(), bias.data(), width};
+  const mp::Int8Product from{product.data(), 0, scales.data(), column_scales.data(), bias.data(), width};
   kernels.dequantize(from, values.data(), 0, rows);
   kernels.dequantize_gelu(from, {quantised_gelu.data(), grown_scales.data()}, 0, rows);
   kernels.dequantize_rows({quantised_gelu.data(), grown_scales.data()}, nullptr, width, grown.data(), 0, rows);
@@ -290,6 +290,22 @@ void test_int8(const mp::Kernels& kernels, int64_t width) {
   expect_close("product + LayerNorm", kernels, normed, want_normed, 1e-4);
 }
 
+void test_int8_product(const mp::Kernels& kernels, int64_t rows, int64_t features, int64_t outputs) {
+  if (!kernels.takes_int8_weight || !kernels.takes_int8_weight(outputs, features)) return;
+  std::vector<int8_t> left(rows * features), weight(outputs * features), packed(outputs * features);
+  for (size_t i = 0; i < left.size(); ++i) left[i] = static_cast<int8_t>(i * 37 % 255 - 127);
+  for (size_t i = 0; i < weight.size(); ++i) weight[i] = static_cast<int8_t>(i * 101 % 255 - 127);
+  std::vector<int32_t> product(rows * outputs, -1);
+  kernels.pack_int8_weight(weight.data(), features, packed.data(), 0, 1);
+  kernels.pack_int8_weight(weight.data(), features, packed.data(), 1, outputs / 16);
+  kernels.multiply_int8(left.data(), rows, features, packed.data(), outputs, product.data());
+  std::vector<double> wanted(rows * outputs);
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t o = 0; o < outputs; ++o)
+      for (int64_t i = 0; i < features; ++i) wanted[r * outputs + o] += left[r * features + i] * weight[o * features + i];
+  expect_close("product of int8", kernels, {product.begin(), product.end()}, wanted, 0);
+}
+
 }  // namespace
 
 int main() {
@@ -301,6 +317,7 @@ int main() {
     for (const int64_t width : {1, 16, 33}) test_gate_and_rotation(**kernels, width);
     for (const int64_t width : {64, 50, 4100}) test_rows(**kernels, width);
     for (const int64_t width : {64, 50, 4100}) test_int8(**kernels, width);
+    for (const int64_t rows : {1, 16, 31, 32, 50, 64}) test_int8_product(**kernels, rows, 128, 48);
     test_dense(**kernels, 7, 50, 9);
     test_dense(**kernels, 33, 64, 20);
   }

@@ -30,10 +30,9 @@ def int8(*shape: int) -> torch.Tensor:
     return torch.randint(-127, 128, shape, dtype=torch.int8)
 
 
-def product(rows: int, columns: int, depth: int = 7) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """A product of random int8 matrices, int32 ``[rows, columns]``, and scales of its rows and columns."""
-    exact = int8(rows, depth).int() @ int8(columns, depth).int().t()
-    return exact, torch.rand(rows) / 127, torch.rand(columns) / 127
+def factors(rows: int, outputs: int, features: int = 7) -> tuple[torch.Tensor, ...]:
+    """Random int8 rows ``[rows, features]`` with their scales, and such a weight ``[outputs, features]``."""
+    return int8(rows, features), torch.rand(rows) / 127, int8(outputs, features), torch.rand(outputs) / 127
 
 
 def turns(places: int, pairs: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -184,11 +183,11 @@ SAMPLES: dict[str, Callable[[], list[tuple]]] = {
         (int8(4, 5), torch.rand(4), None),
         (int8(4, 5), torch.rand(4), torch.tensor([3, 1])),
     ],
-    "dequantize": lambda: [(*product(4, 5), torch.randn(5)), (*product(4, 5), None)],
-    "dequantize_gelu": lambda: [(*product(4, 5), torch.randn(5)), (*product(4, 5), None)],
-    "dequantize_add_layer_norm": lambda: [
-        (*product(4, 5), torch.randn(5), torch.randn(4, 5), None, torch.randn(5), torch.randn(5), 1e-5),
-        (*product(2, 5), None, torch.randn(4, 5), torch.tensor([3, 1]), torch.randn(5), torch.randn(5), 1e-5),
+    "int8_linear": lambda: [(*factors(4, 5), torch.randn(5)), (*factors(4, 16, 64), None)],
+    "int8_linear_gelu": lambda: [(*factors(4, 5), torch.randn(5)), (*factors(4, 16, 64), None)],
+    "int8_linear_add_layer_norm": lambda: [
+        (*factors(4, 5), torch.randn(5), torch.randn(4, 5), None, torch.randn(5), torch.randn(5), 1e-5),
+        (*factors(2, 16, 64), None, torch.randn(4, 16), torch.tensor([3, 1]), torch.randn(16), torch.randn(16), 1e-5),
     ],
     "normalized_entropy": lambda: [(grown(4, 5),)],
     "label_entropy": lambda: [(grown(4, 5),), (grown(4, 1),)],

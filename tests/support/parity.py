@@ -40,7 +40,8 @@ def _cases() -> dict[str, tuple[Callable, list[torch.Tensor]]]:
 
     x, product = torch.randn(9, 37), torch.randint(-9999, 9999, (9, 37), dtype=torch.int32)
     rows, nine = torch.randint(-127, 128, (9, 37), dtype=torch.int8), torch.tensor([8, 0, 3, 3, 1, 2, 4, 5, 6])
-    scaled = (product, torch.rand(9) / 100, torch.rand(37) / 100, torch.randn(37))
+    weight = torch.randint(-127, 128, (37, 37), dtype=torch.int8)
+    linear = (rows, torch.rand(9) / 100, weight, torch.rand(37) / 100, torch.randn(37))
     angles = (torch.randn(9, 19).cos(), torch.randn(9, 19).sin())
     norm = (torch.randn(9, 37), torch.randn(37), torch.randn(37), 1e-2, nine)
 
@@ -98,10 +99,10 @@ def _cases() -> dict[str, tuple[Callable, list[torch.Tensor]]]:
         "rotary_embedding": (lambda m, x: m.rotary_embedding(x, nine.int(), *angles), [torch.randn(9, 3, 38)]),
         "ordered_linear": (lambda m: m.ordered_linear(*head[:3]), []),
         "quantize_rows": (lambda m: m.quantize_rows(x, nine), []),
-        "dequantize_rows": (lambda m: m.dequantize_rows(rows, scaled[1], nine), []),
-        "dequantize": (lambda m: m.dequantize(*scaled), []),
-        "dequantize_gelu": (lambda m: m.dequantize_gelu(*scaled), []),
-        "dequantize_add_layer_norm": (lambda m: m.dequantize_add_layer_norm(*scaled, *norm), []),
+        "dequantize_rows": (lambda m: m.dequantize_rows(rows, linear[1], nine), []),
+        "int8_linear": (lambda m: m.int8_linear(*linear), []),
+        "int8_linear_gelu": (lambda m: m.int8_linear_gelu(*linear), []),
+        "int8_linear_add_layer_norm": (lambda m: m.int8_linear_add_layer_norm(*linear, *norm), []),
         "normalized_entropy": (lambda m, x: m.normalized_entropy(x), [torch.randn(9, 5)]),
         "label_entropy": (lambda m, x: m.label_entropy(x), [torch.randn(9, 5)]),
         "exit_head": (lambda m: (*m.exit_head(*head, 0.8), *m.exit_head(*head, 0.8, True)), []),
