@@ -80,6 +80,11 @@ def prune_tokens(importance: Tensor, cu_seqlens: Tensor, stays: Tensor | None, t
 
 
 @_fakes
+def prune_rows(x: Tensor, importance: Tensor, cu_seqlens: Tensor, threshold: float) -> tuple[Tensor, ...]:
+    return x.new_empty(x.shape), *_compaction(cu_seqlens, x.shape[0])
+
+
+@_fakes
 def top_k_tokens(importance: Tensor, cu_seqlens: Tensor, stays: Tensor | None, k: Tensor) -> Compaction:
     return _compaction(cu_seqlens, importance.shape[-1])
 

@@ -32,6 +32,9 @@ from .ragged import Kept, Ragged
 
 _ops = torch.ops.mp_kernels
 
+# Types of devices on which a launch costs more than moving the rows that nobody keeps.
+MOVE_WHILE_PRUNING = {"cuda"}
+
 
 def ragged_attention(
     q: torch.Tensor,
@@ -158,13 +161,53 @@ def prune_tokens(
         RuntimeError: ``cu_seqlens`` decreases or does not end at ``total``.
     """
     check_importance(importance, cu_seqlens, stays)
-    threshold = float(threshold)
-    if threshold != threshold:  # NaN, written so that torch.compile can trace it
-        raise ValueError("threshold must be a number; got NaN")
+    threshold = _number(threshold)
     if importance.dtype == torch.float64:
         return reference.prune_tokens(importance, cu_seqlens, threshold, stays)
     index, new_cu_seqlens, samples, extents = _ops.prune_tokens(importance, cu_seqlens, stays, threshold)
     return _kept(index, new_cu_seqlens, None if stays is None else samples, extents)
+
+
+def prune_rows(
+    xs: Sequence[torch.Tensor], importance: torch.Tensor, cu_seqlens: torch.Tensor, threshold: float
+) -> tuple[list[torch.Tensor], Kept]:
+    """The tokens that survive a layer (:func:`prune_tokens`), and their rows of some tensors (:func:`ragged_gather`).
+
+    Args:
+        xs: ``[total, ...]`` each, of any dtype. On a GPU, the rows of a single ``[total, width]`` are moved by the kernel
+            that finds their places.
+        importance, cu_seqlens, threshold: as for :func:`prune_tokens`.
+
+    Returns:
+        rows: ``[total', ...]`` of each x, the x itself where all tokens survive. Differentiable in ``xs``.
+        kept: as of :func:`prune_tokens`.
+
+    Raises:
+        TypeError, ValueError: a wrong dtype, device or shape; importance or threshold is NaN.
+        RuntimeError: ``cu_seqlens`` decreases or does not end at ``total``.
+    """
+    total = importance.shape[-1]
+    for part in xs:
+        if part.shape[:1] != (total,) or part.device != importance.device:
+            raise ValueError(
+                f"xs must have a row for each of the {total} tokens, on {importance.device}; got {describe(part)}"
+            )
+    x = xs[0] if len(xs) == 1 and importance.device.type in MOVE_WHILE_PRUNING else None
+    recorded = x is not None and torch.is_grad_enabled() and x.requires_grad
+    if x is None or recorded or x.dim() != 2 or importance.dtype == torch.float64:
+        kept = prune_tokens(importance, cu_seqlens, threshold)
+        return list(xs if kept.index.shape[0] == total else ragged_gather(xs, kept.index)), kept
+    check_importance(importance, cu_seqlens, None)
+    rows, index, new_cu_seqlens, _, extents = _ops.prune_rows(x, importance, cu_seqlens, _number(threshold))
+    kept = _kept(index, new_cu_seqlens, None, extents)
+    return [rows[: kept.index.shape[0]]], kept
+
+
+def _number(threshold: float) -> float:
+    threshold = float(threshold)
+    if threshold != threshold:  # NaN, written so that torch.compile can trace it
+        raise ValueError("threshold must be a number; got NaN")
+    return threshold
 
 
 def top_k_tokens(

@@ -190,6 +190,14 @@ def prune_tokens(
     return _compact(keep, cu_seqlens, stays)
 
 
+def prune_rows(
+    xs: Sequence[torch.Tensor], importance: torch.Tensor, cu_seqlens: torch.Tensor, threshold: float
+) -> tuple[list[torch.Tensor], Kept]:
+    """Definition of :func:`mp_kernels.prune_rows`."""
+    kept = prune_tokens(importance, cu_seqlens, threshold)
+    return list(ragged_gather(list(xs), kept.index)), kept
+
+
 def top_k_tokens(
     importance: torch.Tensor, cu_seqlens: torch.Tensor, k: int | torch.Tensor, stays: torch.Tensor | None = None
 ) -> Kept:

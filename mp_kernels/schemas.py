@@ -10,6 +10,7 @@ of its ``bias`` is float32 ``[heads, buckets]``, or ``[0]`` without a bias.
 
 Compactions return buffers of the full size and ``extents``, int64 ``[4]``: rows kept, samples kept, length of the longest
 sample kept, first row with NaN importance or -1. So their shapes are static, and the host needs to read ``extents`` only.
+The ``rows`` of ``prune_rows`` are ``x[index]``, to the end of the buffer.
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ SCHEMAS = {
     + " -> (Tensor q_grad, Tensor k_grad, Tensor v_grad, Tensor bias_grad)",
     "mean_over_heads": "(Tensor importance) -> Tensor",
     "prune_tokens": "(Tensor importance, Tensor cu_seqlens, Tensor? stays, float threshold) -> " + _COMPACTION,
+    "prune_rows": "(Tensor x, Tensor importance, Tensor cu_seqlens, float threshold) -> (Tensor rows, "
+    + _COMPACTION.removeprefix("("),
     "top_k_tokens": "(Tensor importance, Tensor cu_seqlens, Tensor? stays, Tensor k) -> " + _COMPACTION,
     "select_samples": "(Tensor cu_seqlens, Tensor stays, SymInt total) -> " + _COMPACTION,
     "measure_padded": "(Tensor attention_mask, Tensor[] xs) -> (Tensor cu_seqlens, Tensor extents)",
@@ -167,6 +170,13 @@ def _buffers(kept: Kept, total: int, batch: int) -> Compaction:
 def prune_tokens(importance: Tensor, cu_seqlens: Tensor, stays: Tensor | None, threshold: float) -> Compaction:
     kept = reference.prune_tokens(importance, cu_seqlens, threshold, stays)
     return _buffers(kept, importance.shape[-1], cu_seqlens.shape[0] - 1)
+
+
+@_implements
+def prune_rows(x: Tensor, importance: Tensor, cu_seqlens: Tensor, threshold: float) -> tuple[Tensor, ...]:
+    kept = reference.prune_tokens(importance, cu_seqlens, threshold)
+    buffers = _buffers(kept, importance.shape[-1], cu_seqlens.shape[0] - 1)
+    return *reference.ragged_gather([x], buffers[0]), *buffers
 
 
 @_implements

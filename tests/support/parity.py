@@ -75,6 +75,10 @@ def _cases() -> dict[str, tuple[Callable, list[torch.Tensor]]]:
             ],
             [],
         ),
+        "prune_rows": (
+            lambda m, *xs: (rows := m.prune_rows(xs, by_head, cu_seqlens, 0.5)) and [*rows[0], *fields(rows[1])],
+            [torch.randn(total, 7), torch.randn(total, 2, 3)],
+        ),
         "top_k_tokens": (
             lambda m: [
                 *fields(m.top_k_tokens(importance, cu_seqlens, 7)),
