@@ -634,45 +634,6 @@ def _check_padded(attention_mask: torch.Tensor, xs: Sequence[torch.Tensor]) -> N
             raise ValueError(f"each of xs must be [batch, width] like {describe(attention_mask)}; got {describe(x)}")
 
 
-def record_answers(
-    count: torch.Tensor,
-    extents: torch.Tensor,
-    samples: torch.Tensor,
-    entered: torch.Tensor,
-    survived: torch.Tensor,
-    logits: torch.Tensor | None,
-    uncertainty: torch.Tensor | None,
-    stays: torch.Tensor | None,
-    layer: int,
-    all_logits: torch.Tensor,
-    all_uncertainty: torch.Tensor,
-    exit_layer: torch.Tensor,
-    tokens: torch.Tensor,
-    nan_rows: torch.Tensor,
-) -> None:
-    """Writes down what a layer did with the samples that are there, of buffers that may have room for more.
-
-    The first ``count`` of ``samples`` are there. Answers go to the places that these numbers say, where they replace
-    those of earlier layers, and nobody else's place is touched. The engine's own; arguments are not checked.
-
-    Args:
-        count: int64 ``[1]``, the samples that entered the layer.
-        extents: int64 ``[4]``, of the layer's pruning, or any with no NaN row; its NaN row is written down.
-        samples: int64 ``[batch]``, the samples' numbers, below ``batch``.
-        entered, survived: int32 ``[batch + 1]``, starts of their tokens before and after the layer.
-        logits: ``[batch, labels]``, with ``uncertainty`` float32 ``[batch]``; None: nobody was looked at.
-        stays: bool ``[batch]``, becomes False for samples that are not there; None: nobody leaves.
-        layer: the layer's number.
-        all_logits, all_uncertainty, exit_layer: ``[batch, labels]``, float32 and int64 ``[batch]``, written.
-        tokens: int32 ``[layers, 2, batch]``, tokens that entered each layer and that survived it, written.
-        nan_rows: int64 ``[layers]``, the first row with NaN importance at each layer, or -1, written.
-    """
-    _ops.record_answers(
-        count, extents, samples, entered, survived, logits, uncertainty, stays, layer,
-        all_logits, all_uncertainty, exit_layer, tokens, nan_rows,
-    )  # fmt: skip
-
-
 def pack(padded: torch.Tensor, attention_mask: torch.Tensor, lengths: tuple[int, int] | None = None) -> Ragged:
     """Packs a padded batch: the rows where the mask is set, sample after sample.
 

@@ -106,15 +106,10 @@ def ragged_attention(
     max_seqlen: int,
     scale: float,
     need_importance: bool,
-    positions_q: Tensor | None = None,
-    positions: Tensor | None = None,
-    bias: Tensor | None = None,
-    buckets: Tensor | None = None,
-    window: int = -1,
+    *places: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    out, importance, logsumexp = reference.attention_with_logsumexp(
-        q, k, v, cu_seqlens_q, cu_seqlens, scale, stays, positions_q, positions, bias, buckets, window
-    )
+    attention = reference.attention_with_logsumexp
+    out, importance, logsumexp = attention(q, k, v, cu_seqlens_q, cu_seqlens, scale, stays, *places)
     return out, importance if need_importance else importance.new_empty(q.shape[1], 0), logsumexp
 
 
@@ -321,23 +316,5 @@ def exit_head(
 
 
 @_implements
-def record_answers(
-    count: Tensor,
-    extents: Tensor,
-    samples: Tensor,
-    entered: Tensor,
-    survived: Tensor,
-    logits: Tensor | None,
-    uncertainty: Tensor | None,
-    stays: Tensor | None,
-    layer: int,
-    all_logits: Tensor,
-    all_uncertainty: Tensor,
-    exit_layer: Tensor,
-    tokens: Tensor,
-    nan_rows: Tensor,
-) -> None:
-    reference.record_answers(
-        count, extents, samples, entered, survived, logits, uncertainty, stays, layer,
-        all_logits, all_uncertainty, exit_layer, tokens, nan_rows,
-    )  # fmt: skip
+def record_answers(*arguments: Any) -> None:
+    reference.record_answers(*arguments)

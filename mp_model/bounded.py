@@ -195,6 +195,6 @@ def _record(
     stays: Tensor | None,
 ) -> None:
     entered = held.batch.cu_seqlens
-    mp_kernels.record_answers(
+    _ops.record_answers(
         held.count, extents, held.samples, entered, survived, logits, uncertainty, stays, layer, *board.parts
     )
