@@ -16,6 +16,7 @@ import torch
 from . import extension
 from .schemas import SCHEMAS, library
 
+# They move the rows of several tensors, of whatever widths, in one launch; index_select takes one for each.
 COMPILED_FOR_CUDA = ("ragged_gather", "ragged_gather_backward")
 # The steps of int8 models have no Triton kernels.
 FOR_CPUS = (

@@ -32,6 +32,9 @@ from .ragged import Kept, Ragged
 
 _ops = torch.ops.mp_kernels
 
+# Types of devices on which a launch costs more than moving the rows that nobody keeps.
+MOVE_WHILE_PRUNING = {"cuda"}
+
 
 def ragged_attention(
     q: torch.Tensor,
@@ -158,13 +161,53 @@ def prune_tokens(
         RuntimeError: ``cu_seqlens`` decreases or does not end at ``total``.
     """
     check_importance(importance, cu_seqlens, stays)
-    threshold = float(threshold)
-    if threshold != threshold:  # NaN, written so that torch.compile can trace it
-        raise ValueError("threshold must be a number; got NaN")
+    threshold = _number(threshold)
     if importance.dtype == torch.float64:
         return reference.prune_tokens(importance, cu_seqlens, threshold, stays)
     index, new_cu_seqlens, samples, extents = _ops.prune_tokens(importance, cu_seqlens, stays, threshold)
     return _kept(index, new_cu_seqlens, None if stays is None else samples, extents)
+
+
+def prune_rows(
+    xs: Sequence[torch.Tensor], importance: torch.Tensor, cu_seqlens: torch.Tensor, threshold: float
+) -> tuple[list[torch.Tensor], Kept]:
+    """The tokens that survive a layer (:func:`prune_tokens`), and their rows of some tensors (:func:`ragged_gather`).
+
+    Args:
+        xs: ``[total, ...]`` each, of any dtype. On a GPU, the rows of a single ``[total, width]`` are moved by the kernel
+            that finds their places.
+        importance, cu_seqlens, threshold: as for :func:`prune_tokens`.
+
+    Returns:
+        rows: ``[total', ...]`` of each x, the x itself where all tokens survive. Differentiable in ``xs``.
+        kept: as of :func:`prune_tokens`.
+
+    Raises:
+        TypeError, ValueError: a wrong dtype, device or shape; importance or threshold is NaN.
+        RuntimeError: ``cu_seqlens`` decreases or does not end at ``total``.
+    """
+    total = importance.shape[-1]
+    for part in xs:
+        if part.shape[:1] != (total,) or part.device != importance.device:
+            raise ValueError(
+                f"xs must have a row for each of the {total} tokens, on {importance.device}; got {describe(part)}"
+            )
+    x = xs[0] if len(xs) == 1 and importance.device.type in MOVE_WHILE_PRUNING else None
+    recorded = x is not None and torch.is_grad_enabled() and x.requires_grad
+    if x is None or recorded or x.dim() != 2 or importance.dtype == torch.float64:
+        kept = prune_tokens(importance, cu_seqlens, threshold)
+        return list(xs if kept.index.shape[0] == total else ragged_gather(xs, kept.index)), kept
+    check_importance(importance, cu_seqlens, None)
+    rows, index, new_cu_seqlens, _, extents = _ops.prune_rows(x, importance, cu_seqlens, _number(threshold))
+    kept = _kept(index, new_cu_seqlens, None, extents)
+    return [rows[: kept.index.shape[0]]], kept
+
+
+def _number(threshold: float) -> float:
+    threshold = float(threshold)
+    if threshold != threshold:  # NaN, written so that torch.compile can trace it
+        raise ValueError("threshold must be a number; got NaN")
+    return threshold
 
 
 def top_k_tokens(
@@ -589,45 +632,6 @@ def _check_padded(attention_mask: torch.Tensor, xs: Sequence[torch.Tensor]) -> N
         check_tensor("each of xs", x, 2, (torch.int64, torch.int32), attention_mask)
         if x.shape != attention_mask.shape:
             raise ValueError(f"each of xs must be [batch, width] like {describe(attention_mask)}; got {describe(x)}")
-
-
-def record_answers(
-    count: torch.Tensor,
-    extents: torch.Tensor,
-    samples: torch.Tensor,
-    entered: torch.Tensor,
-    survived: torch.Tensor,
-    logits: torch.Tensor | None,
-    uncertainty: torch.Tensor | None,
-    stays: torch.Tensor | None,
-    layer: int,
-    all_logits: torch.Tensor,
-    all_uncertainty: torch.Tensor,
-    exit_layer: torch.Tensor,
-    tokens: torch.Tensor,
-    nan_rows: torch.Tensor,
-) -> None:
-    """Writes down what a layer did with the samples that are there, of buffers that may have room for more.
-
-    The first ``count`` of ``samples`` are there. Answers go to the places that these numbers say, where they replace
-    those of earlier layers, and nobody else's place is touched. The engine's own; arguments are not checked.
-
-    Args:
-        count: int64 ``[1]``, the samples that entered the layer.
-        extents: int64 ``[4]``, of the layer's pruning, or any with no NaN row; its NaN row is written down.
-        samples: int64 ``[batch]``, the samples' numbers, below ``batch``.
-        entered, survived: int32 ``[batch + 1]``, starts of their tokens before and after the layer.
-        logits: ``[batch, labels]``, with ``uncertainty`` float32 ``[batch]``; None: nobody was looked at.
-        stays: bool ``[batch]``, becomes False for samples that are not there; None: nobody leaves.
-        layer: the layer's number.
-        all_logits, all_uncertainty, exit_layer: ``[batch, labels]``, float32 and int64 ``[batch]``, written.
-        tokens: int32 ``[layers, 2, batch]``, tokens that entered each layer and that survived it, written.
-        nan_rows: int64 ``[layers]``, the first row with NaN importance at each layer, or -1, written.
-    """
-    _ops.record_answers(
-        count, extents, samples, entered, survived, logits, uncertainty, stays, layer,
-        all_logits, all_uncertainty, exit_layer, tokens, nan_rows,
-    )  # fmt: skip
 
 
 def pack(padded: torch.Tensor, attention_mask: torch.Tensor, lengths: tuple[int, int] | None = None) -> Ragged:

@@ -190,6 +190,14 @@ def prune_tokens(
     return _compact(keep, cu_seqlens, stays)
 
 
+def prune_rows(
+    xs: Sequence[torch.Tensor], importance: torch.Tensor, cu_seqlens: torch.Tensor, threshold: float
+) -> tuple[list[torch.Tensor], Kept]:
+    """Definition of :func:`mp_kernels.prune_rows`."""
+    kept = prune_tokens(importance, cu_seqlens, threshold)
+    return list(ragged_gather(list(xs), kept.index)), kept
+
+
 def top_k_tokens(
     importance: torch.Tensor, cu_seqlens: torch.Tensor, k: int | torch.Tensor, stays: torch.Tensor | None = None
 ) -> Kept:
@@ -409,7 +417,23 @@ def record_answers(
     tokens: torch.Tensor,
     nan_rows: torch.Tensor,
 ) -> None:
-    """Definition of :func:`mp_kernels.record_answers`."""
+    """Writes down what a layer did with the samples that are there, of buffers that may have room for more.
+
+    The first ``count`` of ``samples`` are there. Answers go to the places that these numbers say, where they replace
+    those of earlier layers, and nobody else's place is touched. The engine calls the operator itself, unchecked.
+
+    Args:
+        count: int64 ``[1]``, the samples that entered the layer.
+        extents: int64 ``[4]``, of the layer's pruning, or any with no NaN row; its NaN row is written down.
+        samples: int64 ``[batch]``, the samples' numbers, below ``batch``.
+        entered, survived: int32 ``[batch + 1]``, starts of their tokens before and after the layer.
+        logits: ``[batch, labels]``, with ``uncertainty`` float32 ``[batch]``; None: nobody was looked at.
+        stays: bool ``[batch]``, becomes False for samples that are not there; None: nobody leaves.
+        layer: the layer's number.
+        all_logits, all_uncertainty, exit_layer: ``[batch, labels]``, float32 and int64 ``[batch]``, written.
+        tokens: int32 ``[layers, 2, batch]``, tokens that entered each layer and that survived it, written.
+        nan_rows: int64 ``[layers]``, the first row with NaN importance at each layer, or -1, written.
+    """
     there = torch.arange(samples.shape[0], device=samples.device) < count
     places = samples[there]
     tokens[layer, 0, places] = entered.diff()[there]

@@ -10,6 +10,7 @@ of its ``bias`` is float32 ``[heads, buckets]``, or ``[0]`` without a bias.
 
 Compactions return buffers of the full size and ``extents``, int64 ``[4]``: rows kept, samples kept, length of the longest
 sample kept, first row with NaN importance or -1. So their shapes are static, and the host needs to read ``extents`` only.
+The ``rows`` of ``prune_rows`` are ``x[index]``, to the end of the buffer.
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ SCHEMAS = {
     + " -> (Tensor q_grad, Tensor k_grad, Tensor v_grad, Tensor bias_grad)",
     "mean_over_heads": "(Tensor importance) -> Tensor",
     "prune_tokens": "(Tensor importance, Tensor cu_seqlens, Tensor? stays, float threshold) -> " + _COMPACTION,
+    "prune_rows": "(Tensor x, Tensor importance, Tensor cu_seqlens, float threshold) -> (Tensor rows, "
+    + _COMPACTION.removeprefix("("),
     "top_k_tokens": "(Tensor importance, Tensor cu_seqlens, Tensor? stays, Tensor k) -> " + _COMPACTION,
     "select_samples": "(Tensor cu_seqlens, Tensor stays, SymInt total) -> " + _COMPACTION,
     "measure_padded": "(Tensor attention_mask, Tensor[] xs) -> (Tensor cu_seqlens, Tensor extents)",
@@ -103,15 +106,10 @@ def ragged_attention(
     max_seqlen: int,
     scale: float,
     need_importance: bool,
-    positions_q: Tensor | None = None,
-    positions: Tensor | None = None,
-    bias: Tensor | None = None,
-    buckets: Tensor | None = None,
-    window: int = -1,
+    *places: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    out, importance, logsumexp = reference.attention_with_logsumexp(
-        q, k, v, cu_seqlens_q, cu_seqlens, scale, stays, positions_q, positions, bias, buckets, window
-    )
+    attention = reference.attention_with_logsumexp
+    out, importance, logsumexp = attention(q, k, v, cu_seqlens_q, cu_seqlens, scale, stays, *places)
     return out, importance if need_importance else importance.new_empty(q.shape[1], 0), logsumexp
 
 
@@ -167,6 +165,13 @@ def _buffers(kept: Kept, total: int, batch: int) -> Compaction:
 def prune_tokens(importance: Tensor, cu_seqlens: Tensor, stays: Tensor | None, threshold: float) -> Compaction:
     kept = reference.prune_tokens(importance, cu_seqlens, threshold, stays)
     return _buffers(kept, importance.shape[-1], cu_seqlens.shape[0] - 1)
+
+
+@_implements
+def prune_rows(x: Tensor, importance: Tensor, cu_seqlens: Tensor, threshold: float) -> tuple[Tensor, ...]:
+    kept = reference.prune_tokens(importance, cu_seqlens, threshold)
+    buffers = _buffers(kept, importance.shape[-1], cu_seqlens.shape[0] - 1)
+    return *reference.ragged_gather([x], buffers[0]), *buffers
 
 
 @_implements
@@ -312,23 +317,5 @@ def exit_head(
 
 
 @_implements
-def record_answers(
-    count: Tensor,
-    extents: Tensor,
-    samples: Tensor,
-    entered: Tensor,
-    survived: Tensor,
-    logits: Tensor | None,
-    uncertainty: Tensor | None,
-    stays: Tensor | None,
-    layer: int,
-    all_logits: Tensor,
-    all_uncertainty: Tensor,
-    exit_layer: Tensor,
-    tokens: Tensor,
-    nan_rows: Tensor,
-) -> None:
-    reference.record_answers(
-        count, extents, samples, entered, survived, logits, uncertainty, stays, layer,
-        all_logits, all_uncertainty, exit_layer, tokens, nan_rows,
-    )  # fmt: skip
+def record_answers(*arguments: Any) -> None:
+    reference.record_answers(*arguments)

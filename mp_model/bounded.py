@@ -12,6 +12,7 @@ There is room for one row more than there are rows, so that the first row of a s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -147,12 +148,13 @@ def run_bounded_layer(pyramid: Pyramid, number: int, held: Held, board: Board) -
         return held
     extents = held.extents
 
-    def survive(importance: Tensor) -> Kept:
+    def survive(importance: Tensor, rows: Sequence[Tensor]) -> tuple[Sequence[Tensor], Kept]:
         nonlocal extents
         assert pyramid.pruning.thresholds is not None
         threshold = pyramid.pruning.thresholds[number - 1]
-        index, cu_seqlens, _, extents = _ops.prune_tokens(importance, batch.cu_seqlens, None, threshold)
-        return Kept(index, cu_seqlens, batch.max_seqlen)
+        (context,) = rows  # of a layer in prepared form
+        context, index, starts, _, extents = _ops.prune_rows(context, importance, batch.cu_seqlens, threshold)
+        return [context], Kept(index, starts, batch.max_seqlen)
 
     block = pyramid.block(number, batch.values.device)
     output, _ = block.whole(batch, survive if pyramid.pruning.happens(number) else None)
@@ -193,6 +195,6 @@ def _record(
     stays: Tensor | None,
 ) -> None:
     entered = held.batch.cu_seqlens
-    mp_kernels.record_answers(
+    _ops.record_answers(
         held.count, extents, held.samples, entered, survived, logits, uncertainty, stays, layer, *board.parts
     )

@@ -344,7 +344,7 @@ def whole_layer(
     mask: Tensor | None = None
     recorded = torch.is_grad_enabled()
 
-    def survive(importance: Tensor) -> Kept | None:
+    def survive(importance: Tensor, rows: Sequence[Tensor]) -> tuple[Sequence[Tensor], Kept | None]:
         nonlocal mask
         mask = pruning.soft_mask(number, importance, alive.batch, alive.input_lengths)
         if mask is not None and recorded and not torch.is_grad_enabled():
@@ -352,7 +352,9 @@ def whole_layer(
                 "soft pruning gets no gradient through reentrant checkpoints; "
                 "set gradient_checkpointing_kwargs={'use_reentrant': False}"
             )
-        return None if mask is not None else pruning.survivors(number, importance, alive.batch, alive.input_lengths)
+        if mask is not None:
+            return rows, None
+        return pruning.survivors(number, importance, alive.batch, alive.input_lengths, rows)
 
     output, kept = block.whole(alive.batch, survive, keys_values)
     if mask is not None:

@@ -12,11 +12,11 @@ and hooks are looked at in every call, while the device works.
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -28,14 +28,13 @@ from mp_kernels import Ragged, reference
 from .backbones import PackedInputs
 from .backbones.forms import why_modules_now
 from .bounded import Board, Held, can_be_bounded, run_bounded_embeddings, run_bounded_layer
-from .engine import Pyramid
-from .inputs import PaddedInputs, understood
+from .engine import Arrived, Decided, Pyramid, StepResult
+from .inputs import Bounded, PaddedInputs, understood
 from .problems import Problem
 from .schedule import BatchRun
 
-MOST_ROWS = 2**18  # padded rows of a batch, for the sake of memory
-MOST_ROOMS = 16
-DEVICES = {"cuda"}  # that can replay graphs
+MOST_ROWS = 2**18  # of a batch, padding among them, for the sake of memory
+MOST_ROOMS = 32
 ROOMY = 8192  # rows from which the host waits for the newest count, since a segment takes longer than that
 
 
@@ -56,11 +55,38 @@ def room_for_columns(width: int) -> int:
     return -(-width // 16) * 16
 
 
+# Ids, mask and token types of a padded batch, each int [batch, width] or None.
+Padded = Sequence[Tensor | None]
+
+
 class Shape(NamedTuple):
-    """Room for a padded batch."""
+    """Samples of a batch, tokens of the longest and rows in memory, or the room for them."""
 
     samples: int
     width: int
+    rows: int
+
+    @classmethod
+    def of(cls, given: Padded | PackedInputs) -> Shape:
+        """The shape of a batch."""
+        if isinstance(given, PackedInputs):
+            return cls(given.words.batch_size, given.words.max_seqlen, given.tokens)
+        assert given[0] is not None
+        samples, width = given[0].shape
+        return cls(samples, width, samples * width)
+
+    @classmethod
+    def around(cls, given: Padded | PackedInputs) -> Shape:
+        """Room for a batch; of a packed one powers of two, since room costs it little, and few rooms serve all sizes."""
+        samples, width, rows = cls.of(given)
+        if isinstance(given, PackedInputs):
+            return cls(_power_of_two(samples), _power_of_two(max(width, 32)), _power_of_two(max(rows, 256)))
+        samples, width = room_for_samples(samples), room_for_columns(width)
+        return cls(samples, width, samples * width)
+
+
+def _power_of_two(size: int) -> int:
+    return 1 << max(0, size - 1).bit_length()
 
 
 class Rules(NamedTuple):
@@ -127,45 +153,34 @@ class Segment:
     last: int
 
 
-class Passed:
-    """An event of a CPU, which is behind it as soon as it is recorded."""
+class Cuda:
+    """A CUDA device, as far as graphs need it."""
 
-    def record(self) -> None:
-        """Nothing is under way."""
+    event = torch.cuda.Event
+    pool = staticmethod(torch.cuda.graph_pool_handle)
+    as_current = staticmethod(torch.cuda.device)
 
-    def synchronize(self) -> None:
-        """Nothing is waited for."""
+    @staticmethod
+    def wait_for(event: Any) -> None:
+        """Lets this stream wait for an event, which may be another stream's."""
+        torch.cuda.current_stream().wait_event(event)
 
-    def query(self) -> bool:
-        """Whether it is behind."""
-        return True
-
-
-class Replay:
-    """A graph of a CPU: the work itself."""
-
-    def __init__(self, work: Callable[[], None]) -> None:
-        self.replay = work
-
-
-def captured(work: Callable[[], None], pool: Any) -> torch.cuda.CUDAGraph | Replay:
-    """The graph of some work, which is not done now; pool: memory that it may use."""
-    if pool is None:
-        return Replay(work)
-    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        graph.capture_begin(pool=pool, capture_error_mode="thread_local")
-        try:
-            work()
-        finally:
-            graph.capture_end()
-    torch.cuda.current_stream().wait_stream(stream)
-    return graph
+    @staticmethod
+    def captured(work: Callable[[], None], pool: Any) -> torch.cuda.CUDAGraph:
+        """The graph of some work, which is not done now; pool: memory that it may use."""
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+            try:
+                work()
+            finally:
+                graph.capture_end()
+        torch.cuda.current_stream().wait_stream(stream)
+        return graph
 
 
-def _as_current(device: torch.device) -> AbstractContextManager[object]:
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+DEVICES: dict[str, Any] = {"cuda": Cuda}  # that can replay graphs, by their types
 
 
 class Room:
@@ -173,7 +188,7 @@ class Room:
 
     Args:
         model: the classifier.
-        shape: room for samples and columns.
+        shape: the room.
         rules: the settings for which graphs are captured.
         segments: the layers of each graph.
         pool: memory that graphs share, since they never run side by side.
@@ -182,14 +197,13 @@ class Room:
     def __init__(self, model: Any, shape: Shape, rules: Rules, segments: Sequence[Segment], pool: Any) -> None:
         self.model, self.shape, self.rules, self.segments, self.pool = model, shape, rules, segments, pool
         device = model.device
-        on_device = device.type == "cuda"
-        samples, width = shape
-        rows = self.rows = samples * width + 1
+        self.replays = DEVICES[device.type]
+        samples = shape.samples
+        rows = self.rows = shape.rows + 1
 
-        def integers(*size: int, dtype: torch.dtype = torch.int64) -> Tensor:
+        def integers(size: int, dtype: torch.dtype = torch.int64) -> Tensor:
             return torch.zeros(size, dtype=dtype, device=device)
 
-        self.padded = integers(3, samples, width)  # ids, mask, token types
         self.count = integers(1)
         self.words, self.types, self.positions = integers(rows), integers(rows), integers(rows)
         self.starts = integers(samples + 1, dtype=torch.int32)
@@ -200,16 +214,26 @@ class Room:
         layers = model.config.num_hidden_layers
         self.board, self.memory = _in_one_piece(Board.empty(samples, model.num_labels, layers, states))
         # Rows left, samples left, and the first row with NaN importance or -1, after each segment; the facts come first.
-        self.told = torch.zeros(len(segments) + 1, 16, dtype=torch.int64, pin_memory=on_device)
-        self.done = torch.cuda.Event() if on_device else Passed()
-        self.arrived = [torch.cuda.Event() if on_device else Passed() for _ in range(len(segments) + 1)]
-        self.graphs: dict[tuple[int, int], torch.cuda.CUDAGraph | Replay] = {}
-        self.front: torch.cuda.CUDAGraph | Replay | None = None
-        self.last_given: tuple[int, int] | None = None
+        self.told = torch.zeros(len(segments) + 1, 16, dtype=torch.int64, pin_memory=device.type == "cuda")
+        self.done = self.replays.event()
+        self.arrived = [self.replays.event() for _ in range(len(segments) + 1)]
+        self.graphs: dict[tuple[int, int], Any] = {}
+        self.front: Any = None
+        self.size = 0  # samples of the batch
+        self.last_padded: Shape | None = None  # the shape of what `padded` holds
         self.last_thresholds: tuple[float, ...] | None = None
-        first = model.backbone.first_position(model.config)
+
+    @functools.cached_property
+    def padded(self) -> Tensor:
+        """Ids, mask and token types of a padded batch, int64 ``[3, samples, width]``."""
+        return torch.zeros(3, *self.shape[:2], dtype=torch.int64, device=self.model.device)
+
+    @functools.cached_property
+    def bounded(self) -> list[Bounded]:
+        """The integers of a padded batch that must keep to a range."""
+        first = self.model.backbone.first_position(self.model.config)
         ids, mask, types = self.padded
-        self.bounded = PaddedInputs(ids, mask, types, None, first).bounded(model.config)
+        return PaddedInputs(ids, mask, types, None, first).bounded(self.model.config)
 
     # ---- what the device does ----
 
@@ -285,55 +309,76 @@ class Room:
 
     # ---- what the host does ----
 
-    def graph(self, pyramid: Pyramid, number: int, rows: int) -> torch.cuda.CUDAGraph | Replay:
+    def graph(self, pyramid: Pyramid, number: int, rows: int) -> Any:
         """The graph of a segment with room for so many rows, captured when it is first needed."""
         graph = self.graphs.get((number, rows))
         if graph is None:
             held = self._layers(pyramid, number, rows)  # compiles what was never called, and writes nothing new
             if number + 1 < len(self.segments) and self.held is None:
                 self._leave(held)
-            graph = self.graphs[number, rows] = captured(lambda: self._segment(pyramid, number, rows), self.pool)
+            graph = self.replays.captured(lambda: self._segment(pyramid, number, rows), self.pool)
+            self.graphs[number, rows] = graph
         return graph
 
     def begin(self) -> None:
         """Lets this stream wait for the last run, which may have gone to another one."""
-        if isinstance(self.done, torch.cuda.Event):
-            torch.cuda.current_stream().wait_event(self.done)
+        self.replays.wait_for(self.done)
 
-    def load(self, given: Sequence[Tensor | None], thresholds: Tensor | Sequence[float]) -> None:
-        """Puts a padded batch's ids, mask and token types, each ``[batch, width]`` or None, in their places."""
-        ids = given[0]
-        assert ids is not None
-        size = ids.shape[0], ids.shape[1]
-        if self.last_given != size:
+    def load(self, given: Padded | PackedInputs, thresholds: Tensor | Sequence[float]) -> int:
+        """Puts a batch in its place; returns the number of rows.
+
+        Raises:
+            ValueError: a padded batch has a value outside its range, or a sample without a token.
+        """
+        size = Shape.of(given).samples
+        if self.size != size:
+            self.count.fill_(size)
+            self.size = size
+        self._load_thresholds(thresholds)
+        return self._load_packed(given) if isinstance(given, PackedInputs) else self._load_padded(given)
+
+    def _load_packed(self, inputs: PackedInputs) -> int:
+        total, starts = inputs.tokens, inputs.words.cu_seqlens
+        # What earlier batches left beyond are rows of nobody.
+        for own, x in (
+            (self.words, inputs.words.values),
+            (self.types, inputs.token_types),
+            (self.positions, inputs.positions),
+            (self.starts, starts),
+        ):
+            own[: x.shape[0]].copy_(x)
+        self.starts[starts.shape[0] :].fill_(total)
+        self.board.wipe()
+        return total
+
+    def _load_padded(self, given: Padded) -> int:
+        shape = Shape.of(given)
+        if self.last_padded != shape:
             self.padded.zero_()
             # Samples that are not there are texts of one token, whose answers nobody writes down.
-            self.padded[1, size[0] :, 0] = 1
-            self.count.fill_(size[0])
-            self.last_given = size
+            self.padded[1, shape.samples :, 0] = 1
+            self.last_padded = shape
         for own, x, otherwise in zip(self.padded, given, (0, 1, 0), strict=True):
-            place = own[: size[0], : size[1]]
+            place = own[: shape.samples, : shape.width]
             if x is not None:
                 place.copy_(x)
             else:
                 place.fill_(otherwise)
+        return self._pack_and_tell()
+
+    def _load_thresholds(self, thresholds: Tensor | Sequence[float]) -> None:
         if isinstance(thresholds, Tensor):
-            self.given[: size[0]].copy_(thresholds)
+            self.given[: self.size].copy_(thresholds)
             self.last_thresholds = None
         elif self.last_thresholds != tuple(thresholds) and thresholds:
             pinned = torch.tensor(thresholds, pin_memory=self.given.is_cuda)
             self.given.copy_(pinned.to(self.given.device, non_blocking=True).expand_as(self.given))
             self.last_thresholds = tuple(thresholds)
 
-    def pack(self) -> int:
-        """Runs the front; returns the number of rows.
-
-        Raises:
-            ValueError: a value outside its range, a sample without a token.
-        """
+    def _pack_and_tell(self) -> int:
         if self.front is None:
             self._pack()
-            self.front = captured(self._pack, self.pool)
+            self.front = self.replays.captured(self._pack, self.pool)
         self.front.replay()
         self.arrived[0].record()
         self.arrived[0].synchronize()
@@ -377,8 +422,7 @@ class Room:
 
     def answers(self, pyramid: Pyramid) -> BatchRun:
         """Copies of the answers for the batch."""
-        assert self.last_given is not None
-        count = self.last_given[0]
+        count = self.size
         board = _views(self.memory.clone(), self.board)
         self.done.record()
         return BatchRun(
@@ -451,25 +495,24 @@ class Graphs:
     def run(
         self,
         pyramid: Pyramid,
-        given: Sequence[Tensor | None],
+        given: Padded | PackedInputs,
         thresholds: Tensor | Sequence[float],
     ) -> BatchRun | None:
-        """Classifies a padded batch; None: the model is no longer the one that was captured, and must be called anew.
+        """Classifies a batch; None: the model is no longer the one that was captured, and must be called anew.
 
         Args:
             pyramid: the model's.
-            given: ids, mask and token types, each int ``[batch, width]`` or None.
+            given: the batch, padded or packed.
             thresholds: exit thresholds, one an exit layer, or ``[batch, exit layers]``.
         """
-        with self.lock, _as_current(self.model.device):
+        with self.lock, DEVICES[self.model.device.type].as_current(self.model.device):
             # Tensors that are made in inference mode can be written in no other.
             with torch.inference_mode():
                 room = self._room(pyramid, given)
                 if room is None:
                     return None
                 room.begin()
-                room.load(given, thresholds)
-                rows = room.pack()
+                rows = room.load(given, thresholds)
                 waiting = room.run(pyramid, rows, 0 if rows >= ROOMY else self.lag)
             run = room.answers(pyramid)
             if self.snapshot is None or not self.snapshot.holds():
@@ -478,11 +521,9 @@ class Graphs:
             room.wait(waiting)
             return run
 
-    def _room(self, pyramid: Pyramid, given: Sequence[Tensor | None]) -> Room | None:
+    def _room(self, pyramid: Pyramid, given: Padded | PackedInputs) -> Room | None:
         """The buffers and graphs for a batch; None: the model cannot be captured."""
-        ids = given[0]
-        assert ids is not None
-        key = Shape(room_for_samples(ids.shape[0]), room_for_columns(ids.shape[1])), Rules.of(pyramid)
+        key = Shape.around(given), Rules.of(pyramid)
         room = self.rooms.get(key)
         if room is None:
             if self.snapshot is None or not self.snapshot.holds():
@@ -500,7 +541,7 @@ class Graphs:
         """Forgets all graphs."""
         self.rooms.clear()
         self.snapshot = None
-        self.pool = torch.cuda.graph_pool_handle() if self.model.device.type == "cuda" else None
+        self.pool = DEVICES[self.model.device.type].pool()
 
     def _why_not(self, pyramid: Pyramid) -> str | None:
         """The reason why the model cannot be captured; None: it can."""
@@ -514,20 +555,50 @@ class Graphs:
         return self.model.backbone.why_embedding_modules(self.model.base_model, device)
 
 
-def can_be_captured(model: Any, pyramid: Pyramid, given: Sequence[Any]) -> bool:
+def can_be_captured(model: Any, pyramid: Pyramid, given: Sequence[Any] | PackedInputs) -> bool:
     """Whether a call may go through graphs: plain ids on a device, and rules that need no counting by the host.
 
-    given: ids, mask and token types; whatever is odd about them is left to others to refuse.
+    given: a packed batch; or a padded one's ids, mask and token types, of which whatever is odd is left to others to refuse.
     """
-    ids = given[0]
-    if not isinstance(ids, Tensor) or ids.device.type not in DEVICES or ids.device != model.device or ids.dim() != 2:
+    ids = given.words.values if isinstance(given, PackedInputs) else given[0]
+    if not isinstance(ids, Tensor) or ids.device.type not in DEVICES or ids.device != model.device:
         return False
-    if 0 in ids.shape or ids.shape[1] > model.config.max_position_embeddings or ids.numel() > MOST_ROWS:
+    if not isinstance(given, PackedInputs) and not _is_plain(given, ids):
         return False
-    for x in given:
-        odd = not isinstance(x, Tensor) or x.shape != ids.shape or x.device != ids.device or x.is_floating_point()
-        if x is not None and odd:
-            return False
+    _, width, rows = Shape.of(given)
+    if not 0 < rows <= MOST_ROWS or width > model.config.max_position_embeddings:
+        return False
     if why_modules_now(ids.device) or (ids.is_cuda and torch.cuda.is_current_stream_capturing()):
         return False
     return can_be_bounded(pyramid) and all(hasattr(layer, "why_modules") for layer in pyramid.layers)
+
+
+def _is_plain(given: Sequence[Any], ids: Tensor) -> bool:
+    """Whether these are integers ``[batch, width]`` on one device."""
+    return ids.dim() == 2 and all(
+        x is None
+        or (isinstance(x, Tensor) and x.shape == ids.shape and x.device == ids.device and not x.is_floating_point())
+        for x in given
+    )
+
+
+def steps_by_graphs(model: Any, pyramid: Pyramid, arrived: Arrived) -> list[StepResult] | None:
+    """Everything that happens to a batch by graphs of its device, layer by layer; None: it must go through a schedule.
+
+    The predictions at a layer are those of the samples that leave there; for the others their later ones stand in.
+
+    Args:
+        model: the classifier.
+        pyramid: the model's, with a call's settings.
+        arrived: the batch.
+    """
+    run = model.run_captured(arrived.inputs, pyramid, arrived.thresholds)
+    if run is None:
+        return None
+    results = []
+    for step in run.steps:
+        here = step.samples
+        numbers, stays = arrived.samples[here], run.exit_layer[here] != step.layer
+        decided = Decided(step.layer, numbers, run.logits[here], run.uncertainty[here], stays)
+        results.append(StepResult(decided, None, replace(step, samples=numbers)))
+    return results

@@ -6,7 +6,7 @@ in which no size may depend on data (``torch.compile``, ``torch.export``, ``torc
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -160,9 +160,12 @@ def run_masked(
     for number, layer in enumerate(backbone.layers(encoder), 1):
         batch = MaskedBatch(alive, attentions)
 
-        def survive(importance: Tensor, number: int = number, entering: Tensor = alive) -> None:
+        def survive(
+            importance: Tensor, rows: Sequence[Tensor], number: int = number, entering: Tensor = alive
+        ) -> tuple[Sequence[Tensor], None]:
             nonlocal alive
             alive = survivors(pruning, number, importance, entering, lengths)
+            return rows, None
 
         states = run.states[-1]
         output = layer(states, batch, survive if pruning.happens(number) else None)
@@ -185,7 +188,7 @@ def survivors(pruning: Pruning, number: int, importance: Tensor, alive: Tensor, 
         input_lengths: int64 ``[batch]``, the tokens that each sample came with.
     """
     entering = mp_kernels.pack(importance.detach().transpose(1, 2), alive)
-    kept = pruning.survivors(number, entering.values.t().contiguous(), entering, input_lengths)
+    _, kept = pruning.survivors(number, entering.values.t().contiguous(), entering, input_lengths)
     if kept is None:
         return alive
     assert entering.index is not None

@@ -27,7 +27,7 @@ from .configuration import PyramidConfig, as_pyramid, config_class
 from .engine import Pyramid
 from .exits import Exits, make_exit_heads
 from .flops import Work
-from .graphs import Graphs, can_be_captured
+from .graphs import Graphs, Padded, Shape, can_be_captured
 from .inputs import PaddedInputs, checked_values, pack_inputs, padded_inputs
 from .masked import NO_SINGLE_GRAPH, MaskedRun, Wanted, is_traced, run_masked
 from .problems import ONE_LABEL, SEVERAL_LABELS, VALUES
@@ -489,22 +489,23 @@ class PyramidForSequenceClassification(PyramidPreTrainedModel):
         return output
 
     def run_captured(
-        self, given: Sequence[Tensor | None], pyramid: Pyramid, exit_threshold: Tensor | None = None
+        self, given: Padded | PackedInputs, pyramid: Pyramid, own: Tensor | None = None
     ) -> BatchRun | None:
-        """Classifies a padded batch by graphs of its device (:mod:`mp_model.graphs`); None: it must go another way.
+        """Classifies a batch by graphs of its device (:mod:`mp_model.graphs`); None: it must go another way.
 
         Args:
-            given: ids, mask and token types, each int ``[batch, width]`` or None; the ids on a device that replays graphs.
+            given: a packed batch; or a padded one's ids, mask and token types, each int ``[batch, width]`` or None.
             pyramid: the model's, with a call's settings.
-            exit_threshold: ``[batch]``, exit thresholds of the samples' own; None: the pyramid's.
+            own: exit thresholds of the samples' own, ``[batch]`` of a padded batch and ``[batch, exit layers]`` of a packed
+                one; None: the pyramid's.
         """
         if not self.use_graphs or not can_be_captured(self, pyramid, given):
             return None
         exits = pyramid.exits
         thresholds: Tensor | list[float] = [] if exits is None else list(exits.thresholds.values())
-        if exit_threshold is not None and exits is not None:
-            assert given[0] is not None
-            thresholds = thresholds_of_samples(exit_threshold, given[0].shape[0], len(thresholds))
+        if own is not None and exits is not None:
+            packed = isinstance(given, PackedInputs)
+            thresholds = own if packed else thresholds_of_samples(own, Shape.of(given).samples, len(thresholds))
         if self._graphs is None:
             self._graphs = Graphs(self)
         return self._graphs.run(pyramid, given, thresholds)

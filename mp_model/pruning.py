@@ -51,23 +51,28 @@ class Pruning:
             return self.top_k[layer - 1] != 1 or isinstance(self.top_k[layer - 1], int)
         return self.thresholds is not None and self.thresholds[layer - 1] > 0
 
-    def survivors(self, layer: int, importance: Tensor, batch: Ragged, input_lengths: Tensor) -> Kept | None:
-        """The tokens that survive layer ``layer``; None: all of them.
+    def survivors(
+        self, layer: int, importance: Tensor, batch: Ragged, input_lengths: Tensor, rows: Sequence[Tensor] = ()
+    ) -> tuple[Sequence[Tensor], Kept | None]:
+        """Rows of the tokens that survive layer ``layer``, and which these are; None: all of them.
 
         Args:
             layer: the layer's number, from 1.
             importance: float32 ``[heads, total]``, by head, of the tokens that entered the layer.
             batch: these tokens.
             input_lengths: int64 ``[batch]``, the tokens that each sample came with.
+            rows: ``[total, ...]`` each, of which the survivors' rows are wanted.
         """
         if self.top_k is not None:
             counts = top_k_counts(self.top_k[layer - 1], batch.lengths)
             kept = mp_kernels.top_k_tokens(importance, batch.cu_seqlens, counts)
+            if kept.index.shape[0] < importance.shape[-1]:
+                rows = mp_kernels.ragged_gather(rows, kept.index)
         else:
             assert self.thresholds is not None
             importance = self.normalized(importance, batch, input_lengths)
-            kept = mp_kernels.prune_tokens(importance, batch.cu_seqlens, self.thresholds[layer - 1])
-        return None if kept.index.shape[0] == importance.shape[-1] else kept
+            rows, kept = mp_kernels.prune_rows(rows, importance, batch.cu_seqlens, self.thresholds[layer - 1])
+        return rows, None if kept.index.shape[0] == importance.shape[-1] else kept
 
     def normalized(self, importance: Tensor, batch: Ragged, input_lengths: Tensor) -> Tensor:
         """Importance ``[..., total]``, divided by the :attr:`normalizer` instead of by the number of entering tokens."""

@@ -18,7 +18,7 @@ from .comparing import Way, compare, draws, run_all
 from .document import Sheet
 from .plan import OURS
 
-HIDDEN, WIDE, LABELS = 768, 3072, 4
+HIDDEN, HEADS, WIDE, LABELS = 768, 12, 3072, 4
 TOKENS = 55  # of a text
 BATCHES = (32, 256)  # texts
 TORCH = "torch"
@@ -36,6 +36,18 @@ class Case(NamedTuple):
 def torch_gather(xs: list[Tensor], index: Tensor) -> list[Tensor]:
     """Rows of several tensors, one after the other."""
     return [x.index_select(0, index) for x in xs]
+
+
+def torch_prune(x: Tensor, importance: Tensor, cu_seqlens: Tensor, threshold: float) -> Tensor:
+    """Rows of the tokens that survive, and row 0 to the end of the buffer."""
+    keep = importance.mean(0) >= threshold
+    keep[cu_seqlens[:-1].long()] = True
+    return x.index_select(0, torch.nonzero_static(keep, size=x.shape[0], fill_value=0).squeeze(1))
+
+
+def ours_prune(*inputs: Any) -> Tensor:
+    """The same by our operator."""
+    return torch.ops.mp_kernels.prune_rows(*inputs)[0]
 
 
 def torch_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -91,6 +103,9 @@ def cases(batch: int, device: torch.device, drawn: Callable[..., Tensor]) -> dic
     def several() -> list[Any]:  # as a layer that lets samples go: states, keys with values, places in the batch
         return [[drawn(rows, HIDDEN), drawn(rows, 2 * HIDDEN), every.clone()], index]
 
+    def prune() -> list[Any]:
+        return [drawn(rows, HIDDEN), drawn(HEADS, rows).float(), starts, -0.24]  # four fifths survive
+
     def norm() -> list[Any]:
         return [drawn(rows, HIDDEN), drawn(rows, HIDDEN), 1 + drawn(HIDDEN), drawn(HIDDEN), 1e-12]
 
@@ -102,6 +117,7 @@ def cases(batch: int, device: torch.device, drawn: Callable[..., Tensor]) -> dic
     return {
         "gather of one tensor": Case(one, *gather),
         "gather of three tensors": Case(several, *gather),
+        "prune, and move the rows": Case(prune, ours_prune, torch_prune, torch_prune),
         "add and LayerNorm": Case(norm, mp_kernels.add_layer_norm, torch_norm, reference.add_layer_norm),
         "bias and GELU": Case(
             lambda: [drawn(rows, WIDE), drawn(WIDE)], mp_kernels.bias_gelu, torch_gelu, reference.bias_gelu

@@ -13,6 +13,7 @@ IMPLEMENTATIONS = {
         attention_backward.ragged_attention_backward,
         compaction.mean_over_heads,
         compaction.prune_tokens,
+        compaction.prune_rows,
         compaction.top_k_tokens,
         compaction.select_samples,
         padding.measure_padded,

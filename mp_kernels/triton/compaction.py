@@ -2,12 +2,14 @@
 
 Token pruning and sample exits are one compaction over different flags. In a usual batch a program owns a sample: one launch
 finds the rows that each sample keeps, where there is a choice, and one places them behind those of the samples before it,
-whose counts every program adds up for itself. A batch of very many samples takes three launches: one for the flags and
-counts of each block of rows, one for the places of the rows, one for the samples. There are no atomics, so no result
-depends on timing.
+whose counts every program adds up for itself; it may move a tensor's rows there as well. A batch of very many samples takes
+three launches: one for the flags and counts of each block of rows, one for the places of the rows, one for the samples.
+There are no atomics, so no result depends on timing.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 import triton
@@ -15,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import configurations, launching
+from .rows import as_integers, ragged_gather
 from .tiles import sample_span
 
 
@@ -179,6 +182,17 @@ def keep_in_samples(
     tl.store(p_first_nan + sample, first_nan)
 
 
+@triton.jit
+def copy_rows(p_x, p_out, sources, targets, inside, x_stride, width, BLOCK_W: tl.constexpr):
+    """Copies whole rows, where ``inside``."""
+    p_x += sources[:, None] * x_stride
+    p_out += targets[:, None].to(tl.int64) * width
+    for first in range(0, width, BLOCK_W):
+        columns = first + tl.arange(0, BLOCK_W)[None, :]
+        there = inside[:, None] & (columns < width)
+        tl.store(p_out + columns, tl.load(p_x + columns, mask=there), mask=there)
+
+
 @triton.jit(do_not_specialize=["total", "batch"])
 def place_in_batch(
     p_places,
@@ -190,19 +204,28 @@ def place_in_batch(
     p_new_cu_seqlens,
     p_samples,
     p_extents,
+    p_x,
+    p_rows,
     total,
     batch,
+    x_stride,
+    width,
     BLOCK: tl.constexpr,
     BLOCK_S: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_W: tl.constexpr,
     HAS_PLACES: tl.constexpr,
     HAS_STAYS: tl.constexpr,
+    HAS_ROWS: tl.constexpr,
 ):
-    """Program (sample): where its rows and itself come to lie, after all that the samples before it keep.
+    """Program (sample, part): where its rows and itself come to lie, after all that the samples before it keep.
 
     Without places, a sample that stays keeps all its rows. Buffers are defined to the end: behind the rows that are kept
-    row 0, behind the samples that stay sample 0 and the last start.
+    row 0, behind the samples that stay sample 0 and the last start. Where rows of ``x`` are moved as well, the parts of a
+    sample share its blocks of rows.
     """
     sample = tl.program_id(0)
+    part, parts = tl.program_id(1), tl.num_programs(1)
     begin, length = sample_span(p_cu_seqlens, sample, total)
     before = tl.full([], 0, tl.int32)
     kept = tl.full([], 0, tl.int32)
@@ -232,25 +255,38 @@ def place_in_batch(
     stays = sample >= 0
     if HAS_STAYS:
         stays = tl.load(p_stays + sample) != 0
-    for first in range(0, length, BLOCK):
+    for first in range(part * BLOCK, length, parts * BLOCK):
         rows = first + tl.arange(0, BLOCK)
         inside = (rows < length) & stays
         places = rows
         if HAS_PLACES:
             places = tl.load(p_places + begin + rows, mask=inside, other=-1)
         tl.store(p_index + before + places, begin + rows, mask=inside & (places >= 0))
-    for first in range(kept + sample * BLOCK, total, batch * BLOCK):
+    turn = sample * parts + part
+    for first in range(kept + turn * BLOCK, total, batch * parts * BLOCK):
         rows = first + tl.arange(0, BLOCK)
         tl.store(p_index + rows, tl.zeros([BLOCK], tl.int64), mask=rows < total)
-    place = tl.where(stays, rank, staying + sample - rank)
-    tl.store(p_new_cu_seqlens + place, tl.where(stays, before, kept))
-    tl.store(p_samples + place, tl.where(stays, sample, 0).to(tl.int64))
-    if sample == 0:
-        tl.store(p_new_cu_seqlens + batch, kept)
-        tl.store(p_extents, kept.to(tl.int64))
-        tl.store(p_extents + 1, staying.to(tl.int64))
-        tl.store(p_extents + 2, longest.to(tl.int64))
-        tl.store(p_extents + 3, tl.where(first_nan == 2147483647, -1, first_nan).to(tl.int64))
+    if HAS_ROWS:
+        for first in range(part * BLOCK_R, length, parts * BLOCK_R):
+            rows = first + tl.arange(0, BLOCK_R)
+            inside = (rows < length) & stays
+            places = rows
+            if HAS_PLACES:
+                places = tl.load(p_places + begin + rows, mask=inside, other=-1)
+            copy_rows(p_x, p_rows, begin + rows, before + places, inside & (places >= 0), x_stride, width, BLOCK_W)
+        for first in range(kept + turn * BLOCK_R, total, batch * parts * BLOCK_R):
+            rows = first + tl.arange(0, BLOCK_R)
+            copy_rows(p_x, p_rows, tl.zeros([BLOCK_R], tl.int64), rows, rows < total, x_stride, width, BLOCK_W)
+    if part == 0:
+        place = tl.where(stays, rank, staying + sample - rank)
+        tl.store(p_new_cu_seqlens + place, tl.where(stays, before, kept))
+        tl.store(p_samples + place, tl.where(stays, sample, 0).to(tl.int64))
+        if sample == 0:
+            tl.store(p_new_cu_seqlens + batch, kept)
+            tl.store(p_extents, kept.to(tl.int64))
+            tl.store(p_extents + 1, staying.to(tl.int64))
+            tl.store(p_extents + 2, longest.to(tl.int64))
+            tl.store(p_extents + 3, tl.where(first_nan == 2147483647, -1, first_nan).to(tl.int64))
 
 
 @triton.jit(do_not_specialize=["head_stride", "total", "batch", "stride"])
@@ -389,6 +425,43 @@ def mean_over_heads(importance: Tensor) -> Tensor:
     return mean
 
 
+class _Choice(NamedTuple):
+    """All that decides which rows are kept, and the kernels' first arguments; what is None is not read.
+
+    Attributes:
+        importance: float32 ``[heads, total]``, with the threshold.
+        flags: int8 ``[total]``.
+        cu_seqlens: int32 ``[batch + 1]``.
+        stays: bool ``[batch]``.
+        threshold: of importance.
+        total: number of rows.
+    """
+
+    importance: Tensor | None
+    flags: Tensor | None
+    cu_seqlens: Tensor
+    stays: Tensor | None
+    threshold: float
+    total: int
+
+    @property
+    def pointers(self) -> tuple[Tensor, ...]:
+        return tuple(self.cu_seqlens if x is None else x for x in self[:4])
+
+    @property
+    def constants(self) -> dict[str, int]:
+        heads = 0 if self.importance is None else self.importance.shape[0]
+        return {"HEADS": heads, "HAS_FLAGS": self.flags is not None, "HAS_STAYS": self.stays is not None}
+
+    @property
+    def head_stride(self) -> int:
+        return 0 if self.importance is None else self.importance.stride(0)
+
+    @property
+    def batch(self) -> int:
+        return self.cu_seqlens.shape[0] - 1
+
+
 def _compact(
     importance: Tensor | None,
     flags: Tensor | None,
@@ -396,67 +469,77 @@ def _compact(
     cu_seqlens: Tensor,
     stays: Tensor | None,
     total: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    batch = cu_seqlens.shape[0] - 1
+    x: Tensor | None = None,
+) -> tuple[Tensor, ...]:
+    """The four results of a compaction; with ``x``, rows ``[total, width]``, those that are kept come first."""
     cu_seqlens = cu_seqlens.contiguous()
-    index = cu_seqlens.new_empty(total, dtype=torch.int64)
-    new_cu_seqlens, places = cu_seqlens.new_empty(batch + 1), cu_seqlens.new_empty(total + 1)
-    samples, extents = (cu_seqlens.new_empty(size, dtype=torch.int64) for size in (batch, 4))
-    unread = cu_seqlens  # stands in for pointers that are not read
-    choice = (
-        unread if importance is None else importance,
-        unread if flags is None else flags,
-        cu_seqlens,
-        unread if stays is None else stays.contiguous(),
-    )
-    head_stride = 0 if importance is None else importance.stride(0)
-    sizes = (head_stride, threshold, total, batch, launching.bisection_stride(batch - 1))
-    constants = {
-        "HEADS": 0 if importance is None else importance.shape[0],
-        "HAS_FLAGS": flags is not None,
-        "HAS_STAYS": stays is not None,
-    }
-    if batch == 0:
+    stays = None if stays is None else stays.contiguous()
+    choice = _Choice(importance, flags, cu_seqlens, stays, threshold, total)
+    index, new_cu_seqlens = cu_seqlens.new_empty(total, dtype=torch.int64), cu_seqlens.new_empty(choice.batch + 1)
+    samples, extents = (cu_seqlens.new_empty(size, dtype=torch.int64) for size in (choice.batch, 4))
+    made = (index, new_cu_seqlens, samples, extents)
+    if choice.batch == 0:
+        index.zero_()
+        new_cu_seqlens.zero_()
         extents.zero_()[3] = -1
-        return index.zero_(), new_cu_seqlens.zero_(), samples, extents
-    if batch <= configurations.MOST_SAMPLES_AT_ONCE or total == 0:
-        chosen = importance is not None or flags is not None
-        tile = configurations.samples(total // batch)
-        counts, first_nan = cu_seqlens.new_empty(batch), cu_seqlens.new_empty(batch)
-        flagged = {"HAS_STAYS": stays is not None}
-        if chosen:
-            launching.launch(
-                keep_in_samples,
-                (batch,),
-                *(*choice, places, counts, first_nan, head_stride, threshold, total),
-                tile=tile,
-                BLOCK=tile.columns,
-                HEADS=constants["HEADS"],
-                HAS_FLAGS=flags is not None,
-                **flagged,
-            )
+    elif choice.batch <= configurations.MOST_SAMPLES_AT_ONCE or total == 0:
+        return _compact_by_samples(choice, made, x)
+    else:
+        _compact_by_blocks(choice, made)
+    return made if x is None else (*ragged_gather([x], index), *made)
+
+
+def _compact_by_samples(choice: _Choice, made: tuple[Tensor, ...], x: Tensor | None) -> tuple[Tensor, ...]:
+    cu_seqlens, batch, total = choice.cu_seqlens, choice.batch, choice.total
+    chosen = choice.importance is not None or choice.flags is not None
+    tile, moving = configurations.samples(total // batch), configurations.MEANS
+    places, counts, first_nan = (cu_seqlens.new_empty(size) for size in (total, batch, batch))
+    if chosen:
         launching.launch(
-            place_in_batch,
+            keep_in_samples,
             (batch,),
-            *(places, counts, first_nan, *choice[2:], index, new_cu_seqlens, samples, extents, total, batch),
+            *(*choice.pointers, places, counts, first_nan, choice.head_stride, choice.threshold, total),
             tile=tile,
             BLOCK=tile.columns,
-            BLOCK_S=configurations.ROWS.columns,
-            HAS_PLACES=chosen,
-            **flagged,
+            **choice.constants,
         )
-        return index, new_cu_seqlens, samples, extents
+    parts, rows, moved, sizes = 1, None, (places, places), (0, 0)
+    if x is not None:
+        rows = x.new_empty(x.shape)
+        source = as_integers(x)
+        moved, sizes = (source, as_integers(rows)), (source.stride(0), source.shape[1])
+        parts = max(1, triton.cdiv(triton.cdiv(total, batch), moving.rows))
+    launching.launch(
+        place_in_batch,
+        (batch, parts),
+        *(places, counts, first_nan, *choice.pointers[2:], *made, *moved, total, batch, *sizes),
+        tile=tile,
+        BLOCK=tile.columns,
+        BLOCK_S=configurations.ROWS.columns,
+        BLOCK_R=moving.rows,
+        BLOCK_W=moving.columns,
+        HAS_PLACES=chosen,
+        HAS_STAYS=choice.stays is not None,
+        HAS_ROWS=x is not None,
+    )
+    return made if rows is None else (rows, *made)
+
+
+def _compact_by_blocks(choice: _Choice, made: tuple[Tensor, ...]) -> None:
+    cu_seqlens, batch, total = choice.cu_seqlens, choice.batch, choice.total
     tile = configurations.COMPACTION
     blocks = triton.cdiv(total, tile.columns)
-    keep = cu_seqlens.new_empty(total, dtype=torch.int8)
+    index, *of_samples = made
+    keep, places = cu_seqlens.new_empty(total, dtype=torch.int8), cu_seqlens.new_empty(total + 1)
     counts, first_nan = cu_seqlens.new_empty(blocks), cu_seqlens.new_empty(blocks)
+    sizes = (choice.head_stride, choice.threshold, total, batch, launching.bisection_stride(batch - 1))
     launching.launch(
         count_kept,
         (blocks,),
-        *(*choice, keep, counts, first_nan, *sizes),
+        *(*choice.pointers, keep, counts, first_nan, *sizes),
         tile=tile,
         BLOCK=tile.columns,
-        **constants,
+        **choice.constants,
     )
     launching.launch(
         place_kept, (blocks,), *(keep, counts, index, places, total, blocks), tile=tile, BLOCK=tile.columns
@@ -464,12 +547,11 @@ def _compact(
     launching.launch(
         place_samples,
         (1,),
-        *(places, first_nan, *choice[2:], new_cu_seqlens, samples, extents, total, blocks, batch),
+        *(places, first_nan, *choice.pointers[2:], *of_samples, total, blocks, batch),
         tile=tile,
         BLOCK=tile.columns,
-        HAS_STAYS=stays is not None,
+        HAS_STAYS=choice.stays is not None,
     )
-    return index, new_cu_seqlens, samples, extents
 
 
 def _by_head(importance: Tensor) -> Tensor:
@@ -477,16 +559,17 @@ def _by_head(importance: Tensor) -> Tensor:
     return by_head if by_head.stride(1) == 1 else by_head.contiguous()
 
 
-def prune_tokens(
-    importance: Tensor, cu_seqlens: Tensor, stays: Tensor | None, threshold: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def prune_tokens(importance: Tensor, cu_seqlens: Tensor, stays: Tensor | None, threshold: float) -> tuple[Tensor, ...]:
     """Implementation of the operator of this name in :mod:`mp_kernels.schemas`."""
     return _compact(_by_head(importance), None, threshold, cu_seqlens, stays, importance.shape[-1])
 
 
-def top_k_tokens(
-    importance: Tensor, cu_seqlens: Tensor, stays: Tensor | None, k: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def prune_rows(x: Tensor, importance: Tensor, cu_seqlens: Tensor, threshold: float) -> tuple[Tensor, ...]:
+    """Implementation of the operator of this name in :mod:`mp_kernels.schemas`."""
+    return _compact(_by_head(importance), None, threshold, cu_seqlens, None, importance.shape[-1], x)
+
+
+def top_k_tokens(importance: Tensor, cu_seqlens: Tensor, stays: Tensor | None, k: Tensor) -> tuple[Tensor, ...]:
     """Implementation of the operator of this name in :mod:`mp_kernels.schemas`."""
     of_tokens = importance.contiguous() if importance.dim() == 1 else mean_over_heads(importance)
     flags = of_tokens.new_empty(of_tokens.shape, dtype=torch.int8)
@@ -501,6 +584,6 @@ def top_k_tokens(
     return _compact(None, flags, 0.0, cu_seqlens, stays, of_tokens.shape[0])
 
 
-def select_samples(cu_seqlens: Tensor, stays: Tensor, total: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def select_samples(cu_seqlens: Tensor, stays: Tensor, total: int) -> tuple[Tensor, ...]:
     """Implementation of the operator of this name in :mod:`mp_kernels.schemas`."""
     return _compact(None, None, 0.0, cu_seqlens, stays, total)

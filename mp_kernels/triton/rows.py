@@ -374,22 +374,25 @@ def pair_features(first: Tensor, x: Tensor, cu_seqlens: Tensor, middles: Tensor)
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
+def as_integers(x: Tensor) -> Tensor:
+    """``x`` as ``[rows, width]`` integers of the same size, so that one kernel moves every dtype."""
+    x = torch.view_as_real(x) if x.is_complex() else x
+    return _rows_together(x.view(_INTEGERS[x.element_size()]))
+
+
 def ragged_gather(xs: Sequence[Tensor], index: Tensor) -> list[Tensor]:
     """Implementation of the operator of this name in :mod:`mp_kernels.schemas`."""
     index = index.contiguous()
     gathered = []
     for x in xs:
         out = x.new_empty(index.shape[0], *x.shape[1:])
-        # One kernel moves every dtype, as integers of the same size.
-        source, target = (torch.view_as_real(t) if t.is_complex() else t for t in (x, out))
-        integer = _INTEGERS[source.element_size()]
-        source, target = _rows_together(source.view(integer)), target.view(integer)
+        source = as_integers(x)
         width = source.shape[1]
         tile = configurations.ROWS
         launching.launch(
             gather_rows,
             (index.shape[0], triton.cdiv(width, tile.columns)),
-            *(source, index, target, source.stride(0), source.shape[0], width),
+            *(source, index, as_integers(out), source.stride(0), source.shape[0], width),
             tile=tile,
             BLOCK=tile.columns,
         )

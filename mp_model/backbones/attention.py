@@ -189,10 +189,10 @@ def going_on(
         survive: the choice of survivors; None: all.
         first_only: whether [CLS] alone asked.
     """
-    kept = None if survive is None else survive(importance)  # type: ignore[arg-type]
     if first_only:
         assert isinstance(batch, Ragged)
-        values = first_rows(values, batch)
-    if kept is not None:
-        context, values = mp_kernels.ragged_gather([context, values], kept.index)
+        return context, first_rows(values, batch)
+    if survive is not None:
+        assert importance is not None
+        (context, values), _ = survive(importance, [context, values])
     return context, values

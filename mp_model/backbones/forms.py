@@ -7,7 +7,7 @@ themselves, packed and fused for inference; it is taken where the weights say ev
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from types import MethodType
 from typing import ClassVar, Protocol
@@ -18,8 +18,9 @@ from transformers.activations import GELUActivation
 
 from mp_kernels import Kept, Ragged
 
-# Chooses a layer's survivors by the importance, float32 [heads, total], of the tokens that entered; None: all survive.
-Survive = Callable[[Tensor], Kept | None]
+# Chooses a layer's survivors by the importance, float32 [heads, total], of the tokens that entered; returns their rows of
+# some tensors [total, ...], and which tokens they are; None: all survive.
+Survive = Callable[[Tensor, Sequence[Tensor]], tuple[Sequence[Tensor], Kept | None]]
 
 
 @dataclass
@@ -141,11 +142,11 @@ class ModuleBlock:
     ) -> tuple[Ragged, Kept | None]:
         kept: Kept | None = None
 
-        def choose(importance: Tensor) -> Kept | None:
+        def choose(importance: Tensor, rows: Sequence[Tensor]) -> tuple[Sequence[Tensor], Kept | None]:
             nonlocal kept
             assert survive is not None
-            kept = survive(importance)
-            return kept
+            rows, kept = survive(importance, rows)
+            return rows, kept
 
         values = self.layer(batch.values, batch, None if survive is None else choose)
         return output_of(values, kept, batch), kept

@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor
 
-import mp_kernels
 from mp_kernels import Kept, Ragged
 
 from .attention import Relation, attend
@@ -60,11 +59,11 @@ class PreparedBlock(ABC):
             context, importance = self._attend_to_all(batch, survive is not None)
         else:
             context, importance = self._attend_to(batch, keys_values, survive is not None)
-        kept = None if survive is None or importance is None else survive(importance)
-        if kept is None:
-            return output_of(self.finish(context, batch.values), None, batch), None
-        context = mp_kernels.ragged_gather(context, kept.index)
-        return output_of(self.finish(context, batch.values, kept.index), kept, batch), kept
+        kept = None
+        if survive is not None and importance is not None:
+            (context,), kept = survive(importance, [context])
+        index = None if kept is None else kept.index
+        return output_of(self.finish(context, batch.values, index), kept, batch), kept
 
     def _attend_to_all(self, batch: Ragged, need_importance: bool) -> tuple[Tensor, Tensor | None]:
         """Context and importance; the projections are not needed after it, and their memory is free again."""

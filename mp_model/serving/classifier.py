@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 import reprlib
+from collections import deque
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,7 @@ from ..data.batches import Text
 from ..data.files import check_folder
 from ..data.tokens import Tokeniser, Tokens
 from ..data.windows import Window, Windows, tokens_of, with_windows
-from ..engine import Arrived, Decided, Pyramid, StepResult
-from ..flops import Step
+from ..engine import Arrived, Pyramid, StepResult
 from ..inputs import ONE_TEXT, pack_tokens
 from ..modelling import thresholds_of_samples
 from ..registration import PyramidForSequenceClassification
@@ -360,6 +360,7 @@ class _Run:
         self.pyramid = classifier.pyramid(for_all)
         on_device = self.model.device.type in graphs.DEVICES
         self.schedule = Schedule(self.pyramid, DEVICE_BUDGET if on_device else BUDGET)
+        self.by_graphs: deque[StepResult] = deque()  # that happened and were not looked at yet
         self.names, self.problem = self.model.config.label_names, self.model.config.problem
         # Texts are numbered as they come; these have a place for each that is held, by number modulo capacity.
         self.work = torch.zeros(capacity, dtype=torch.int64, device=self.model.device)
@@ -429,7 +430,7 @@ class _Run:
         for part in piece.tokens.slices(self.schedule.budget):
             thresholds = None if piece.thresholds is None else piece.thresholds[part]
             self._admit(piece.tokens[part], numbers[part], thresholds)
-            for result in self.schedule.due(more_is_coming=True):
+            while (result := self._next(more_is_coming=True)) is not None:
                 self._take(result)
 
     def _admit(self, tokens: Tokens, numbers: Tensor, thresholds: Tensor | None) -> None:
@@ -441,46 +442,31 @@ class _Run:
             own = thresholds_of_samples(thresholds, len(tokens), layers).to(device)
         for number, length in zip(numbers.tolist(), tokens.lengths.tolist(), strict=True):
             self.lengths[number % capacity] += length
-        if device.type not in graphs.DEVICES or not self._answer_by_graphs(tokens, numbers.to(device), thresholds):
-            self.schedule.admit(Arrived(inputs, numbers.to(device), own))
+        arrived = Arrived(inputs, numbers.to(device), own)
+        results = graphs.steps_by_graphs(self.model, self.pyramid, arrived)
+        if results is None:
+            self.schedule.admit(arrived)
+        else:
+            self.by_graphs.extend(results)
 
-    def _answer_by_graphs(self, tokens: Tokens, numbers: Tensor, thresholds: Tensor | None) -> bool:
-        """Answers texts at once, by graphs of the model's device; False: they must go through the schedule.
-
-        Args:
-            tokens: the texts' tokens.
-            numbers: the texts' numbers, int64 ``[texts]``, on the device.
-            thresholds: exit thresholds of their own, ``[texts]``; None: they have none.
-        """
-        mask = np.arange(tokens.lengths.max(initial=1)) < tokens.lengths[:, None]
-        padded = np.zeros((3, *mask.shape), dtype=np.int64)
-        padded[0][mask], padded[1] = tokens.ids, mask
-        if tokens.types is not None:
-            padded[2][mask] = tokens.types
-        given = torch.from_numpy(padded).to(self.model.device).unbind()
-        run = self.model.run_captured(given, self.pyramid, thresholds)
-        if run is None:
-            return False
-        for step in run.steps:
-            self._take(StepResult(None, None, replace(step, samples=numbers[step.samples])))
-        nothing = Step(0, "embedded", False, numbers[:0], numbers[:0])
-        for layer in run.exit_layer.unique().tolist():
-            here = (run.exit_layer == layer).nonzero().squeeze(1)
-            decided = Decided(layer, numbers[here], run.logits[here], run.uncertainty[here], None)
-            self._take(StepResult(decided, None, nothing))
-        return True
+    def _next(self, more_is_coming: bool) -> StepResult | None:
+        """What happens next; None: the next texts are due, or all have left."""
+        if self.by_graphs:
+            return self.by_graphs.popleft()
+        number = self.schedule.next_layer(more_is_coming)
+        return None if number is None else self.schedule.run(number)
 
     @torch.inference_mode()
     def step(self) -> None:
         """Runs one layer, though more texts may come: somebody has waited long enough."""
-        number = self.schedule.next_layer(more_is_coming=False)
-        if number is not None:
-            self._take(self.schedule.run(number))
+        result = self._next(more_is_coming=False)
+        if result is not None:
+            self._take(result)
 
     @torch.inference_mode()
     def finish(self) -> None:
         """Answers all texts that were let in."""
-        for result in self.schedule.due(more_is_coming=False):
+        while (result := self._next(more_is_coming=False)) is not None:
             self._take(result)
 
     def ready(self) -> Iterator[Answer]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..engine import Alive, Arrived, Decided, StepResult
+from ..graphs import steps_by_graphs
 from ..inputs import pack_tokens
 from ..schedule import BUDGET, Schedule
 from .admission import (
@@ -44,7 +45,7 @@ class Observer(Protocol):
     """Somebody who is told what the worker does, in its thread."""
 
     def stepped(self, layer: int, texts: int, tokens: int, seconds: float) -> None:
-        """A layer ran for so many texts with so many alive tokens."""
+        """A layer ran for so many texts with so many alive tokens; 0 stands for all layers of a run by graphs."""
         ...
 
     def answered(self, result: Result, level: str | None) -> None:
@@ -236,7 +237,9 @@ class Worker:
             return
         began = time.monotonic()
         samples: list[int] = []
+        part: Arrived | Alive
         try:
+            results: list[StepResult] | None = None
             if number == ADMIT:
                 texts = self._still_wanted()
                 if not texts:
@@ -244,18 +247,22 @@ class Worker:
                 samples = list(range(self._came, self._came + len(texts)))
                 self._came += len(texts)
                 self._on_their_way.update(zip(samples, texts, strict=True))
-                part: Arrived | Alive = self._packed(texts, samples[0])
+                part = arrived = self._packed(texts, samples[0])
+                if not any(text.audited for text in texts):  # of these every exit's prediction is wanted
+                    results = steps_by_graphs(self.classifier.model, self.schedule.pyramid, arrived)
             else:
                 part = self.schedule.queues[number].take()
                 samples = part.samples.tolist()
-            result = self.schedule.run_taken(number, part)
+            if results is None:
+                results = [self.schedule.run_taken(number, part)]
         except Exception as error:
             log.exception("a step of layer %d has failed", number)
             failed = RefusedError(f"the model failed at layer {number}: {type(error).__name__}")
             for sample in samples:
                 self._refuse(self._on_their_way.pop(sample), failed)
             return
-        self._take(result)
+        for result in results:
+            self._take(result)
         self.observer.stepped(number, len(samples), part.tokens, time.monotonic() - began)
 
     def _still_wanted(self) -> list[OnItsWay]:

@@ -100,6 +100,7 @@ def other_calls(dtype: torch.dtype) -> dict[str, Call]:
         "prune": lambda: op["prune_tokens"](importance, CU_SEQLENS, None, 0.01),
         "prune with exits": lambda: op["prune_tokens"](importance, CU_SEQLENS, STAYS, 0.01),
         "prune many": lambda: op["prune_tokens"](many, CU_SEQLENS, STAYS, 0.01),
+        "prune rows": lambda: op["prune_rows"](x, importance, CU_SEQLENS, 0.01),
         "top k": lambda: op["top_k_tokens"](importance, CU_SEQLENS, None, _empty(BATCH, dtype=torch.int64)),
         "select samples": lambda: op["select_samples"](CU_SEQLENS, STAYS, ROWS),
         "measure padded": lambda: op["measure_padded"](padded, [padded] * 3),

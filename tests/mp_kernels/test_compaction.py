@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mp_kernels
-from mp_kernels import Kept, reference, schemas
-from support.accuracy import assert_kept
+from mp_kernels import Kept, functional, reference, schemas
+from support.accuracy import assert_kept, assert_same_bits
 from support.ragged_batches import cu_seqlens_of, random_heads, stays_of
 
 LENGTHS = st.lists(st.integers(0, 12), max_size=6)
@@ -45,6 +45,40 @@ def kept_of(rows: Sequence[int], lengths: Sequence[int], samples: Sequence[int] 
 def test_prune_tokens(batch: tuple, threshold: float) -> None:
     *scores, stays = batch
     assert_kept(mp_kernels.prune_tokens(*scores, threshold, stays), reference.prune_tokens(*scores, threshold, stays))
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@given(scored_batches(), st.one_of(SCORES, st.floats(-1, 2)), st.integers(0, 2))
+def test_prune_rows(fused: bool, batch: tuple, threshold: float, count: int) -> None:
+    importance, cu_seqlens, _ = batch
+    xs = [torch.randn(importance.shape[-1], 3) for _ in range(count)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(functional, "MOVE_WHILE_PRUNING", {"cpu"} if fused else set())
+        rows, kept = mp_kernels.prune_rows(xs, importance, cu_seqlens, threshold)
+    expected, expected_kept = reference.prune_rows(xs, importance, cu_seqlens, threshold)
+    assert_kept(kept, expected_kept)
+    assert_same_bits(rows, expected)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_prune_rows_has_gradients(fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(functional, "MOVE_WHILE_PRUNING", {"cpu"} if fused else set())
+    x = torch.randn(4, 2, requires_grad=True)
+    (rows,), _ = mp_kernels.prune_rows([x], torch.tensor([0.0, 0.9, 0.1, 0.5]), cu_seqlens_of((4,)), 0.5)
+    (gradient,) = torch.autograd.grad(rows.sum(), x)
+    assert gradient.tolist() == [[1.0, 1.0], [1.0, 1.0], [0.0, 0.0], [1.0, 1.0]]
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_prune_rows_refuses_what_does_not_fit(fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(functional, "MOVE_WHILE_PRUNING", {"cpu"} if fused else set())
+    importance, starts = torch.rand(2, 4), cu_seqlens_of((3, 1))
+    with pytest.raises(ValueError, match=r"xs must have a row for each of the 4 tokens, on cpu; got float32 \[3, 2\]"):
+        mp_kernels.prune_rows([torch.rand(3, 2)], importance, starts, 0.5)
+    with pytest.raises(ValueError, match="threshold must be a number; got NaN"):
+        mp_kernels.prune_rows([torch.rand(4, 2)], importance, starts, math.nan)
+    with pytest.raises(ValueError, match="importance is NaN at row 2"):
+        mp_kernels.prune_rows([torch.rand(4, 2)], torch.tensor([1.0, 1.0, math.nan, 1.0]), starts, 0.5)
 
 
 @given(scored_batches(), st.integers(1, 15))

@@ -14,9 +14,10 @@ import pytest
 import torch
 
 from mp_model import Classifier, PyramidBertForSequenceClassification, engine, graphs
-from mp_model.serving import classifier
-from support import tiny, wordpiece
+from mp_model.serving import classifier, worker
+from support import replays, tiny, wordpiece
 from support.pyramids import calibrated
+from support.serving import assert_like, request_of
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SHAPES = (
@@ -35,7 +36,7 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     """A CPU whose kernels are Triton's counts as a device that can replay."""
     if DEVICE == "cpu":
         request.getfixturevalue("on_triton")
-        monkeypatch.setattr(graphs, "DEVICES", {"cpu"})
+        monkeypatch.setitem(graphs.DEVICES, "cpu", replays.Cpu)
 
 
 def both(model: PyramidBertForSequenceClassification, **call: Any) -> tuple[Any, Any]:
@@ -147,6 +148,65 @@ def test_a_classifier_answers_by_them(monkeypatch: pytest.MonkeyPatch) -> None:
             assert (x.label, x.exit_layer, x.tokens, x.flops) == (y.label, y.exit_layer, y.tokens, y.flops)
             assert x.score == pytest.approx(y.score, abs=1e-5)
             assert x.uncertainty == pytest.approx(y.uncertainty, abs=1e-5)
+
+
+@torch.no_grad()
+def test_a_packed_batch_needs_no_padding() -> None:
+    """Its answers are the padded one's, bit by bit, in whatever order both come into one room."""
+    model, thresholds = on_device("alive", "pooled_from_0")
+    pyramid = model.pyramid(exit_threshold=thresholds)
+    for batch in (*BATCHES, BATCHES[0]):
+        padded = inputs_of(batch)
+        packed = model.base_model.pack(**padded)
+        given = padded["input_ids"], padded["attention_mask"], padded["token_type_ids"]
+        got, expected = (model.run_captured(x, pyramid) for x in (packed, given))
+        for name in ("logits", "uncertainty", "exit_layer", "lengths"):
+            assert torch.equal(getattr(got, name), getattr(expected, name)), name
+
+
+def test_rooms_of_packed_batches_are_few_and_small() -> None:
+    batches = [tiny.samples([length] * size) for size in range(1, 33) for length in (5, 20, 40, 60)]
+    model = tiny.classifier(max_position_embeddings=64)
+    given = [model.base_model.pack(**batch.padded()) for batch in batches]
+    rooms = [graphs.Shape.around(x) for x in given]
+    assert len(set(rooms)) < graphs.MOST_ROOMS
+    for batch, room in zip(given, rooms, strict=True):
+        shape = graphs.Shape.of(batch)
+        assert all(need <= there for need, there in zip(shape, room, strict=True))
+        assert room.rows <= max(256, 2 * shape.rows)
+
+
+def test_a_server_answers_by_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for texts that are audited, of which every exit's prediction is wanted."""
+    monkeypatch.setattr(worker, "WARM", (3,))
+    monkeypatch.setattr(engine, "decides_first", lambda *_: False)  # as graphs decide, since the work is compared
+    model, _ = on_device("alive", "pooled_from_0", vocab_size=len(wordpiece.VOCABULARY))
+    ours = Classifier(model, wordpiece.tokenizer())
+    texts = [text[:30] for text in wordpiece.texts(3)]
+    used, by_graphs = [], model.run_captured
+    monkeypatch.setattr(model, "run_captured", lambda *x: (used.append(by_graphs(*x)), used[-1])[1])
+
+    def served(threshold: float | str | None, **settings: Any) -> list[Any]:
+        """The outcomes of a server that is closed at once; it runs in this thread, where NumPy's warnings are ignored."""
+        server = worker.Worker(ours)
+        server.state = "ready"
+        request, done = request_of(server, texts, threshold, **settings)
+        server.submit(request)
+        server.close()
+        used.clear()
+        server._run()
+        assert done.is_set()
+        assert server.state == "closed"
+        return request.outcomes
+
+    got = [served(threshold) for threshold in (0.9, "never")]
+    assert len(used) == 2, "one to warm up, and one for the texts"
+    assert None not in used
+    got.append(served(0.9, audited=[False, True, False]))
+    assert len(used) == 1, "one to warm up"
+    model.use_graphs = False
+    for outcomes, threshold in zip(got, (0.9, "never", 0.9), strict=True):
+        assert_like(ours, outcomes, texts, threshold)
 
 
 @torch.no_grad()

@@ -88,6 +88,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, list[int]]]:
         with torch._C.DisableTorchFunction():
             return x.tolist()
 
+    monkeypatch.setattr(mp_kernels.functional, "MOVE_WHILE_PRUNING", {"cpu"})
     for module in (mp_kernels.functional, mp_model.inputs):
         monkeypatch.setattr(module, "read_by_host", counted_read)
 

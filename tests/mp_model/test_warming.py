@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ahead_of_time.variants import Variants, variants
+from mp_kernels import functional
 from mp_model import PyramidBertForSequenceClassification, engine, warming
 from support import tiny
 
@@ -29,6 +30,11 @@ def model_of(**settings: Any) -> PyramidBertForSequenceClassification:
     sizes = {"hidden_size": 64, "num_attention_heads": HEADS, "intermediate_size": 64, "num_hidden_layers": LAYERS}
     model = tiny.classifier(**sizes, max_position_embeddings=256, **settings)
     return model.to(torch.bfloat16)
+
+
+@pytest.fixture(autouse=True)
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(functional, "MOVE_WHILE_PRUNING", {"cpu"})
 
 
 @pytest.fixture(params=["first", "late"])

@@ -145,6 +145,11 @@ SAMPLES: dict[str, Callable[[], list[tuple]]] = {
         (torch.rand(TOTAL), CU_SEQLENS, None, 0.5),
         (torch.rand(3, TOTAL), CU_SEQLENS, STAYS, 0.5),
     ],
+    "prune_rows": lambda: [
+        (torch.randn(TOTAL, 37), torch.rand(3, TOTAL), CU_SEQLENS, 0.5),
+        (torch.randn(TOTAL, 5).bfloat16(), torch.rand(TOTAL), CU_SEQLENS, 0.5),
+        (torch.randn(0, 5), torch.rand(0), CU_SEQLENS[:1], 0.5),
+    ],
     "top_k_tokens": lambda: [
         (torch.rand(TOTAL), CU_SEQLENS, None, torch.tensor([1, 2, 3, 4])),
         (torch.rand(3, TOTAL), CU_SEQLENS, STAYS, torch.tensor([1, 2, 3, 4])),

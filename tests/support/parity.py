@@ -48,16 +48,6 @@ def _cases() -> dict[str, tuple[Callable, list[torch.Tensor]]]:
     def fields(kept) -> list:
         return [kept.index, kept.cu_seqlens, kept.max_seqlen, kept.samples]
 
-    answers = (product[:6, :3].float(), importance[:6])
-
-    def recorded(m) -> list:
-        board = [torch.zeros(6, 3), torch.zeros(6), torch.zeros(6, dtype=torch.int64)]
-        board += [torch.zeros(2, 2, 6, dtype=torch.int32), torch.zeros(2, dtype=torch.int64)]
-        staying, numbers = stays.clone(), torch.tensor([5, 3, 0, 1, 2, 4])
-        extents = torch.tensor([0, 0, 0, 7])
-        m.record_answers(torch.tensor([4]), extents, numbers, cu_seqlens, cu_seqlens, *answers, staying, 1, *board)
-        return [staying, *board]
-
     return {
         "ragged_attention": (
             lambda m, *qkv_bias: (
@@ -75,6 +65,10 @@ def _cases() -> dict[str, tuple[Callable, list[torch.Tensor]]]:
                 *fields(m.prune_tokens(by_head, cu_seqlens, 0.5, stays)),
             ],
             [],
+        ),
+        "prune_rows": (
+            lambda m, *xs: (rows := m.prune_rows(xs, by_head, cu_seqlens, 0.5)) and [*rows[0], *fields(rows[1])],
+            [torch.randn(total, 7), torch.randn(total, 2, 3)],
         ),
         "top_k_tokens": (
             lambda m: [
@@ -106,7 +100,6 @@ def _cases() -> dict[str, tuple[Callable, list[torch.Tensor]]]:
         "normalized_entropy": (lambda m, x: m.normalized_entropy(x), [torch.randn(9, 5)]),
         "label_entropy": (lambda m, x: m.label_entropy(x), [torch.randn(9, 5)]),
         "exit_head": (lambda m: (*m.exit_head(*head, 0.8), *m.exit_head(*head, 0.8, True)), []),
-        "record_answers": (recorded, []),
         "measure_padded": (lambda m: m.measure_padded(mask, [mask.long() - 5]), []),
         "pack_padded": (lambda m: m.pack_padded(mask, m.measure_padded(mask)[0], int(mask.sum()), [mask.int()]), []),
         "pack": (lambda m, x: m.pack(x, mask).values, [torch.randn(4, 9, 3)]),

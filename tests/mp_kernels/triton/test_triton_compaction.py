@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from triton.runtime.errors import InterpreterError
 
 import mp_kernels
-from mp_kernels import reference, schemas
+from mp_kernels import functional, reference, schemas
 from mp_kernels.triton import configurations
 from mp_kernels.triton.configurations import Tile
-from support.accuracy import assert_kept
+from support.accuracy import assert_kept, assert_same_bits
 from support.ragged_batches import cu_seqlens_of, stays_of
 
 # The fixture that runs the operators through Triton may serve all examples of a property.
@@ -28,6 +28,12 @@ hypothesis.settings.register_profile(
 )
 interpreted = hypothesis.settings.get_profile("interpreter")
 WAYS = ("by_sample", "by_block")
+
+
+@pytest.fixture(autouse=True)
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU whose kernels are Triton's counts as a device that moves rows while it prunes."""
+    monkeypatch.setattr(functional, "MOVE_WHILE_PRUNING", {"cpu"})
 
 
 @pytest.fixture(params=WAYS)
@@ -67,6 +73,31 @@ def test_prune_tokens(way: str, batch: tuple, threshold: float) -> None:
         reference.prune_tokens(importance, cu_seqlens, threshold, stays),
     )
     assert_same_buffers("prune_tokens", importance, cu_seqlens, stays, threshold)
+
+
+@interpreted
+@given(batches(), st.sampled_from([-1.0, 0.25, 2.0]), st.sampled_from([1, 3, 130]))
+def test_prune_rows(way: str, batch: tuple, threshold: float, width: int) -> None:
+    importance, cu_seqlens, _ = batch
+    x = torch.randn(importance.shape[-1], width)
+    (rows,), kept = mp_kernels.prune_rows([x], importance, cu_seqlens, threshold)
+    (expected,), expected_kept = reference.prune_rows([x], importance, cu_seqlens, threshold)
+    assert_kept(kept, expected_kept)
+    assert_same_bits([rows], [expected])
+    assert_same_buffers("prune_rows", x, importance, cu_seqlens, threshold)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64, torch.int8, torch.bool])
+def test_rows_of_any_dtype_are_moved_as_they_are(way: str, dtype: torch.dtype) -> None:
+    """NaN too, and from rows that do not follow each other in memory; a sample has several blocks of rows."""
+    x = torch.randn(40, 2, 9).mul(3).to(dtype)[:, 1]
+    if dtype.is_floating_point:
+        x[3, 4] = math.nan
+    importance, cu_seqlens = torch.rand(40), cu_seqlens_of((37, 0, 3))
+    got = torch.ops.mp_kernels.prune_rows(x, importance, cu_seqlens, 0.5)[0]
+    expected = schemas.prune_rows(x, importance, cu_seqlens, 0.5)[0]
+    assert got.dtype == dtype
+    torch.testing.assert_close(got, expected, atol=0, rtol=0, equal_nan=True)
 
 
 @interpreted
@@ -165,3 +196,9 @@ def test_usual_batches_take_few_launches(launches: Callable[[], list[str]]) -> N
     mp_kernels.prune_tokens(importance, cu_seqlens, 0.5, stays_of([True, False]))
     mp_kernels.select_samples(cu_seqlens, stays_of([True, False]), 64)
     assert launches() == ["keep_in_samples", "place_in_batch", "place_in_batch"]
+
+
+def test_pruning_moves_rows_in_no_further_launch(launches: Callable[[], list[str]]) -> None:
+    importance, cu_seqlens = torch.rand(12, 64), cu_seqlens_of((30, 34))
+    mp_kernels.prune_rows([torch.rand(64, 5)], importance, cu_seqlens, 0.5)
+    assert launches() == ["keep_in_samples", "place_in_batch"]
