@@ -29,6 +29,7 @@ def checkpoint_identity(checkpoint: str | Path, commit: str | None) -> dict[str,
 
 # What fits did of which earlier versions kept nothing, because there was nothing else.
 ONCE = {"teacher": "none"}
+ONCE_SETTINGS = {"bfloat16": False}
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -45,6 +46,7 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         elif name == "checkpoint":
             found.append(f"the checkpoint has changed ({', '.join(_differing(was, value))})")
         elif name == "settings":
+            was = {**ONCE_SETTINGS, **was}
             found += [f"{key} is {value[key]}, before {was.get(key)}" for key in _differing(was, value)]
         else:
             found.append(f"{name} is {value}, before {was}")

@@ -34,6 +34,8 @@ def test_one_command(tmp_path: Path) -> None:
     wordpiece.tokenizer().save_pretrained(tmp_path / "checkpoint")
     options = {"corpora": "corpora", "model": "checkpoint", "runs": "runs", "output": "docs"}
     command = [sys.executable, "-m", "paper", "--only", "qqp", "--only", "rte", "--threads", "1"]
+    for name in ("pyramid", "mp", "fastbert"):
+        command += ["--fit", name]
     for name, folder in options.items():
         command += [f"--{name}", str(tmp_path / folder)]
     environment = {**os.environ, "PYTHONPATH": str(BENCHMARKS), "OMP_NUM_THREADS": "1"}
@@ -44,15 +46,15 @@ def test_one_command(tmp_path: Path) -> None:
         return " ".join(ended.stdout.split())
 
     first = run()
-    assert "QQP, seed 0: pyramid (exits)" in first
+    assert "MiniLM-L6, QQP, seed 0: pyramid (exits)" in first
     assert "RTE is left out" in first
     document = json.loads((tmp_path / "docs" / "results" / "results.json").read_text())
-    result = document["corpora"]["qqp"]
-    assert list(result["systems"]) == ["bert", "distilbert", "power", "ltp", "fastbert", "mp", "pyramid"]
+    result = document["backbones"]["minilm"]["qqp"]
+    assert list(result["systems"]) == ["bert", "ltp", "fastbert", "mp", "pyramid"]
     assert result["texts"] == {"validation": 12, "test": 60}
     assert all(x > 0 for x in result["clock"]["sorted"]["milliseconds"].values())
     page = (tmp_path / "docs" / "results.md").read_text()
-    for words in ("## QQP", "`pyramid`: ours", "Work by length", "## Beside the paper"):
+    for words in ("## QQP, another bert", "`pyramid`: ours", "Work by length", "## Beside the paper"):
         assert words in page
     for line in page.splitlines():
         if line.startswith("!["):
