@@ -130,6 +130,13 @@ def test_a_folder_of_an_earlier_version_is_refused(checkpoint: Path, files: tupl
     ]
 
 
+def test_a_setting_that_an_earlier_version_did_not_have_has_not_changed() -> None:
+    now = {"settings": {"epochs": 3.0, "bfloat16": False}}
+    assert changes({"settings": {"epochs": 3.0}}, now) == []
+    other = {"settings": {"epochs": 3.0, "bfloat16": True}}
+    assert changes({"settings": {"epochs": 3.0}}, other) == ["bfloat16 is True, before False"]
+
+
 def test_a_checkpoint_on_a_hub_is_known_by_its_commit() -> None:
     before, now = ({"checkpoint": checkpoint_identity("bert-base-uncased", commit)} for commit in ("86b5", "a265"))
     assert changes(before, before) == []

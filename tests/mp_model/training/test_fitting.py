@@ -302,6 +302,25 @@ def test_settings_by_the_number_of_texts(checkpoint: Path, files: tuple, tmp_pat
     assert summary.settings == dataclasses.asdict(Settings().for_texts(400))
 
 
+def test_training_in_bfloat16(checkpoint: Path, files: tuple, tmp_path: Path) -> None:
+    """Products of the training steps are in bfloat16, in every stage; weights stay float32, and it learns as well."""
+    seen: dict[bool, set[torch.dtype]] = {False: set(), True: set()}
+
+    def seeing(linear: torch.nn.Linear, _: Any, output: torch.Tensor) -> None:
+        if linear.training and torch.is_grad_enabled():
+            seen[wanted].add(output.dtype)
+
+    for wanted in seen:
+        with torch.nn.modules.module.register_module_forward_hook(
+            lambda module, *rest: seeing(module, *rest) if type(module) is torch.nn.Linear else None
+        ):
+            summary = run(checkpoint, files, tmp_path / str(wanted), "pyramid", bfloat16=wanted)
+        assert summary.validation_accuracy > 0.8
+    assert seen == {False: {torch.float32}, True: {torch.bfloat16}}
+    model = PyramidBertForSequenceClassification.from_pretrained(tmp_path / "True" / "model")
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
 def test_learning_rates() -> None:
     """Exit heads and thresholds have their own, with the backbone and without; biases and norms do not decay."""
     model = tiny.classifier(exit_head="pooled", exit_layers=[0, 1])
