@@ -46,10 +46,11 @@ def thresholds_of(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def about(job: Job) -> dict[str, Any]:
     """The model, commit, date, software and processor that a corpus's figures come from; job: a trained one."""
     config = read_config(job.model)
-    shape = config.model_type, config.num_hidden_layers, config.hidden_size
+    kind = config.backbone.config.model_type
+    shape = kind, config.num_hidden_layers, config.hidden_size
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     return {
-        "model": job.backbone.title if shape == job.backbone.shape else f"another {config.model_type}",
+        "model": job.backbone.title if shape == job.backbone.shape else f"another {kind}",
         "layers": config.num_hidden_layers,
         "hidden_size": config.hidden_size,
         "commit": commit.stdout.strip() or "unknown",

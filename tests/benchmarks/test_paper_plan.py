@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from paper.plan import BACKBONES, CORPORA, MINILM, MPNET, Backbone, Job, first_job, jobs
 from typer.testing import CliRunner
+
+from paper.plan import BACKBONES, CORPORA, MINILM, MPNET, Backbone, Job, first_job, jobs
 
 RUNS = Path("runs")
 
@@ -58,7 +59,8 @@ def test_settings() -> None:
     large = job(MPNET, "ag_news", "joint").settings
     assert (large.learning_rate, large.head_learning_rate, large.exit_learning_rate) == (3e-5, 3e-4, 1e-3)
     assert (large.epochs, large.soft_epochs, large.hard_epochs, large.joint_epochs) == (2.0, 1.0, 1.0, 1.0)
-    assert large.bfloat16 and job(MINILM, "ag_news", "bert").settings.bfloat16
+    assert large.bfloat16
+    assert job(MINILM, "ag_news", "bert").settings.bfloat16
     # Lower layers alone begin at 0.015 l / 12 at 50 tokens a text; longer texts' importances are lower.
     lower = job(MPNET, "ag_news", "soft-lower").settings
     assert (lower.pruned_layers, lower.importance_normalizer) == (6, "alive")
