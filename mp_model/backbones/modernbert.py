@@ -32,6 +32,7 @@ from .forms import (
 )
 from .int8 import Int8Linear
 from .prepared import PreparedBlock
+from .products import in_blocks, product
 
 CHANGING = "dynamic", "longrope"  # kinds of rotary positions whose frequencies depend on the longest text of a batch
 
@@ -164,7 +165,7 @@ class ModernBertBlock(PreparedBlock):
         return KeysValues(rows, batch)
 
     def projections(self, batch: Ragged) -> tuple[Tensor, Tensor, Tensor]:
-        query, key, value = self.layer.attn.Wqkv(self.layer.attn_norm(batch.values)).chunk(3, dim=1)
+        query, key, value = self._project(self.layer.attn_norm(batch.values), slice(None)).chunk(3, dim=1)
         return self._rotated(query, batch.positions), self._rotated(key, batch.positions), value
 
     def _project(self, normed: Tensor, outputs: slice) -> Tensor:
@@ -173,7 +174,7 @@ class ModernBertBlock(PreparedBlock):
         if isinstance(linear, Int8Linear):
             return linear.part(normed, outputs)
         bias = None if linear.bias is None else linear.bias[outputs]
-        return nn.functional.linear(normed, linear.weight[outputs], bias)
+        return product(normed, linear.weight[outputs], bias)
 
     def _rotated(self, x: Tensor, places: Tensor | None) -> Tensor:
         assert places is not None
@@ -182,18 +183,23 @@ class ModernBertBlock(PreparedBlock):
     def finish(self, context: Tensor, residual: Tensor, index: Tensor | None = None) -> Tensor:
         residual = residual if index is None else mp_kernels.ragged_gather(residual, index)
         attended = _added(residual, self.layer.attn.Wo, context)
-        mlp, grown = self.layer.mlp, self.layer.mlp.Wi(self.layer.mlp_norm(attended))
+        mlp, grown = self.layer.mlp, _product(self.layer.mlp.Wi, self.layer.mlp_norm(attended))
         if type(mlp.act) is GELUActivation:
             return _added(attended, mlp.Wo, mp_kernels.gelu_gate(grown))
         inner, gate = grown.chunk(2, dim=1)
         return _added(attended, mlp.Wo, mlp.act(inner) * gate)
 
 
+def _product(linear: Any, x: Tensor) -> Tensor:
+    """``linear(x)``, by its weights where they are not int8."""
+    return product(x, linear.weight, linear.bias) if type(linear) is nn.Linear else linear(x)
+
+
 def _added(residual: Tensor, linear: Any, x: Tensor) -> Tensor:
     """``residual + linear(x)``, where it can be in the product's own pass."""
-    if type(linear) is nn.Linear and linear.bias is None:
+    if type(linear) is nn.Linear and linear.bias is None and not in_blocks(x):
         return torch.addmm(residual, x, linear.weight.t())
-    return residual + linear(x)
+    return residual + _product(linear, x)
 
 
 RAGGED: dict[type[nn.Module], type[nn.Module]] = {

@@ -16,6 +16,7 @@ from .attention import Relation
 from .forms import Block, KeysValues, ModuleBlock, RaggedLayer, modules_within, why_modules, why_modules_now
 from .int8 import Int8Linear
 from .prepared import PreparedBlock
+from .products import product
 from .projections import Projections, why_apart
 
 
@@ -136,7 +137,7 @@ class PostNormBlock(PreparedBlock):
     def _project(self, values: Tensor, outputs: slice) -> Tensor:
         """A range of the outputs of queries, keys and values, in this order: ``[rows, outputs]``."""
         own = self.packed.rows(outputs)
-        return torch.nn.functional.linear(values, own["weight"], own["bias"])
+        return product(values, own["weight"], own["bias"])
 
     def finish(self, context: Tensor, residual: Tensor, index: Tensor | None = None) -> Tensor:
         parts = self.parts
@@ -149,15 +150,16 @@ class PostNormBlock(PreparedBlock):
         parts = self.parts
         if type(parts.activation) is GELUActivation:
             # The bias is added on the way through the GELU, not copied into the product's memory before it.
-            grown = mp_kernels.bias_gelu(attended @ parts.grow.weight.t(), parts.grow.bias)
+            grown = mp_kernels.bias_gelu(product(attended, parts.grow.weight), parts.grow.bias)
         else:
-            grown = parts.activation(parts.grow(attended))
+            grown = parts.activation(product(attended, parts.grow.weight, parts.grow.bias))
         return self._add_and_norm(parts.shrink, parts.norm, grown, attended)
 
     def _add_and_norm(
         self, dense: Any, norm: nn.LayerNorm, x: Tensor, residual: Tensor, index: Tensor | None = None
     ) -> Tensor:
-        return mp_kernels.add_layer_norm(dense(x), residual, norm.weight, norm.bias, norm.eps, index)
+        multiplied = product(x, dense.weight, dense.bias)
+        return mp_kernels.add_layer_norm(multiplied, residual, norm.weight, norm.bias, norm.eps, index)
 
 
 class Int8PostNormBlock(PostNormBlock):
