@@ -167,6 +167,7 @@ gpu: ## measure everything on a GPU, in three parts of ten minutes; without one,
 # MAGIC_PYRAMID_CORPORA names a folder of folders with train.tsv and test.tsv. Hours, the first time.
 paper: $(READY) ## train and measure the paper's systems, and write docs/results.md; goes on where it was
 	PYTHONPATH=benchmarks $(BIN)/python -m paper
+	$(if $(MPNET),PYTHONPATH=benchmarks $(BIN)/python -m paper --backbone mpnet --model $(MPNET))
 
 clean: ## remove everything that was built or installed
 	rm -rf .venv build demo-output *.egg-info mp_kernels/_C*.so

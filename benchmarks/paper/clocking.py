@@ -9,23 +9,18 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from mp_model import PyramidBertForSequenceClassification
+from mp_model import PyramidForSequenceClassification
 from mp_model.checkpoints.tokenizers import load_tokenizer, max_length_of
 from mp_model.data.batches import encode, length_sorted_batches
 from mp_model.measuring.timing import Way, one_by_one, padded_gflops, padded_twin, time_ways, way_at
 
-from .plan import CORPORA
-from .results import DROPS, SYSTEMS, job_of
+from .plan import CORPORA, Backbone, first_job
+from .results import DROPS, SYSTEMS
 from .training import task_of, test_texts
 
 TOKENS, MOST_TEXTS, BATCH_SIZE, ROUNDS = 32_000, 512, 32, 3
 PADDED = "transformers, padded"
 ORDERS = ("sorted", "as they come")
-
-
-def _load(name: str, system: str, runs: Path) -> PyramidBertForSequenceClassification:
-    """A corpus's system, trained with the first seed."""
-    return PyramidBertForSequenceClassification.from_pretrained(job_of(name, system, runs).model).eval()
 
 
 def settings_of(result: dict[str, Any], system: str) -> dict[str, Any]:
@@ -41,16 +36,20 @@ def settings_of(result: dict[str, Any], system: str) -> dict[str, Any]:
     return {**chosen, **careful, **{f"{system}@test {loss}": x["exit_threshold"] for loss, x in reached.items()}}
 
 
-def clock(result: dict[str, Any], runs: Path, corpora: Path | None, console: Console) -> dict[str, Any]:
+def clock(
+    result: dict[str, Any], backbone: Backbone, runs: Path, corpora: Path | None, console: Console
+) -> dict[str, Any]:
     """Milliseconds for a text: for each system, and for each of its exit thresholds.
 
     They are taken for texts sorted by length (batches need next to no padding), and as they come, in a random order.
     """
-    name = result["name"]
-    tokenizer = load_tokenizer(job_of(name, "bert", runs).model)
-    corpus = CORPORA[name]
+    corpus = CORPORA[result["name"]]
+    folders = {
+        system: first_job(runs, backbone, corpus, system).model for system in SYSTEMS if system in result["systems"]
+    }
+    tokenizer = load_tokenizer(folders["bert"])
     texts = test_texts(corpora, corpus, task_of(corpora, corpus, 0)).texts
-    systems = {system: _load(name, system, runs) for system in SYSTEMS if system in result["systems"]}
+    systems = {x: PyramidForSequenceClassification.from_pretrained(folder).eval() for x, folder in folders.items()}
     bert = systems["bert"]
     twin = padded_twin(bert)
     ways: dict[str, Way] = {PADDED: one_by_one(lambda inputs: twin(**inputs))}

@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.progress import track
 from safetensors.torch import load_file, save_file
 
-from mp_model import PyramidBertConfig, PyramidBertForSequenceClassification
+from mp_model import PyramidConfig, PyramidForSequenceClassification
+from mp_model.checkpoints.configurations import read_config
 from mp_model.checkpoints.tokenizers import load_tokenizer, max_length_of
 from mp_model.data.batches import encode, length_sorted_batches
 from mp_model.data.labels import LabelledTexts
@@ -38,7 +39,7 @@ def _tensors(exits: AllExits) -> dict[str, torch.Tensor]:
     return {"labels": exits.labels, "lengths": exits.lengths, "survivors": exits.survivors, **by_layer}
 
 
-def _load(path: Path, config: PyramidBertConfig) -> AllExits:
+def _load(path: Path, config: PyramidConfig) -> AllExits:
     tensors = load_file(path)
     logits = {int(name.split(".")[1]): x for name, x in tensors.items() if name.startswith("logits.")}
     return AllExits(config, tensors["labels"], tensors["lengths"], tensors["survivors"], logits)
@@ -46,17 +47,17 @@ def _load(path: Path, config: PyramidBertConfig) -> AllExits:
 
 def read_texts(model_folder: Path, data: LabelledTexts, what: str, console: Console) -> AllExits:
     """The exits of a trained model on labelled texts, in one run."""
-    model = PyramidBertForSequenceClassification.from_pretrained(model_folder).eval()
+    model = PyramidForSequenceClassification.from_pretrained(model_folder).eval()
     tokenizer = load_tokenizer(model_folder)
     rows = encode(tokenizer, data.texts, max_length_of(tokenizer, model.config))
     batches = list(length_sorted_batches(rows, BATCH_SIZE, tokenizer.pad_token_id))
     watched = track(batches, what, console=console, transient=True, disable=not console.is_terminal)
-    return read_all_exits(model, watched, data.labels)
+    return read_all_exits(model, watched, data.targets)
 
 
 def read_job(job: Job, corpora: Path | None, console: Console) -> Reading:
     """The exits of a finished job's model; from disk if they were read before."""
-    config = PyramidBertConfig.from_pretrained(job.model)
+    config = read_config(job.model)
     task = None
     readings = []
     for split in ("validation", "test"):
@@ -65,7 +66,7 @@ def read_job(job: Job, corpora: Path | None, console: Console) -> Reading:
             task = task or task_of(corpora, job.corpus, job.seed).in_the_order_of(config.label_names)
             data = task.validation if split == "validation" else test_texts(corpora, job.corpus, task)
             begin = time.monotonic()
-            what = f"{job.corpus.title}, seed {job.seed}: {job.fit.name}, {split}"
+            what = f"{job}, {split}"
             exits = read_texts(job.model, data, what, console)
             console.print(f"{what}: {len(exits)} texts in {time.monotonic() - begin:.0f} s")
             unfinished = path.with_suffix(".unfinished")

@@ -11,7 +11,7 @@ from mp_model.measuring.tuning import frontier
 from mp_model.reporting.plots import plot_buckets, plot_trade_off
 
 from . import tables
-from .plan import FITS
+from .plan import BACKBONES
 from .results import DROPS
 
 BARELY = 0.1  # over the most frequent label, below which a classifier has hardly learned
@@ -48,19 +48,22 @@ for all sets, not searched for.
 def write_report(document: dict[str, Any], folder: Path) -> None:
     """Writes ``results.md`` in ``folder``, and its pictures under ``folder/results``."""
     with whole_file(folder / "results.md") as stream:
-        stream.write("\n".join(page(document["corpora"])) + "\n")
-    for name, result in document["corpora"].items():
-        _plots(name, result, folder / "results")
+        stream.write("\n".join(page(document)) + "\n")
+    for backbone, corpora in document["backbones"].items():
+        for name, result in corpora.items():
+            _plots(f"{backbone}_{name}", result, folder / "results")
 
 
-def page(corpora: dict[str, Any]) -> list[str]:
-    """The page's lines, from the results by corpus."""
-    hours = sum(result["training"]["seconds"] for result in corpora.values()) / 3600
-    threads = sorted({result["clock"]["threads"] for result in corpora.values() if "clock" in result})
+def page(document: dict[str, Any]) -> list[str]:
+    """The page's lines, from the results by backbone and corpus."""
+    results = [result for corpora in document["backbones"].values() for result in corpora.values()]
+    hours = sum(result["training"]["seconds"] for result in results) / 3600
+    threads = sorted({result["clock"]["threads"] for result in results if "clock" in result})
     lines = [HEAD.format(hours=hours, threads=" or ".join(map(str, threads)) or "not timed")]
-    lines += ["## Beside the paper", "", *tables.summary_table(list(corpora.values()))]
-    for result in corpora.values():
-        lines += _corpus(result)
+    lines += ["## Beside the paper", "", *tables.summary_table(results)]
+    for backbone, corpora in document["backbones"].items():
+        for name, result in corpora.items():
+            lines += _corpus(backbone, f"{backbone}_{name}", result)
     return lines
 
 
@@ -70,22 +73,23 @@ def _seeds(result: dict[str, Any]) -> str:
     return "seed 0" if count == 1 else f"seeds 0 to {count - 1} (tables and curves of seed 0 unless they say otherwise)"
 
 
-def _epochs(name: str) -> float:
-    """The passes that the plan gives to one system alone."""
-    return next(epochs for fit in FITS if fit.name == name for epochs in fit.changes.values())
+def _epochs(backbone: str, fit: str, name: str) -> str:
+    """A setting that the plan gives to one fit of a backbone, in brackets; nothing where it has none."""
+    found = [x.changes[name] for x in BACKBONES[backbone].fits if x.name == fit and name in x.changes]
+    return "".join(f" (FastBERT's, which cannot be trained on states computed once: {epochs:g})" for epochs in found)
 
 
-def _corpus(result: dict[str, Any]) -> list[str]:
-    """The section of one corpus."""
+def _corpus(backbone: str, picture: str, result: dict[str, Any]) -> list[str]:
+    """The section of one corpus; picture: the beginning of its pictures' names."""
     settings, about, took = result["settings"], result["about"], result["training"]
     epochs = (
         f"{settings['epochs']:g} epochs of fine-tuning and distillation, {settings['soft_epochs']:g} soft, "
-        f"{settings['hard_epochs']:g} hard, {_epochs('joint'):g} joint, {settings['exit_epochs']:g} of heads (FastBERT's, "
-        f"which cannot be trained on states computed once: {_epochs('fastbert'):g})"
+        f"{settings['hard_epochs']:g} hard, {settings['joint_epochs']:g} joint, {settings['exit_epochs']:g} of heads"
+        f"{_epochs(backbone, 'fastbert', 'exit_epochs')}"
     )
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     lines = [
-        f"## {result['title']}",
+        f"## {result['title']}, {about['model']}",
         "",
         f"{about['model']}, {about['layers']} layers, {_seeds(result)}. Measured at commit {about['commit']}, "
         f"{about['date']}; {versions}; {about['processor']}. {took['seconds'] / 3600:.1f} hours of training steps, "
@@ -108,11 +112,11 @@ def _corpus(result: dict[str, Any]) -> list[str]:
     lines += tables.comparisons(result)
     lines += tables.seeds_table(result)
     lines += tables.ablation_table(result)
-    lines += tables.lengths_table(result)
+    lines += tables.lengths_table(result, picture)
     return [
         *lines,
-        f"![Accuracy over the paper's count](results/{result['name']}_paper.png)",
-        f"![Accuracy over executed work](results/{result['name']}_executed.png)",
+        f"![Accuracy over the paper's count](results/{picture}_paper.png)",
+        f"![Accuracy over executed work](results/{picture}_executed.png)",
         "",
     ]
 

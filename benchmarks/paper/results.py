@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from torch import Tensor
 
 from mp_model.measuring.all_exits import AllExits
 from mp_model.measuring.evaluation import evaluate
@@ -20,7 +21,7 @@ from mp_model.measuring.tuning import (
 )
 
 from .measuring import Reading, read_job, training_of
-from .plan import ABLATION_CORPUS, CORPORA, Corpus, Job, jobs
+from .plan import ABLATION_CORPUS, CORPORA, Backbone, Corpus, jobs
 
 # Points of accuracy that exits may cost on the validation texts.
 DROPS = (0.0, 0.5, 1.0)
@@ -81,18 +82,20 @@ def without_layer_0(exits: AllExits) -> AllExits:
     return AllExits(config, exits.labels, exits.lengths, exits.survivors, logits)
 
 
-def corpus_results(corpus: Corpus, runs: Path, corpora: Path | None, console: Console) -> dict[str, Any] | None:
+def corpus_results(
+    backbone: Backbone, corpus: Corpus, runs: Path, corpora: Path | None, console: Console
+) -> dict[str, Any] | None:
     """All figures of one corpus; None where its fine-tuned BERT is not trained yet."""
-    finished = [job for job in jobs(runs, [corpus.name]) if job.model.is_dir()]
+    finished = [job for job in jobs(runs, backbone, [corpus.name]) if job.model.is_dir()]
     readings = {(job.seed, job.fit.name): read_job(job, corpora, console) for job in finished if job.fit.measured}
     if (0, "bert") not in readings:
         return None
     result: dict[str, Any] = {
         "name": corpus.name,
         "title": corpus.title,
-        "settings": asdict(corpus.settings),
+        "settings": asdict(backbone.settings(corpus)),
         "texts": {split: len(getattr(readings[0, "bert"], split)) for split in ("validation", "test")},
-        "most_frequent_label": readings[0, "bert"].test.labels.bincount().max().item() / len(readings[0, "bert"].test),
+        "most_frequent_label": most_frequent(readings[0, "bert"].test.labels),
         "training": training_of(finished),
         "systems": {},
         "careful": {},
@@ -225,12 +228,14 @@ def _ablation(readings: dict[tuple[int, str], Reading], bert: float, corpus: Cor
     return rows
 
 
-def all_results(names: Iterable[str], runs: Path, corpora: Path | None, console: Console) -> dict[str, Any]:
-    """The results of every corpus that was trained, by name."""
-    results = {name: corpus_results(CORPORA[name], runs, corpora, console) for name in names}
+def most_frequent(labels: Tensor) -> float:
+    """The share of the texts that have the most frequent label, or set of labels."""
+    return labels.unique(dim=0, return_counts=True)[1].max().item() / len(labels)
+
+
+def all_results(
+    backbone: Backbone, names: Iterable[str], runs: Path, corpora: Path | None, console: Console
+) -> dict[str, Any]:
+    """The results of every corpus that a backbone was trained on, by name."""
+    results = {name: corpus_results(backbone, CORPORA[name], runs, corpora, console) for name in names}
     return {name: result for name, result in results.items() if result is not None}
-
-
-def job_of(name: str, fit: str, runs: Path) -> Job:
-    """The first seed's job of a corpus."""
-    return next(job for job in jobs(runs, [name]) if job.fit.name == fit and job.seed == 0)

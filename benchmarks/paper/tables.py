@@ -184,8 +184,8 @@ def ablation_table(result: dict[str, Any]) -> list[str]:
     ]
 
 
-def lengths_table(result: dict[str, Any]) -> list[str]:
-    """Work saved by length, and whether Figure 1's trends are there."""
+def lengths_table(result: dict[str, Any], picture: str) -> list[str]:
+    """Work saved by length, and whether Figure 1's trends are there; picture: the beginning of its pictures' names."""
     lengths = result["lengths"]
     if not lengths:
         return []
@@ -205,7 +205,7 @@ def lengths_table(result: dict[str, Any]) -> list[str]:
         "",
         *table(heading, rows),
         *_trends(lengths),
-        f"![Work saved by length](results/{result['name']}_lengths.png)",
+        f"![Work saved by length](results/{picture}_lengths.png)",
         "",
     ]
 
@@ -245,7 +245,11 @@ def summary_table(results: Sequence[dict[str, Any]]) -> list[str]:
         for name, drop in ((name, str(drop)) for name in ("mp", "pyramid") for drop in DROPS):
             if name in result["systems"]:
                 x = result["systems"][name][drop]
-                cells = [result["title"], f"`{name}`, {drop}", f"{100 * (bert['accuracy'] - x['accuracy']):.2f}"]
+                cells = [
+                    f"{result['title']}, {result['about']['model']}",
+                    f"`{name}`, {drop}",
+                    f"{100 * (bert['accuracy'] - x['accuracy']):.2f}",
+                ]
                 cells += [times_less(bert["dense_gflops"], x[kind]) for kind in KINDS]
                 rows.append(
                     cells + ([times_faster(took, name, drop) for took in orders] or ["not measured"] * len(ORDERS))

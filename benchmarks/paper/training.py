@@ -49,8 +49,8 @@ def train(job: Job, corpora: Path | None, checkpoint: Path | str, console: Conso
     """Trains one fit."""
     if job.model.is_dir():
         return
-    start = checkpoint if job.fit.start is None else job.folder.parent / job.fit.start
-    console.print(f"{job.corpus.title}, seed {job.seed}: {job.fit.name} ({' + '.join(job.fit.stages)})")
+    start = checkpoint if job.fit.start is None else job.beside(job.fit.start).model
+    console.print(f"{job} ({' + '.join(job.fit.stages)})")
     task = task_of(corpora, job.corpus, job.seed)
     teacher = job.fit.teacher
     trained = train_stages(
@@ -60,7 +60,7 @@ def train(job: Job, corpora: Path | None, checkpoint: Path | str, console: Conso
         job.fit.recipe,
         job.settings,
         stages=job.fit.stages,
-        teacher=teacher if teacher in (None, *TEACHERS) else str(job.folder.parent / teacher),
+        teacher=teacher if teacher is None or teacher in TEACHERS else str(job.beside(teacher).model),
         quiet=not console.is_terminal,
     )
     for stage, facts in trained.stages.items():

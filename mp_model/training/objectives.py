@@ -75,6 +75,7 @@ class SoftPruningObjective(nn.Module):
         temperature, penalty: the step's width, and the price of a token that stays.
         final_threshold: where layer L's threshold starts; layer l's starts at the share l / L of it.
         freeze_backbone: whether the thresholds are learned alone, without dropout.
+        pruned_layers: number of layers, from the first on, that have a threshold; None: all.
     """
 
     def __init__(
@@ -84,12 +85,14 @@ class SoftPruningObjective(nn.Module):
         penalty: float,
         final_threshold: float,
         freeze_backbone: bool = False,
+        pruned_layers: int | None = None,
     ) -> None:
         super().__init__()
         self.model = model.requires_grad_(False) if freeze_backbone else all_but_exits(model)
         self.frozen = freeze_backbone
         self.temperature, self.penalty = temperature, penalty
-        self.thresholds = nn.Parameter(rising_thresholds(final_threshold, model.config.num_hidden_layers))
+        thresholds = rising_thresholds(final_threshold, model.config.num_hidden_layers)
+        self.thresholds = nn.Parameter(thresholds[:pruned_layers])
 
     def forward(self, labels: Tensor, **inputs: Tensor) -> Loss:
         model = self.model.eval() if self.frozen else self.model
@@ -101,8 +104,10 @@ class SoftPruningObjective(nn.Module):
         return {"loss": loss, "logits": run.logits}
 
     def harden(self) -> None:
-        """Writes the learned thresholds into the model's configuration, from where they prune for real."""
-        self.model.config.prune_thresholds = self.thresholds.detach().float().cpu().tolist()
+        """Writes the learned thresholds into the model's configuration, from where they prune for real; 0 for the rest."""
+        config = self.model.config
+        unpruned = [0.0] * (config.num_hidden_layers - len(self.thresholds))
+        config.prune_thresholds = self.thresholds.detach().float().cpu().tolist() + unpruned
         self.model.requires_grad_(True)
 
 

@@ -120,6 +120,11 @@ def prepare(
     positions = model.config.positions
     if (settings.max_length or 0) > positions:
         raise ValueError(f"max_length must not exceed the model's {positions} positions; got {settings.max_length}")
+    if (settings.pruned_layers or 0) > model.config.num_hidden_layers:
+        raise ValueError(
+            f"pruned_layers must not exceed the model's {model.config.num_hidden_layers} layers; got "
+            f"{settings.pruned_layers}"
+        )
     max_length = settings.max_length or max_length_of(tokenizer, model.config)
     tokenizer.model_max_length = max_length  # saved with it, and followed by whoever loads it
     train, validation = (EncodedTexts(tokenizer, data, max_length) for data in (task.train, task.validation))

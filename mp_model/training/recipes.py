@@ -141,6 +141,9 @@ class Settings:
     exit_epochs: Annotated[float | None, "Passes in training heads on a frozen backbone."] = None
     batch_size: Annotated[int, "Texts a step."] = 32
     learning_rate: Annotated[float, "Learning rate of the weights."] = 5e-5
+    head_learning_rate: Annotated[
+        float | None, "Learning rate of the model's own head; that of the weights if left out."
+    ] = None
     threshold_learning_rate: Annotated[float, "Learning rate of the pruning thresholds, in soft pruning."] = 1e-3
     exit_learning_rate: Annotated[float, "Learning rate of exit heads."] = 1e-3
     temperature: Annotated[float, "Temperature of soft pruning; LTP searched 1e-4 to 2e-3."] = 1e-3
@@ -148,6 +151,10 @@ class Settings:
     final_threshold: Annotated[float, "Pruning threshold of layer L before soft pruning; lower layers' rise to it."] = (
         0.01
     )
+    pruned_layers: Annotated[
+        int | None,
+        "Layers, from the first on, whose thresholds are learned; those above prune nothing. All if left out.",
+    ] = None
     exit_weight: Annotated[float, "Weight of each exit's loss, where the main head's is 1, in joint training."] = 0.3
     reverse_kl: Annotated[bool, "Distil exits by KL(student, teacher), as in Eq. 1."] = False
     keep: Annotated[float, "Share of the tokens that layer L keeps, in the recipe power."] = 0.3
@@ -166,6 +173,10 @@ class Settings:
         for name in ("learning_rate", "threshold_learning_rate", "exit_learning_rate", "temperature", "batch_size"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive; got {getattr(self, name)}")
+        if self.head_learning_rate is not None and not self.head_learning_rate > 0:
+            raise ValueError(f"head_learning_rate must be positive; got {self.head_learning_rate}")
+        if self.pruned_layers is not None and self.pruned_layers < 1:
+            raise ValueError(f"pruned_layers must be 1 or more; got {self.pruned_layers}")
         if not 0 < self.keep <= 1:
             raise ValueError(f"keep must be a share in (0, 1]; got {self.keep}")
         if self.max_length is not None and self.max_length < 3:

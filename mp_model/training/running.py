@@ -82,15 +82,28 @@ class Stopwatch(TrainerCallback, ExportableState):
 
 
 def parameter_groups(
-    module: nn.Module, learning_rate: float, threshold_learning_rate: float, exit_learning_rate: float
+    module: nn.Module,
+    learning_rate: float,
+    threshold_learning_rate: float,
+    exit_learning_rate: float,
+    head_learning_rate: float | None = None,
 ) -> list[dict[str, Any]]:
-    """Weights with decay, biases and norms without; thresholds and exit heads, which begin at nothing, at own rates."""
+    """Weights with decay, biases and norms without; thresholds and exit heads, which begin at nothing, at own rates.
+
+    head_learning_rate: the rate of the model's own head; None: that of the weights.
+    """
     rates = {"thresholds": threshold_learning_rate, "exits": exit_learning_rate, "model": learning_rate}
+    own_head: tuple[str, ...] = ()
+    if head_learning_rate is not None:
+        model: Any = getattr(module, "model", None)  # of a stage that trains heads alone there is none
+        own_head = () if model is None else tuple(f"model.{name}" for name in model.backbone.own_head)
+        rates["head"] = head_learning_rate
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             is_head = name.startswith(("heads.", "model.exits."))
-            kind = "thresholds" if name == "thresholds" else "exits" if is_head else "model"
+            of_weights = "head" if name.startswith(own_head) else "model"
+            kind = "thresholds" if name == "thresholds" else "exits" if is_head else of_weights
             groups.setdefault((kind, parameter.dim() > 1), []).append(parameter)
     return [
         {"params": members, "lr": rates[kind], "weight_decay": 0.01 if decays else 0.0}
@@ -128,6 +141,7 @@ def run_stage(
     learning_rate: float,
     threshold_learning_rate: float,
     exit_learning_rate: float,
+    head_learning_rate: float | None,
     bfloat16: bool,
     seed: int,
     quiet: bool,
@@ -169,7 +183,7 @@ def run_stage(
     stopwatch = Stopwatch() if checkpoint is None else Stopwatch.of_checkpoint(checkpoint)
     trainer = StageTrainer(
         stage,
-        parameter_groups(module, learning_rate, threshold_learning_rate, exit_learning_rate),
+        parameter_groups(module, learning_rate, threshold_learning_rate, exit_learning_rate, head_learning_rate),
         model=module,
         args=arguments,
         train_dataset=data,

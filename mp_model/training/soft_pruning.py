@@ -19,7 +19,7 @@ class SoftPruning(Pruning):
     """Fades tokens out, in place of :class:`mp_model.pruning.Pruning`.
 
     Args:
-        thresholds: ``[L]``, to be learned.
+        thresholds: to be learned, of all layers or of the lower ones; those above prune nothing.
         temperature: width of the step from fading to staying, in units of importance.
         normalizer: as in :class:`mp_model.PyramidConfig`.
         protect_first: whether [CLS], which is never pruned, is not faded either.
@@ -45,7 +45,7 @@ class SoftPruning(Pruning):
         return self  # the last layer is asked for nothing but its features
 
     def happens(self, layer: int) -> bool:
-        return True
+        return layer <= len(self.learned)
 
     def soft_mask(self, layer: int, importance: Tensor, batch: Ragged, input_lengths: Tensor) -> Tensor:
         importance = self.normalized(importance.mean(0), batch, input_lengths)

@@ -175,9 +175,8 @@ def _run(
         whole, model = model, objectives.half_of(model)
         module: nn.Module = objectives.Distillation(model, whole)
     elif stage == "soft":
-        module = objectives.SoftPruningObjective(
-            model, settings.temperature, settings.penalty, settings.final_threshold, prepared.freeze_backbone
-        )
+        how = settings.temperature, settings.penalty, settings.final_threshold
+        module = objectives.SoftPruningObjective(model, *how, prepared.freeze_backbone, settings.pruned_layers)
         finish = module.harden
     elif stage == "joint":
         module = objectives.JointExits(
@@ -192,8 +191,8 @@ def _run(
             trained = [layer for layer in model.exits if int(layer) not in (model.config.untrained_exits or ())]
             data, finish = _features_of(model, model.exits, train, tokenizer, settings.batch_size, trained)
             collator = torch.utils.data.default_collate
-            how = recipe.share_of_teacher, settings.reverse_kl, model.config.choice
-            module = objectives.HeadsOnFeatures(model.exits, *how)
+            targets = recipe.share_of_teacher, settings.reverse_kl, model.config.choice
+            module = objectives.HeadsOnFeatures(model.exits, *targets)
     elif stage == "head":
         own = nn.ModuleDict({str(model.config.num_hidden_layers): OwnHead(model)})
         data, finish = _features_of(model, own, train, tokenizer, settings.batch_size)
@@ -213,6 +212,7 @@ def _run(
         learning_rate=settings.learning_rate,
         threshold_learning_rate=settings.threshold_learning_rate,
         exit_learning_rate=settings.exit_learning_rate,
+        head_learning_rate=settings.head_learning_rate,
         bfloat16=settings.bfloat16,
         seed=settings.seed,
         quiet=prepared.quiet,

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from ..checkpoints.configurations import read_config
 from ..checkpoints.files import hashes_of
-from ..checkpoints.tokenizers import load_tokenizer
+from ..checkpoints.tokenizers import TYPES, load_tokenizer
 from ..data.batches import in_input_order, length_sorted_batches
 from ..data.files import whole_file
 from ..data.values import listed
@@ -85,7 +85,10 @@ def unpruned_logits(
     places: list[int] = []
     logits: list[Tensor] = []
     for batch in length_sorted_batches(texts.rows, batch_size, pad_token_id):
-        packed = model.base_model.pack(**batch.to(model.device).inputs)
+        inputs = batch.to(model.device).inputs
+        if model.config.token_types == 1:  # its pupil may tell the texts of a pair apart where it does not
+            inputs.pop(TYPES, None)
+        packed = model.base_model.pack(**inputs)
         logits.append(run_batch(pyramid, packed, model.num_labels).logits.float().cpu())
         places += batch.places
     return in_input_order(logits, places)

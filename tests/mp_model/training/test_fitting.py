@@ -340,6 +340,27 @@ def test_learning_rates() -> None:
         assert not settings
 
 
+def test_the_models_own_head_may_have_a_learning_rate() -> None:
+    model = tiny.classifier(exit_head="pooled", exit_layers=[0, 1])
+    module = JointExits(model, 0.3, 0.5)
+    groups = parameter_groups(module, 1.0, 2.0, 3.0, 4.0)
+    rates = {id(p): group["lr"] for group in groups for p in group["params"]}
+    for name, parameter in module.named_parameters():
+        own = name.startswith(("model.classifier.", "model.bert.pooler."))
+        assert rates[id(parameter)] == (4.0 if own else 3.0 if "exits" in name else 1.0), name
+    of_heads = parameter_groups(HeadsOnFeatures(model.exits, 0.5), 1.0, 2.0, 3.0, 4.0)
+    assert {group["lr"] for group in of_heads} == {3.0}
+    with pytest.raises(ValueError, match="head_learning_rate must be positive; got 0"):
+        Settings(head_learning_rate=0)
+
+
+def test_pruned_layers_are_layers(checkpoint: Path, files: tuple, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="pruned_layers must be 1 or more; got 0"):
+        Settings(pruned_layers=0)
+    with pytest.raises(ValueError, match=r"pruned_layers must not exceed the model's \d+ layers; got 99"):
+        run(checkpoint, files, tmp_path / "fit", "ltp", pruned_layers=99)
+
+
 def test_finished_stages_are_not_run_again(checkpoint: Path, files: tuple, tmp_path: Path) -> None:
     first = run(checkpoint, files, tmp_path / "fit", "bert")
     saved = (tmp_path / "fit" / "stages" / "1-fine-tune" / "model" / "model.safetensors").stat().st_mtime_ns

@@ -154,6 +154,24 @@ def test_packed_rows_teach_what_padded_rows_teach() -> None:
         torch.testing.assert_close(packed[name], grad, atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
 
 
+def test_upper_layers_may_be_spared() -> None:
+    """Thresholds of the lower layers alone are learned, by the penalty on these layers, and the others prune nothing."""
+    batch, labels = tiny.samples((9, 1, 17, 4)), torch.tensor([0, 1, 2, 0])
+    spared, whole = objective(tiny.classifier(), pruned_layers=2), objective(tiny.classifier())
+    assert spared.thresholds.tolist() == whole.thresholds[:2].tolist()
+    with torch.no_grad():
+        whole.thresholds[2:] = -1e9  # nothing fades there
+    priced = spared(**batch.padded(), labels=labels)["loss"]
+    spared.penalty = whole.penalty = 0.0
+    plain, expected = (stage(**batch.padded(), labels=labels)["loss"] for stage in (spared, whole))
+    torch.testing.assert_close(plain, expected)
+    assert priced > plain
+    priced.backward()
+    assert (spared.thresholds.grad != 0).all()
+    spared.harden()
+    assert spared.model.config.prune_thresholds == pytest.approx([0.025, 0.05, 0.0, 0.0])
+
+
 def test_hardened_thresholds_are_the_learned_ones() -> None:
     stage = objective(tiny.classifier())
     torch.testing.assert_close(stage.thresholds.detach(), torch.tensor([0.025, 0.05, 0.075, 0.1]))

@@ -22,7 +22,7 @@ from mp_model.training.objectives import JointExits
 from mp_model.training.preparing import prepare
 from mp_model.training.tasks import EncodedTexts
 from mp_model.training.teacher import Taught, unpruned_logits
-from support import tiny, wordpiece
+from support import backbones, tiny, wordpiece
 from support.fits import QUICK
 from support.situations import situation
 
@@ -83,6 +83,19 @@ def test_the_teacher_prunes_nothing_and_keeps_everybody() -> None:
     with torch.no_grad():
         expected = torch.cat([plain(torch.tensor([row["input_ids"]])).logits for row in texts.rows])
     torch.testing.assert_close(unpruned_logits(model, texts, 3, 0), expected, atol=1e-5, rtol=0)
+
+
+def test_a_teacher_that_reads_no_types_teaches_one_that_does() -> None:
+    """Exits that compare the texts of a pair need types, which the plain model of the same backbone has not learned."""
+    pairs = LabelledTexts([("the a b", "c"), ("rate c", "the d"), ("d", "e f")], [0, 1, 0])
+    tokenizer = wordpiece.tokenizer()
+    tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+    texts = EncodedTexts(tokenizer, pairs, 64)
+    assert any(1 in row["token_type_ids"] for row in texts.rows)
+    model = backbones.pyramid("mpnet", vocab_size=len(wordpiece.VOCABULARY), exit_layers=[])
+    with torch.no_grad():
+        expected = torch.cat([model(torch.tensor([row["input_ids"]])).logits for row in texts.rows])
+    torch.testing.assert_close(unpruned_logits(model, texts, 2, 0), expected, atol=1e-5, rtol=0)
 
 
 class StoppedError(Exception):
