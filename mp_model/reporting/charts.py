@@ -42,7 +42,7 @@ def trade_off(curve: Sequence[Point], chosen: Point, beside: Point | None, cost:
     figure, axes = _axes(xlabel=cost, ylabel="accuracy, %")
     ordered = sorted(curve)
     axes.plot([x.cost for x in ordered], [100 * x.accuracy for x in ordered], ".-", color=SERIES[0], linewidth=1.6)
-    axes.plot(chosen.cost, 100 * chosen.accuracy, "o", color=SERIES[1], markersize=9, label=chosen.name)
+    axes.plot(chosen.cost, 100 * chosen.accuracy, "o", color=SERIES[1], markersize=9, label=chosen.name, clip_on=False)
     if beside is not None:
         axes.plot(beside.cost, 100 * beside.accuracy, "s", color=INK, markersize=7, label=beside.name)
     axes.set_xlim(left=0)
