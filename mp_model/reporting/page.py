@@ -213,6 +213,7 @@ def _charts(measured: Measurements, findings: Findings) -> dict[str, str]:
             x="tokens of the text",
             y="times less work",
             form="%.1f",
+            factors=True,
         ),
         "reliability": charts.reliability(findings.bins()),
     }

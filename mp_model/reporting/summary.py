@@ -74,6 +74,8 @@ def _exits(model: Evaluation) -> str:
     where = "before any layer" if half == 0 else f"by layer {half}"
     share = model.exits[last] / model.texts
     through = "none goes" if share == 0 else "fewer than 1% go" if share < 0.005 else f"{share:.0%} go"
+    if half == last:
+        return f"Of the texts {through} through all {last} layers; the others leave before."
     return f"Half of the texts leave {where}; {through} through all {last} layers."
 
 

@@ -158,6 +158,15 @@ def test_each_chart_is_drawn_in_the_pages_colours(written: str) -> None:
     assert len(ids) == len(set(ids))
 
 
+def test_only_factors_are_drawn_on_a_scale_of_factors() -> None:
+    shares, factors = (
+        charts.bars([1.0, 50.0], ["0", "1"], x="layer", y="texts", form="%.0f", factors=factors)
+        for factors in (False, True)
+    )
+    assert re.search(r">\s*40\s*<", shares)
+    assert not re.search(r">\s*40\s*<", factors)
+
+
 def test_texts_may_be_pairs_and_fewer(folder: Path, tmp_path: Path) -> None:
     path, output = tmp_path / "pairs.tsv", tmp_path / "report.html"
     lines = [f"money\t{a or 'a'}\t{EVIL}\n" for a in wordpiece.texts(12)]
