@@ -2,7 +2,8 @@
 
 ``python benchmarks/serving.py --model FOLDER --texts FILE`` starts one server after the other, each in a process of its own,
 and sends it texts: from 1, 8 and 64 clients that wait for their answers, and at rates at which texts come whether or not
-the last ones are answered (Poisson arrivals), up to the highest at which 99 of 100 answers take 250 ms or less.
+the last ones are answered (Poisson arrivals), up to the highest at which 99 of 100 answers take 250 ms or less. Before that,
+texts that come alone are measured beside direct calls with the same texts.
 """
 
 from __future__ import annotations
@@ -24,8 +25,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mp_model.serving.settings import WAITING
+
 P99 = 0.250  # seconds
 CLIENTS = (1, 8, 64)
+LONE = 200  # texts that come alone
 GROWTH = 1.25  # of the rate, from one open loop to the next
 WAYS = {
     "depth-wise": "ours: up to three groups of requests are in at a time, and share layers",
@@ -92,12 +96,11 @@ def server(way: str, folder: str, precision: str, threads: int) -> Iterator[tupl
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     arguments = ["--serve", way, "--model", folder, "--precision", precision]
-    spinning = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
     process = subprocess.Popen(
         [sys.executable, __file__, *arguments, "--port", str(port), "--threads", str(threads)],
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, **spinning},
+        env={**os.environ, **WAITING},
     )
     try:
         assert process.stderr is not None
@@ -248,17 +251,34 @@ def measured(
         return asyncio.run(all_loads())
 
 
-def direct(folder: str, precision: str, texts: Sequence[str], threads: int) -> float:
-    """Median milliseconds of a call of the classifier with one text, without a server."""
+def lone(folder: str, precision: str, texts: Sequence[str], threads: int) -> dict[str, float]:
+    """Median milliseconds of a text that comes alone: by a call of the classifier, by our server, and of their difference.
+
+    Both take each text in turn. Where half of the texts leave before layer 1 and half do not, the median of other texts may
+    be several times as long.
+    """
     from mp_model import Classifier
 
     classifier = Classifier.load(folder, precision, threads=threads)
-    took = []
-    for text in texts[:200]:
-        began = time.perf_counter()
-        classifier([text])
-        took.append(time.perf_counter() - began)
-    return round(1e3 * statistics.median(took), 2)
+    direct: list[float] = []
+    served: list[float] = []
+
+    async def both(port: int) -> None:
+        client = Client(port)
+        for text in [*texts[:LONE], *texts[:LONE]]:
+            began = time.perf_counter()
+            classifier([text])
+            between = time.perf_counter()
+            await client.post(text)
+            direct.append(between - began)
+            served.append(time.perf_counter() - between)
+        client.close()
+
+    with server("greedy", folder, precision, threads) as (port, _):
+        asyncio.run(both(port))
+    pairs = list(zip(direct, served, strict=True))[len(direct) // 2 :]  # the first turn warms both up
+    columns = {"direct": [x for x, _ in pairs], "served": [y for _, y in pairs], "added": [y - x for x, y in pairs]}
+    return {f"{name}_ms": round(1e3 * statistics.median(times), 2) for name, times in columns.items()}
 
 
 def texts_of(path: str) -> list[str]:
@@ -285,10 +305,12 @@ def main() -> None:
     if given.serve:
         serve(given.serve, given.model, given.precision, given.port, given.threads)
         return
+    os.environ.update(WAITING)  # read when torch is imported
     texts = texts_of(given.texts)
     rounds = []
     for turn in range(given.rounds):
-        found: dict[str, Any] = {"direct_ms": direct(given.model, given.precision, texts, given.threads)}
+        found: dict[str, Any] = {"lone": lone(given.model, given.precision, texts, given.threads)}
+        print(turn + 1, "lone", json.dumps(found["lone"]), flush=True)
         for way in given.ways.split(","):
             found[way] = measured(way, given.model, given.precision, texts, given.seconds, given.threads)
             print(turn + 1, way, json.dumps(found[way]), flush=True)

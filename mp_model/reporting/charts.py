@@ -42,7 +42,7 @@ def trade_off(curve: Sequence[Point], chosen: Point, beside: Point | None, cost:
     figure, axes = _axes(xlabel=cost, ylabel="accuracy, %")
     ordered = sorted(curve)
     axes.plot([x.cost for x in ordered], [100 * x.accuracy for x in ordered], ".-", color=SERIES[0], linewidth=1.6)
-    axes.plot(chosen.cost, 100 * chosen.accuracy, "o", color=SERIES[1], markersize=9, label=chosen.name)
+    axes.plot(chosen.cost, 100 * chosen.accuracy, "o", color=SERIES[1], markersize=9, label=chosen.name, clip_on=False)
     if beside is not None:
         axes.plot(beside.cost, 100 * beside.accuracy, "s", color=INK, markersize=7, label=beside.name)
     axes.set_xlim(left=0)
@@ -53,12 +53,20 @@ def trade_off(curve: Sequence[Point], chosen: Point, beside: Point | None, cost:
     return _svg(figure, f"Accuracy over {cost}")
 
 
-def bars(values: Sequence[float | None], names: Sequence[str], *, x: str, y: str, series: int = 0, form: str) -> str:
+def bars(
+    values: Sequence[float | None],
+    names: Sequence[str],
+    *,
+    x: str,
+    y: str,
+    series: int = 0,
+    form: str,
+    factors: bool = False,
+) -> str:
     """A bar for each value, with the value above it; None: a place without a bar.
 
-    Positive values that are far apart are drawn on a scale of factors.
-
     form: format of the values.
+    factors: whether positive values that are far apart are drawn on a scale of factors.
     """
     figure, axes = _axes(xlabel=x, ylabel=y)
     places = [place for place, value in enumerate(values) if value is not None]
@@ -67,7 +75,7 @@ def bars(values: Sequence[float | None], names: Sequence[str], *, x: str, y: str
     axes.set_xticks(range(len(names)), names)
     axes.margins(y=0.12)
     heights = [value for value in values if value is not None]
-    if min(heights) > 0 and max(heights) > FAR_APART * min(heights):
+    if factors and min(heights) > 0 and max(heights) > FAR_APART * min(heights):
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter("{x:g}")
         axes.set_ylim(bottom=min(1.0, *heights))
@@ -82,7 +90,9 @@ def reliability(bins: Sequence[Bin]) -> str:
     axes.plot([lowest, 100], [lowest, 100], "--", color=FAINT, linewidth=1.2)
     most = max(x.texts for x in bins)
     sizes = [20 + 260 * x.texts / most for x in bins]
-    axes.scatter([100 * x.said for x in bins], [100 * x.was for x in bins], sizes, color=SERIES[0], alpha=0.75)
+    axes.scatter(
+        [100 * x.said for x in bins], [100 * x.was for x in bins], sizes, color=SERIES[0], alpha=0.75, clip_on=False
+    )
     axes.set(xlim=(lowest - 4, 104), ylim=(lowest - 4, 104))
     return _svg(figure, "Share of right answers over their mean score")
 

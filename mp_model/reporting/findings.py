@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -80,13 +81,16 @@ class Findings:
             self.count, self.count
         )
 
-    def confusions(self, at_most: int) -> list[tuple[int, int, int]]:
-        """The most frequent errors: the right label, the answered one, and the number of texts; none of several labels."""
-        if self.problem.several:
-            return []
-        errors = self.confusion().fill_diagonal_(0).flatten()
-        order = errors.argsort(descending=True, stable=True)[:at_most].tolist()
-        return [(*divmod(place, self.count), int(errors[place])) for place in order if errors[place]]
+    def labels_of(self, answers: Tensor) -> list[tuple[int, ...]]:
+        """The labels that answers give to each text, by their numbers."""
+        return [tuple(row.nonzero().flatten().tolist()) for row in self.problem.has(answers, self.count)]
+
+    def confusions(self, at_most: int) -> list[tuple[tuple[int, ...], tuple[int, ...], int]]:
+        """The most frequent errors: a text's right labels, those that were answered, and the number of such texts."""
+        wrong = ~self.right
+        pairs = zip(self.labels_of(self.labels[wrong]), self.labels_of(self.predictions[wrong]), strict=True)
+        counted = sorted(Counter(pairs).items(), key=lambda error: (-error[1], error[0]))
+        return [(right, answered, texts) for (right, answered), texts in counted[:at_most]]
 
     def most_uncertain(self, at_most: int) -> list[int]:
         """Places of the texts whose answers are the least certain, whether right or wrong."""
@@ -125,9 +129,9 @@ class OfLabel:
         return self.right / self.texts if self.texts else None
 
     @property
-    def f1(self) -> float:
-        """Harmonic mean of both; 0 where no text is right."""
-        return 2 * self.right / (self.texts + self.answered) if self.texts + self.answered else 0.0
+    def f1(self) -> float | None:
+        """Harmonic mean of both; None: no text has it, and none was given it."""
+        return 2 * self.right / (self.texts + self.answered) if self.texts + self.answered else None
 
 
 def by_label(findings: Findings, names: Sequence[str]) -> list[OfLabel]:

@@ -14,13 +14,14 @@ from ..measuring.record import Predictions
 from ..modelling import PyramidForSequenceClassification
 from . import charts
 from .charts import Point
-from .findings import Findings, by_label
+from .findings import Findings, OfLabel, by_label
 from .shading import ShadedText, shade_answer
 from .summary import summary_of
-from .words import seconds_text, share_text, threshold_text, times_text
+from .words import seconds_text, share_text, threshold_text, times_text, work_text
 
 TEMPLATE = "report.html"
-MATRIX_LABELS = 8  # most labels whose confusions are shown as a matrix; on a phone no more fit
+MATRIX_LABELS = 40  # most labels whose confusions are shown as a matrix
+FEW_LABELS = 8  # of those, the most that fit on a phone, with their names in rows
 WORDS = 90  # of a text, at most
 SURE = 0.55  # share of the layers from which on a word's colour asks for white letters
 
@@ -99,7 +100,9 @@ def write_report(path: Path, measured: Measurements, shown: int = 8) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(percent=share_text, times=times_text, threshold=threshold_text, seconds=seconds_text)
+    environment.filters.update(
+        percent=share_text, times=times_text, threshold=threshold_text, seconds=seconds_text, work=work_text
+    )
     content = _content(measured, shown)
     content["charts"] = {name: Markup(svg) for name, svg in _charts(measured, content["findings"]).items()}
     page = environment.get_template(TEMPLATE).render(**content)
@@ -113,17 +116,19 @@ def _content(measured: Measurements, shown: int) -> dict[str, Any]:
     findings = Findings.of(measured.exits, evaluation.exit_threshold)
     names = measured.model.config.label_names
     labels = by_label(findings, names)
-    few = len(names) <= MATRIX_LABELS
-    confusions = [(names[a], names[b], count) for a, b, count in findings.confusions(10)]
+    few = len(names) <= FEW_LABELS
+    has_matrix = len(names) <= MATRIX_LABELS and not findings.problem.several
+    confusions = [(_named(a, names), _named(b, names), count) for a, b, count in findings.confusions(10)]
     return {
         "measured": measured,
         "evaluation": evaluation,
         "findings": findings,
         "summary": summary_of(measured.evaluations, findings, measured.beside),
         "names": names,
-        "matrix": findings.confusion().tolist() if few and not findings.problem.several else None,
-        "labels": labels if few else sorted(labels, key=lambda label: (label.f1, -label.texts)),
-        "confusions": confusions,
+        "few": few,
+        "matrix": findings.confusion().tolist() if has_matrix else None,
+        "labels": labels if few else sorted(labels, key=_from_the_worst),
+        "confusions": [] if few and has_matrix else confusions,
         "by_layer": findings.by_layer(),
         "uncertain": [_shown(measured, findings, place) for place in findings.most_uncertain(shown)],
         "errors": [_shown(measured, findings, place) for place in findings.surest_errors(shown)],
@@ -161,21 +166,28 @@ def _shown(measured: Measurements, findings: Findings, place: int) -> Shown:
     shares = [reached / shaded.layers for reached in shaded.reached]
     names = measured.model.config.label_names
     label, right = (
-        ", ".join(
-            name for name, has in zip(names, findings.problem.has(x[place], len(names)).tolist(), strict=True) if has
-        )
-        for x in (findings.predictions, findings.labels)
+        _named(findings.labels_of(x[place : place + 1])[0], names) for x in (findings.predictions, findings.labels)
     )
     return Shown(
         shaded=shaded,
         words=list(zip(shaded.words, shares, strict=True))[:WORDS],
         left_out=max(0, len(shaded.words) - WORDS),
-        label=label or "no label",
-        right=right or "no label",
+        label=label,
+        right=right,
         score=float(findings.scores[place]),
         uncertainty=float(findings.uncertainty[place]),
         layer=int(findings.exit_layer[place]),
     )
+
+
+def _named(labels: Sequence[int], names: Sequence[str]) -> str:
+    """Labels by their names."""
+    return ", ".join(names[label] for label in labels) or "no label"
+
+
+def _from_the_worst(label: OfLabel) -> tuple[bool, float, int]:
+    """A key by which labels stand from the lowest F1 to the highest, and those without any at the end."""
+    return label.f1 is None, label.f1 or 0.0, -label.texts
 
 
 def _charts(measured: Measurements, findings: Findings) -> dict[str, str]:
@@ -201,6 +213,7 @@ def _charts(measured: Measurements, findings: Findings) -> dict[str, str]:
             x="tokens of the text",
             y="times less work",
             form="%.1f",
+            factors=True,
         ),
         "reliability": charts.reliability(findings.bins()),
     }

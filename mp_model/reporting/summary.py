@@ -8,7 +8,7 @@ from typing import Protocol
 
 from ..measuring.evaluation import Evaluation
 from .findings import Findings
-from .words import seconds_text
+from .words import seconds_text, work_text
 
 
 class Timed(Protocol):
@@ -29,9 +29,10 @@ def summary_of(evaluations: Sequence[Evaluation], findings: Findings, beside: Ti
     beside: what its time was measured beside; None: no time was measured.
     """
     model = evaluations[0]
+    all_labels = "" if model.several is None else " in all of their labels"
     said = [
-        f"Of {model.texts:,} texts {model.accuracy:.1%} are answered rightly{_give_or_take(model)}.",
-        f"A text takes {model.executed_gflops:.3g} GFLOPs: {_times(model.speed_up)} than a model that prunes nothing, lets "
+        f"Of {model.texts:,} texts {model.accuracy:.1%} are answered rightly{all_labels}{_give_or_take(model)}.",
+        f"A text takes {work_text(model.executed_gflops)}: {_times(model.speed_up)} than a model that prunes nothing, lets "
         "nobody leave and has no padding.",
     ]
     if beside is not None and model.seconds is not None:
@@ -73,6 +74,8 @@ def _exits(model: Evaluation) -> str:
     where = "before any layer" if half == 0 else f"by layer {half}"
     share = model.exits[last] / model.texts
     through = "none goes" if share == 0 else "fewer than 1% go" if share < 0.005 else f"{share:.0%} go"
+    if half == last:
+        return f"Of the texts {through} through all {last} layers; the others leave before."
     return f"Half of the texts leave {where}; {through} through all {last} layers."
 
 

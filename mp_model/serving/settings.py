@@ -21,7 +21,9 @@ class ServerSettings:
     uds: Annotated[str | None, "Path of a Unix socket to listen at, instead of an address."] = None
     api_key: Annotated[str | None, "Key that requests must bring, as `Authorization: Bearer KEY`."] = None
     model_id: Annotated[str | None, "Name of the model in /info and /classify; the folder's if left out."] = None
-    precision: Annotated[str, "float32, bfloat16 or int8; auto is the one that the model was tuned for."] = "auto"
+    precision: Annotated[
+        str, "float32, bfloat16 or int8; auto is the one that the model was saved in or tuned for."
+    ] = "auto"
     device: Annotated[str, "Device of the model."] = "cpu"
     threads: Annotated[int | None, "Threads of the model; all processors if left out."] = None
     tokenization_workers: Annotated[int, "Threads that tokenise."] = 2

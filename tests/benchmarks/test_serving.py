@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -61,3 +63,26 @@ def test_the_highest_rate_is_the_last_whose_answers_came_in_time() -> None:
     best = asyncio.run(serving.highest_rate(measure, 100.0))
     assert best["rate"] == 195.3  # 100 x 1.25 x 1.25 x 1.25
     assert best["p99_ms"] == 10.0
+
+
+def test_a_lone_text_is_timed_directly_and_served_in_turns(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    class Direct:
+        def __call__(self, texts: list[str]) -> None:
+            asked.append(f"direct {texts[0]}")
+            time.sleep(0.005)
+
+    async def post(client: serving.Client, text: str) -> tuple[int, bytes]:
+        asked.append(f"served {text}")
+        time.sleep(0.02)
+        return 200, b""
+
+    monkeypatch.setattr(Classifier, "load", lambda *given, **named: Direct())
+    monkeypatch.setattr(serving, "server", lambda *given: contextlib.nullcontext((0, None)))
+    monkeypatch.setattr(serving.Client, "post", post)
+    found = serving.lone(str(folder), "float32", ["a", "b"], 1)
+    assert asked == 2 * ["direct a", "served a", "direct b", "served b"]
+    assert found["direct_ms"] >= 5
+    assert found["served_ms"] >= 20
+    assert found["added_ms"] == pytest.approx(found["served_ms"] - found["direct_ms"], abs=0.02)  # medians of two

@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 import torch
+from typer.main import get_command
 
 from mp_model import Classifier, PyramidBertForSequenceClassification
+from mp_model.command_line import app
 from support import tiny, wordpiece
 from support.commands import Command, Ended
 
@@ -69,6 +71,14 @@ def test_help_comes_without_heavy_imports(arguments: list[str]) -> None:
     assert "'typer'" in ended.stderr
     for heavy in ("torch", "transformers", "pyarrow", "matplotlib"):
         assert f"'{heavy}'" not in ended.stderr
+
+
+def test_every_option_and_argument_says_what_it_is() -> None:
+    commands: dict[str, Any] = get_command(app).commands  # type: ignore[attr-defined]
+    assert len(commands) > 8
+    for name, command in commands.items():
+        for parameter in command.params:
+            assert getattr(parameter, "help", None), f"{name}: {parameter.name} has no help"
 
 
 def test_help_is_shown_where_no_command_is_named(magic_pyramid: Command) -> None:

@@ -56,6 +56,10 @@ def test_the_demo(checkpoint: Path, tmp_path: Path) -> None:
     assert commands == ["fit", "tune", "evaluate", "classify"]
     for words in ("validation accuracy", "no more than 2 points with confidence 0.9", "160 texts", "padded", "Try: "):
         assert words in result.stdout
+    assert (
+        result.stdout.splitlines()[-1]
+        == f"Serve it: magic-pyramid serve {output}/model, with the extra serve installed"
+    )
     assert "soft: left out, with 0 passes" in result.stderr
     assert "Of 160 texts" in (output / "report.html").read_text(encoding="utf-8")
     assert "exit threshold" in (output / "model" / "README.md").read_text(encoding="utf-8")

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from mp_model import Classifier
 from mp_model.command_line import app
+from mp_model.problems import SEVERAL
 from mp_model.reporting import charts
 from mp_model.reporting.findings import Findings, by_label
 from support import tiny, wordpiece
@@ -133,8 +134,8 @@ def test_figures_are_those_of_the_model(written: str, folder: Path, table: Path)
     assert f"Of 40 texts {right / 40:.1%} are answered rightly" in page
     mean_exit = sum(answer.exit_layer for answer in answers) / 40
     assert f"mean exit {mean_exit:.1f} of 4" in page
-    executed = sum(answer.flops for answer in answers) / 40e9
-    assert f"A text takes {executed:.3g} GFLOPs" in page
+    executed = sum(answer.flops for answer in answers) / 40e6
+    assert f"A text takes {executed:.3g} MFLOPs" in page
     shown = page[page.index("The most uncertain") :]
     most = max(answers, key=lambda answer: answer.uncertainty or 0)
     assert f"{most.label} {most.score:.0%}" in shown[:200]
@@ -155,6 +156,15 @@ def test_each_chart_is_drawn_in_the_pages_colours(written: str) -> None:
         assert not re.search(r"(fill|stroke): #", drawing)
     ids = re.findall(r'\bid="([^"]*)"', written)
     assert len(ids) == len(set(ids))
+
+
+def test_only_factors_are_drawn_on_a_scale_of_factors() -> None:
+    shares, factors = (
+        charts.bars([1.0, 50.0], ["0", "1"], x="layer", y="texts", form="%.0f", factors=factors)
+        for factors in (False, True)
+    )
+    assert re.search(r">\s*40\s*<", shares)
+    assert not re.search(r">\s*40\s*<", factors)
 
 
 def test_texts_may_be_pairs_and_fewer(folder: Path, tmp_path: Path) -> None:
@@ -180,9 +190,33 @@ def test_many_labels_have_a_table_and_their_most_frequent_errors(tmp_path: Path)
     )
     report(tmp_path / "model", path, "--output", tmp_path / "report.html", "--no-time")
     page = Page((tmp_path / "report.html").read_text()).text
-    assert "most frequent errors" in page
-    assert "right ↓ answered →" not in page
+    assert "From the lowest F1 to the highest." in page
+    assert "Most frequent errors right answered texts" in page
+    assert "right ↓ answered → label 0 label 1" in page
     assert "No token of these texts was pruned." in page
+
+
+def test_several_labels_have_figures_of_their_own(tmp_path: Path) -> None:
+    names = [f"emotion {number}" for number in range(12)]
+    settings = {"num_labels": 12, "id2label": dict(enumerate(names)), "problem_type": "multi_label_classification"}
+    tiny.classifier(vocab_size=len(wordpiece.VOCABULARY), **settings).save_pretrained(tmp_path / "model")
+    wordpiece.tokenizer().save_pretrained(tmp_path / "model")
+    path, texts = tmp_path / "test.tsv", [text or "a" for text in wordpiece.texts(30)]
+    right = [{names[n % 12]} if n % 2 else {names[0], names[n % 11 + 1]} for n in range(30)]
+    path.write_text("labels\ttext\n" + "".join(f"{','.join(x)}\t{t}\n" for x, t in zip(right, texts, strict=True)))
+    report(tmp_path / "model", path, "--output", tmp_path / "report.html", "--no-time", "--shown", 1)
+    page = Page((tmp_path / "report.html").read_text()).text
+    given = [
+        {name for name, score in answer.scores.items() if score > 0.5}
+        for answer in Classifier.load(tmp_path / "model")(texts)
+    ]
+    pairs = list(zip(given, right, strict=True))
+    both, either = sum(len(x & y) for x, y in pairs), sum(len(x) + len(y) for x, y in pairs)
+    share = sum(x == y for x, y in pairs) / 30
+    assert f"Of 30 texts {share:.1%} are answered rightly in all of their labels" in page
+    assert f"all labels right {share:.1%} micro F1 {2 * both / either:.1%} macro F1 " in page
+    assert "Most frequent errors right answered texts" in page
+    assert "right ↓ answered →" not in page
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -268,14 +302,32 @@ def test_said_against_was() -> None:
 def test_confusions() -> None:
     found = findings()
     assert found.confusion().tolist() == [[1, 2, 0], [0, 2, 0], [1, 1, 1]]
-    assert found.confusions(2) == [(0, 1, 2), (2, 0, 1)]
-    assert found.confusions(10) == [(0, 1, 2), (2, 0, 1), (2, 1, 1)]
+    assert found.confusions(2) == [((0,), (1,), 2), ((2,), (0,), 1)]
+    assert found.confusions(10) == [((0,), (1,), 2), ((2,), (0,), 1), ((2,), (1,), 1)]
     labels = by_label(found, ["a", "b", "c"])
     assert [(x.precision, x.recall, x.f1) for x in labels] == [
         (0.5, 1 / 3, pytest.approx(0.4)),
         (0.4, 1.0, pytest.approx(4 / 7)),
         (1.0, 1 / 3, pytest.approx(0.5)),
     ]
+
+
+def test_errors_among_several_labels() -> None:
+    right = torch.tensor([[1, 1, 0], [1, 1, 0], [0, 0, 1], [0, 0, 0], [1, 0, 0]]).bool()
+    answered = torch.tensor([[1, 0, 0], [1, 0, 0], [0, 0, 0], [1, 0, 0], [1, 0, 0]]).bool()
+    found = Findings(right, answered, torch.ones(5), torch.zeros(5), torch.ones(5).long(), 3, SEVERAL)
+    assert found.confusions(10) == [((0, 1), (0,), 2), ((), (0,), 1), ((2,), (), 1)]
+    assert [(x.precision, x.recall, x.f1) for x in by_label(found, ["a", "b", "c"])] == [
+        (0.75, 1.0, pytest.approx(6 / 7)),
+        (None, 0.0, 0.0),
+        (None, 0.0, 0.0),
+    ]
+
+
+def test_a_label_that_nobody_has_nor_gets_has_no_f1() -> None:
+    labels, scores = torch.tensor([0, 1]), torch.ones(2)
+    found = Findings(labels, labels, scores, 1 - scores, labels, 3)
+    assert [x.f1 for x in by_label(found, ["a", "b", "c"])] == [1.0, 1.0, None]
 
 
 def test_texts_to_look_at() -> None:
