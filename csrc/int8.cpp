@@ -85,8 +85,12 @@ class Linear {
   int64_t features() const { return weight_.size(1); }
 
   mp::Int8Product product(const int32_t* elements, int64_t first) const {
-    return {elements, first, row_scales_.const_data_ptr<float>(), column_scales_.const_data_ptr<float>(),
-            bias_ ? bias_->const_data_ptr<float>() : nullptr, width()};
+    return {elements,
+            first,
+            row_scales_.const_data_ptr<float>(),
+            column_scales_.const_data_ptr<float>(),
+            bias_ ? bias_->const_data_ptr<float>() : nullptr,
+            width()};
   }
 
   template <typename Finish>
@@ -104,18 +108,18 @@ class Linear {
     Tensor packed = torch::stable::new_empty(weight_, {width(), features()});
     int8_t* packs = static_cast<int8_t*>(packed.data_ptr());
     const auto* weight = static_cast<const int8_t*>(weight_.data_ptr());
-    torch::stable::parallel_for(0, width() / kPack, rows_per_thread(kPack * features()),
-                                [&](int64_t begin, int64_t end) {
-                                  kernels.pack_int8_weight(weight, features(), packs, begin, end);
-                                });
+    torch::stable::parallel_for(
+        0, width() / kPack, rows_per_thread(kPack * features()),
+        [&](int64_t begin, int64_t end) { kernels.pack_int8_weight(weight, features(), packs, begin, end); });
     const int64_t step = rows_at_a_time();
     const auto* rows = static_cast<const int8_t*>(rows_.data_ptr());
-    mp::run_in_order((count() + step - 1) / step, static_cast<size_t>(step * width()), [&](int64_t task, float* scratch) {
-      const int64_t begin = task * step, end = std::min(begin + step, count());
-      auto* elements = reinterpret_cast<int32_t*>(scratch);
-      kernels.multiply_int8(rows + begin * features(), end - begin, features(), packs, width(), elements);
-      finish(product(elements, begin), begin, end);
-    });
+    mp::run_in_order(
+        (count() + step - 1) / step, static_cast<size_t>(step * width()), [&](int64_t task, float* scratch) {
+          const int64_t begin = task * step, end = std::min(begin + step, count());
+          auto* elements = reinterpret_cast<int32_t*>(scratch);
+          kernels.multiply_int8(rows + begin * features(), end - begin, features(), packs, width(), elements);
+          finish(product(elements, begin), begin, end);
+        });
   }
 
   // Enough rows for a weight that is larger than the cache, few enough for every thread to get some.

@@ -70,7 +70,8 @@ inline void transpose_tile(const int8_t* from, int64_t stride, int8_t* to) {
   for (int i = 0; i < 16; ++i) std::memcpy(&rows[i], from + i * stride, sizeof(Words));
   // In each round, pairs of rows that are `apart` rows apart exchange the elements that are as far apart.
   for (int i = 0; i < 16; i += 2) {
-    turned[i] = __builtin_shufflevector(rows[i], rows[i + 1], 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30);
+    turned[i] =
+        __builtin_shufflevector(rows[i], rows[i + 1], 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30);
     turned[i + 1] =
         __builtin_shufflevector(rows[i], rows[i + 1], 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
   }

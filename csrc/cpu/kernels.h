@@ -118,8 +118,8 @@ struct Int8Rows {
   float* scales;  // [rows]
 };
 
-// Rows of the product of two int8 matrices, from row `first` on: as a float, an element is its integer x its row's scale
-// x its column's scale + bias.
+// Rows of the product of two int8 matrices, from row `first` on: as a float, an element is its integer x its row's
+// scale x its column's scale + bias.
 struct Int8Product {
   const int32_t* product;  // [rows - first, width]
   int64_t first;

@@ -302,7 +302,8 @@ void test_int8_product(const mp::Kernels& kernels, int64_t rows, int64_t feature
   std::vector<double> wanted(rows * outputs);
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t o = 0; o < outputs; ++o)
-      for (int64_t i = 0; i < features; ++i) wanted[r * outputs + o] += left[r * features + i] * weight[o * features + i];
+      for (int64_t i = 0; i < features; ++i)
+        wanted[r * outputs + o] += left[r * features + i] * weight[o * features + i];
   expect_close("product of int8", kernels, {product.begin(), product.end()}, wanted, 0);
 }
 
