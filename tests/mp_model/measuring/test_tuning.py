@@ -149,6 +149,7 @@ def outcome(accuracy: float, executed: float, factor: float = 1.0, threshold: fl
         exit_threshold=threshold,
         expected_accuracy=accuracy,
         harm=0.0,
+        disagreement=0.0,
         factor=factor,
     )
 
