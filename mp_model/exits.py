@@ -301,6 +301,7 @@ class Disagreement(Uncertainty):
 
 
 ENTROPY, DISAGREEMENT = "entropy", "disagreement"
+OF_ONE_LABEL = Uncertainty()
 AUTO = "auto"  # of those that a model has, the one that saves more work
 UNCERTAINTIES: Mapping[str, type[Uncertainty]] = {ENTROPY: Uncertainty, DISAGREEMENT: Disagreement}
 
@@ -317,7 +318,7 @@ class Exits:
 
     heads: dict[int, ExitHead]
     thresholds: dict[int, float]
-    uncertainty: Uncertainty = Uncertainty()
+    uncertainty: Uncertainty = OF_ONE_LABEL
 
     def __contains__(self, layer: int) -> bool:
         return layer in self.heads

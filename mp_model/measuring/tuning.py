@@ -224,9 +224,9 @@ class TradeOff:
         """All outcomes, the reference first."""
         return [self.reference, *self.one_threshold, *self.layered]
 
-    def curve(self) -> list[Outcome]:
-        """The outcomes that no other beats, slowest first."""
-        return frontier(self.outcomes())
+    def curve(self, worth: Callable[[Outcome], float] = lambda outcome: outcome.accuracy) -> list[Outcome]:
+        """The outcomes that no other beats in worth and work, slowest first."""
+        return frontier(self.outcomes(), worth)
 
     def fastest(self, max_drop: float, *, counted: bool = False) -> Outcome:
         """The outcome of least work whose accuracy (a share) is at most ``max_drop`` below the reference's.

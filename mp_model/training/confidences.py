@@ -7,6 +7,7 @@ no part in a regression calibrate it (Platt, 1999), so that the heads give proba
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +25,7 @@ from ..modelling import PyramidForSequenceClassification
 from ..pruning import Pruning
 
 FOLDS = 5
-PENALTIES = (10.0, 100.0, 1000.0, 1e9)  # on weights of standardised hidden numbers; the last leaves only the doubts
+PENALTIES = (10.0, 100.0, 1000.0, math.inf)  # on weights of standardised hidden numbers; the last leaves the doubts alone
 PENALTY_OF_DOUBTS = 1.0
 
 
@@ -55,11 +56,14 @@ def soft_targets(differs: Tensor) -> Tensor:
 def regress(columns: Tensor, targets: Tensor, penalties: Tensor) -> Linear:
     """The logistic regression of targets ``[texts]`` in (0, 1) on columns; float64.
 
-    penalties: ``[columns]``, on half the squares of the weights, where the losses of all texts are summed.
+    penalties: ``[columns]``, on half the squares of the weights, where the losses of all texts are summed; infinite for
+        columns that have no part.
     """
+    out = penalties.isinf()
+    columns, penalties = columns.masked_fill(out, 0), penalties.masked_fill(out, 1)
     weight = torch.zeros(columns.shape[1], dtype=torch.float64, requires_grad=True)
     bias = torch.logit(targets.mean()).requires_grad_()
-    optimizer = torch.optim.LBFGS([weight, bias], max_iter=60, tolerance_change=1e-7, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=60, tolerance_change=1e-8, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimizer.zero_grad()

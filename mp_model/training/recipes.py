@@ -57,8 +57,8 @@ class Recipe:
             confidence: whether to give the exits confidence heads at the end.
 
         Raises:
-            ValueError: the recipe has no exits to be trained so, or to have confidence heads, or trains nothing but the backbone; a head is to be trained
-                on a backbone that is not frozen.
+            ValueError: the recipe has no exits to be trained so, or to have confidence heads, or trains nothing but the
+                backbone; a head is to be trained on a backbone that is not frozen.
         """
         stages = self.stages
         if exit_training is not None:

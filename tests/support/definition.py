@@ -237,7 +237,9 @@ def run(
         answer.tokens_per_layer[layer - 1] = len(alive)
         if classify and layer == config.num_hidden_layers:
             logits, _ = tanh_head(weights, "bert.pooler.dense", "classifier", x[0])
-            left = leaves(layer, logits, 0.0 if config.exit_uncertainty == "disagreement" else uncertainty_of(logits, config))
+            left = leaves(
+                layer, logits, 0.0 if config.exit_uncertainty == "disagreement" else uncertainty_of(logits, config)
+            )
         elif classify and layer in open_exits:
             left = leaves(layer, *exit_logits(weights, config, layer, entering, x, sides))
         if left:

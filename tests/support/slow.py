@@ -155,7 +155,9 @@ def run(
         answer.tokens_per_layer[layer - 1] = len(alive)
         if layer == count:
             logits = layers.logits(x)
-            left = leaves(layer, logits, 0.0 if config.exit_uncertainty == "disagreement" else uncertainty_of(logits, config))
+            left = leaves(
+                layer, logits, 0.0 if config.exit_uncertainty == "disagreement" else uncertainty_of(logits, config)
+            )
         elif layer in open_exits:
             left = exit_at(layer, entering, x, places)
         if left:
