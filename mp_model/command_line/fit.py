@@ -270,5 +270,5 @@ def _sentence(summary: Summary) -> str:
     if summary.exit_threshold is None:
         return f"{whole}; exits stay closed, for no threshold meets --max-drop"
     at = f" in {summary.precision}" if summary.precision != "float32" else ""
-    of = "" if summary.exit_uncertainty == "entropy" else f" of {summary.exit_uncertainty}"
+    of = f" of {summary.exit_uncertainty}" if summary.exit_uncertainty == "disagreement" else ""
     return f"{whole}, {summary.exits_accuracy:.1%} with exits at {summary.exit_threshold}{of}{at}"

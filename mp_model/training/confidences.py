@@ -25,7 +25,12 @@ from ..modelling import PyramidForSequenceClassification
 from ..pruning import Pruning
 
 FOLDS = 5
-PENALTIES = (10.0, 100.0, 1000.0, math.inf)  # on weights of standardised hidden numbers; the last leaves the doubts alone
+PENALTIES = (
+    10.0,
+    100.0,
+    1000.0,
+    math.inf,
+)  # on weights of standardised hidden numbers; the last leaves the doubts alone
 PENALTY_OF_DOUBTS = 1.0
 
 

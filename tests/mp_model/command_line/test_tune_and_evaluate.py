@@ -182,11 +182,14 @@ def test_a_dry_run_writes_nothing_and_prints_the_curve(folder: Path, validation:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "give one goal out of --max-drop, --speedup, --latency; got none"),
+        ([], "give one goal out of --max-drop, --speedup, --latency, --max-disagreement; got none"),
         (["--max-drop", 1, "--speedup", 2], "got --max-drop and --speedup"),
         (["--speedup", 2, "--confidence", 0.9], "it goes with --max-drop"),
-        (["--speedup", 2, "--counted"], "it goes with --max-drop, without --confidence"),
-        (["--max-drop", 1, "--confidence", 0.9, "--counted"], "it goes with --max-drop, without --confidence"),
+        (["--speedup", 2, "--counted"], "it goes with --max-drop or --max-disagreement, without --confidence"),
+        (
+            ["--max-drop", 1, "--confidence", 0.9, "--counted"],
+            "it goes with --max-drop or --max-disagreement, without --confidence",
+        ),
         (["--speedup", 1e9], "the highest speed-up that this model reaches is"),
         (["--latency", 1e-9], "the fastest setting of this model takes"),
         (["--max-drop", 0.5, "--confidence", 0.9], "it takes at least 460 texts"),
