@@ -100,7 +100,7 @@ def accuracy_of(folder: Path, validation: str) -> tuple[float, float]:
         ["--latency", 1000],
         ["--max-disagreement", "12%"],
         ["--max-disagreement", "0.05", "--counted"],
-        ["--max-disagreement", "0.2", "--confidence", 0.8, "--by-layer"],
+        ["--max-disagreement", "0.2", "--confidence", 0.8, "--by-layer", "--factors", "2"],
     ],
 )
 def test_what_tune_chooses_is_what_the_model_does(options: list, folder: Path, validation: str) -> None:
