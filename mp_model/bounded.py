@@ -144,7 +144,7 @@ def run_bounded_layer(pyramid: Pyramid, number: int, held: Held, board: Board) -
     if number == len(pyramid.layers):
         features = pyramid.last_layer(batch)
         logits = pyramid.final_head(features).to(features.dtype)
-        _record(board, number, held, held.extents, batch.cu_seqlens, logits, pyramid.problem.uncertainty(logits), None)
+        _record(board, number, held, held.extents, batch.cu_seqlens, logits, pyramid.uncertainty.of_last(logits), None)
         return held
     extents = held.extents
 

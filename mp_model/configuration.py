@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig
 
 from .backbones import BACKBONES, Backbone, backbone_of
 from .backbones.table import PREFIX
-from .exits import EXIT_HEADS
+from .exits import DISAGREEMENT, ENTROPY, EXIT_HEADS, UNCERTAINTIES, Uncertainty
 from .problems import ONE_LABEL, PROBLEMS, SEVERAL_LABELS, VALUES, Choice, Problem
 
 NEVER = "never"  # the exit threshold that closes all exits for a call
@@ -35,6 +35,9 @@ class PyramidConfig(PreTrainedConfig):
             ``"fastbert"``.
         exit_layers: layers whose output has an exit head, rising; 0 (the embeddings, ``"pooled"`` and ``"pair"`` only) to
             L - 1. None: 1 to L - 1.
+        exit_uncertainty: kind of uncertainty by which samples leave: ``"entropy"`` (Magic Pyramid's), of the exit's own
+            answer; or ``"disagreement"``, the probability, by the exit's confidence head, that layer L answers otherwise.
+        confidence_heads: whether every exit has a confidence head (:class:`mp_model.confidence.Confidence`).
         depth: an exit layer by which everybody leaves, with the answer of its head, however uncertain; layers above it are
             not run, and :class:`mp_model.Classifier` does not load them. None: layer L, by the model's own head.
         importance_normalizer: divisor of importance: ``"alive"`` (tokens entering the layer), ``"input"`` (tokens
@@ -57,6 +60,8 @@ class PyramidConfig(PreTrainedConfig):
     exit_threshold: Any = None
     exit_head: str = "cls"
     exit_layers: Any = None
+    exit_uncertainty: str = ENTROPY
+    confidence_heads: bool = False
     depth: Any = None
     importance_normalizer: Any = "alive"
     precision: str = "float"
@@ -88,6 +93,15 @@ class PyramidConfig(PreTrainedConfig):
         if self.depth is not None and (isinstance(self.depth, bool) or self.depth not in self.resolved_exit_layers()):
             raise ValueError(
                 f"depth must be one of exit_layers, {self.resolved_exit_layers()}, or None; got {self.depth!r}"
+            )
+        if self.exit_uncertainty not in UNCERTAINTIES:
+            raise ValueError(
+                f"exit_uncertainty must be one of {', '.join(map(repr, UNCERTAINTIES))}; got {self.exit_uncertainty!r}"
+            )
+        if self.exit_uncertainty == DISAGREEMENT and not self.confidence_heads:
+            raise ValueError(
+                "exit_uncertainty='disagreement' needs confidence heads, and this model has none; train them: "
+                "magic-pyramid fit --stages confidence"
             )
         if self.untrained_exits is not None and not _are_numbers(self.untrained_exits):
             raise TypeError(f"untrained_exits must be a list of layer numbers or None; got {self.untrained_exits!r}")
@@ -138,6 +152,16 @@ class PyramidConfig(PreTrainedConfig):
     def problem(self) -> Problem:
         """The kind of problem that :attr:`task` names."""
         return PROBLEMS[self.task]
+
+    @property
+    def uncertainty(self) -> Uncertainty:
+        """The kind of uncertainty that answers have, by which samples leave."""
+        return UNCERTAINTIES[self.exit_uncertainty](self.problem)
+
+    @property
+    def uncertainties(self) -> list[str]:
+        """The values that ``exit_uncertainty`` can have."""
+        return [ENTROPY, DISAGREEMENT] if self.confidence_heads else [ENTROPY]
 
     @property
     def choice(self) -> Choice:

@@ -17,10 +17,9 @@ import mp_kernels
 from mp_kernels import Kept, Ragged
 
 from .backbones import Block, KeysValues, PackedInputs, block_of, first_rows
-from .exits import EXIT_HEADS, ExitHead, Exits, LayerStates, as_they_are
+from .exits import EXIT_HEADS, OF_ONE_LABEL, ExitHead, Exits, LayerStates, Uncertainty, as_they_are
 from .flops import Step
 from .inputs import cat_all, concatenate, concatenate_inputs, there
-from .problems import ONE, Problem
 from .pruning import Pruning
 
 # An exit is decided first, before the rest of its layer, where the layer has at least so many rows and samples. With
@@ -52,7 +51,7 @@ class Pyramid:
         read: the backbone's form of states between layers for those who read them.
         last_reads_all: whether the final head reads the mean of all tokens of layer L, and not [CLS] alone.
         cap: the exit head that answers after the last of ``layers`` instead of the final head; None: these are all L layers.
-        problem: the kind of problem, by which predictions are uncertain.
+        uncertainty: the kind of uncertainty that answers have.
     """
 
     embed: Callable[[PackedInputs], Ragged]
@@ -63,7 +62,7 @@ class Pyramid:
     read: Callable[[Tensor], Tensor] = as_they_are
     last_reads_all: bool = False
     cap: ExitHead | None = None
-    problem: Problem = ONE
+    uncertainty: Uncertainty = OF_ONE_LABEL
 
     def block(self, number: int, device: torch.device) -> Block:
         """Layer ``number`` (from 1) in the form that applies to it just now on rows of a device."""
@@ -253,7 +252,7 @@ def run_layer(pyramid: Pyramid, number: int, alive: Alive) -> StepResult:
     if number == len(pyramid.layers):
         features = pyramid.last_layer(alive.batch)
         logits = pyramid.final_head(features).to(features.dtype)
-        decided = Decided(number, alive.samples, logits, pyramid.problem.uncertainty(logits), None)
+        decided = Decided(number, alive.samples, logits, pyramid.uncertainty.of_last(logits), None)
         return StepResult(decided, None, Step(number, "last", False, alive.samples, entered))
     block = pyramid.block(number, alive.batch.values.device)
     if exits is None or number not in exits:
@@ -283,7 +282,7 @@ def _last_of_capped(pyramid: Pyramid, cap: ExitHead, number: int, alive: Alive) 
 def _capped(pyramid: Pyramid, states: LayerStates, alive: Alive, step: Step) -> StepResult:
     """The answers of the cap, with which everybody leaves."""
     assert pyramid.cap is not None
-    logits, uncertainty, _ = pyramid.cap.decide(pyramid.cap.features(states), 1.0, pyramid.problem)
+    logits, uncertainty, _ = pyramid.uncertainty.decide(pyramid.cap, pyramid.cap.features(states), 1.0)
     decided = Decided(step.layer, alive.samples, logits.to(states.first.dtype), uncertainty, None)
     return StepResult(decided, None, step)
 

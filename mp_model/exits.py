@@ -16,6 +16,7 @@ import mp_kernels
 from mp_kernels import Ragged
 
 from .backbones.forms import first_rows, why_modules, why_modules_now
+from .confidence import Confidence
 from .problems import ONE, Problem
 
 
@@ -48,11 +49,19 @@ class ExitHead(nn.Module):
         lowest_layer: the first layer that it can stand at.
         reads_survivors: whether it needs the layer's whole output, so that nothing can be decided before.
         reads_pairs: whether it needs to know where the second of two texts begins (:attr:`Ragged.middles`).
+        classifier: its last layer, from hidden numbers to logits.
+        confidence: the confidence head beside it, if the model has such.
     """
 
     lowest_layer: ClassVar[int] = 1
     reads_survivors: ClassVar[bool] = False
     reads_pairs: ClassVar[bool] = False
+    classifier: nn.Linear
+    confidence: Confidence | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_module("confidence", None)
 
     @staticmethod
     def features(states: LayerStates) -> Any:
@@ -67,13 +76,28 @@ class ExitHead(nn.Module):
         """
         raise NotImplementedError
 
+    def hidden(self, features: Any) -> Tensor:
+        """The numbers that the classifier reads, ``[batch, width]``."""
+        raise NotImplementedError
+
+    def forward(self, features: Any) -> Tensor:
+        """Logits ``[batch, labels]``; features: what the head reads."""
+        return self.classifier(self.hidden(features))
+
+    def doubt(self, features: Any, problem: Problem = ONE) -> tuple[Tensor, Tensor]:
+        """Logits ``[batch, labels]``, and how probably layer L would answer otherwise, float32 ``[batch]``."""
+        assert self.confidence is not None
+        hidden = self.hidden(features)
+        logits = self.classifier(hidden)
+        return logits, self.confidence(self.confidence.hidden(hidden).squeeze(1), logits, problem)
+
     def decide(self, features: Any, threshold: float | Tensor, problem: Problem = ONE) -> tuple[Tensor, Tensor, Tensor]:
         """Logits ``[batch, labels]``, uncertainty ``[batch]`` and who stays, bool ``[batch]``.
 
         Args:
             features: what the head reads.
             threshold: one, or one for each sample ``[batch]``.
-            problem: the kind of problem, by which predictions are uncertain.
+            problem: the kind of problem, whose entropy the uncertainty is.
         """
         logits = self(features)
         uncertainty = problem.uncertainty(logits)
@@ -90,9 +114,9 @@ class TanhHead(ExitHead):
         self.dense = nn.Linear(self.widths * config.hidden_size, config.hidden_size)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
 
-    def forward(self, features: Tensor) -> Tensor:
-        """features: ``[batch, widths x hidden]``; returns logits ``[batch, labels]``."""
-        return self.classifier(torch.tanh(self.dense(features)))
+    def hidden(self, features: Tensor) -> Tensor:
+        """features: ``[batch, widths x hidden]``; returns ``[batch, hidden]``."""
+        return torch.tanh(self.dense(features))
 
     def decide(
         self, features: Tensor, threshold: float | Tensor, problem: Problem = ONE
@@ -103,10 +127,22 @@ class TanhHead(ExitHead):
         weights = dense.weight, dense.bias, classifier.weight, classifier.bias
         return mp_kernels.exit_head(features, *weights, threshold, problem.several)
 
+    def doubt(self, features: Tensor, problem: Problem = ONE) -> tuple[Tensor, Tensor]:
+        assert self.confidence is not None
+        parts = self.dense, self.classifier, self.confidence.hidden
+        if why_modules_now(features.device) or why_modules((self, self.confidence, *parts), PLAIN):
+            return super().doubt(features, problem)
+        dense, *last = parts
+        weight, bias = torch.cat([x.weight for x in last]), torch.cat([x.bias for x in last])
+        both, _, _ = mp_kernels.exit_head(features, dense.weight, dense.bias, weight, bias, 1.0, True)
+        logits = both[:, :-1].contiguous()
+        return logits, self.confidence(both[:, -1], logits, problem)
+
     @classmethod
     def flops(cls, config: Any, tokens: Tensor) -> Tensor:
         d, labels = config.hidden_size, config.num_labels
-        return torch.full_like(tokens, 2 * (cls.widths * d * d + d * labels))
+        confidence = d if config.exit_uncertainty == DISAGREEMENT else 0
+        return torch.full_like(tokens, 2 * (cls.widths * d * d + d * labels + confidence))
 
 
 class ClsHead(TanhHead):
@@ -148,7 +184,7 @@ class PairHead(TanhHead):
         )
 
 
-PLAIN = frozenset({ClsHead, PooledHead, PairHead, nn.Linear})
+PLAIN = frozenset({ClsHead, PooledHead, PairHead, Confidence, nn.Linear})
 
 
 class FastBertHead(ExitHead):
@@ -173,8 +209,8 @@ class FastBertHead(ExitHead):
         assert states.output is not None
         return replace(states.output, values=states.read(states.output.values))
 
-    def forward(self, batch: Ragged) -> Tensor:
-        """batch: the layer's output, ``values [total, hidden]``; returns logits ``[batch, labels]``."""
+    def hidden(self, batch: Ragged) -> Tensor:
+        """batch: the layer's output, ``values [total, hidden]``; returns ``[batch, 128]``."""
         narrow = torch.tanh(self.input(batch.values))
         first = first_rows(narrow, batch)
         query, key, value = (
@@ -185,13 +221,15 @@ class FastBertHead(ExitHead):
         context, _ = mp_kernels.ragged_attention(
             query, key, value, batch.cu_seqlens, batch.max_seqlen, cu_seqlens_q=one_each, need_importance=False
         )
-        return self.classifier(torch.tanh(self.dense(self.output(context.flatten(1)))))
+        return torch.tanh(self.dense(self.output(context.flatten(1))))
 
     @classmethod
     def flops(cls, config: Any, tokens: Tensor) -> Tensor:
         d, width = config.hidden_size, cls.width
         of_all_tokens = d * width + 2 * width * width + 2 * width  # input, keys and values, attention row
         of_first = 3 * width * width + width * config.num_labels  # query, output and dense, classifier
+        if config.exit_uncertainty == DISAGREEMENT:
+            of_first += width
         return 2 * (tokens * of_all_tokens + of_first)
 
 
@@ -206,7 +244,66 @@ EXIT_HEADS: Mapping[str, type[ExitHead]] = {
 def make_exit_heads(config: Any) -> nn.ModuleDict:
     """One head for each exit layer of a configuration, under the layer's number."""
     kind: Any = EXIT_HEADS[config.exit_head]
-    return nn.ModuleDict({str(layer): kind(config) for layer in config.resolved_exit_layers()})
+    heads = nn.ModuleDict({str(layer): kind(config) for layer in config.resolved_exit_layers()})
+    if config.confidence_heads:
+        add_confidence_heads(heads)
+    return heads
+
+
+def add_confidence_heads(heads: nn.ModuleDict) -> None:
+    """Puts a new confidence head beside each exit head."""
+    for head in heads.values():
+        assert isinstance(head, ExitHead)
+        head.confidence = Confidence(head.classifier.in_features)
+
+
+@dataclass(frozen=True)
+class Uncertainty:
+    """A kind of uncertainty by which samples leave: this one, ``"entropy"``, is that of an answer by itself.
+
+    Attributes:
+        problem: the kind of problem.
+    """
+
+    problem: Problem = ONE
+
+    def decide(self, head: ExitHead, features: Any, threshold: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits ``[batch, labels]``, uncertainty ``[batch]`` and who stays, bool ``[batch]``, at a head.
+
+        Args:
+            head: the head.
+            features: what it reads.
+            threshold: one, or one for each sample ``[batch]``.
+        """
+        return head.decide(features, threshold, self.problem)
+
+    def of_last(self, logits: Tensor, operators: Any = mp_kernels) -> Tensor:
+        """Uncertainty ``[batch]`` of layer L's answers; operators: as for :meth:`.problems.Problem.uncertainty`."""
+        return self.problem.uncertainty(logits, operators)
+
+    def steps(self, count: int) -> list[float]:
+        """Thresholds to try, 0 to 1 in so many steps: rising, and closer where a little more lets many leave."""
+        return [step / count for step in range(count + 1)]
+
+
+class Disagreement(Uncertainty):
+    """``"disagreement"``: the probability, by a confidence head, that layer L would answer otherwise; 0 at layer L."""
+
+    def decide(self, head: ExitHead, features: Any, threshold: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        logits, uncertainty = head.doubt(features, self.problem)
+        return logits, uncertainty, ~(uncertainty <= threshold)
+
+    def of_last(self, logits: Tensor, operators: Any = mp_kernels) -> Tensor:
+        return torch.zeros_like(self.problem.uncertainty(logits, operators))
+
+    def steps(self, count: int) -> list[float]:
+        return [round((step / count) ** 3, 8) for step in range(count + 1)]  # nearly all probabilities are small
+
+
+ENTROPY, DISAGREEMENT = "entropy", "disagreement"
+OF_ONE_LABEL = Uncertainty()
+AUTO = "auto"  # of those that a model has, the one that saves more work
+UNCERTAINTIES: Mapping[str, type[Uncertainty]] = {ENTROPY: Uncertainty, DISAGREEMENT: Disagreement}
 
 
 @dataclass
@@ -216,12 +313,12 @@ class Exits:
     Attributes:
         heads: the head of each exit layer, by its number.
         thresholds: the threshold of each exit layer, by its number, for samples that bring none of their own.
-        problem: the kind of problem, by which predictions are uncertain.
+        uncertainty: the kind of uncertainty by which samples leave.
     """
 
     heads: dict[int, ExitHead]
     thresholds: dict[int, float]
-    problem: Problem = ONE
+    uncertainty: Uncertainty = OF_ONE_LABEL
 
     def __contains__(self, layer: int) -> bool:
         return layer in self.heads
@@ -238,4 +335,4 @@ class Exits:
     def decide(self, layer: int, states: LayerStates, own: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Logits ``[batch, labels]``, uncertainty ``[batch]`` and who stays, bool ``[batch]``, at an open exit."""
         head = self.heads[layer]
-        return head.decide(head.features(states), self.threshold(layer, own), self.problem)
+        return self.uncertainty.decide(head, head.features(states), self.threshold(layer, own))

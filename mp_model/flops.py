@@ -67,7 +67,7 @@ class Shape(NamedTuple):
     """The settings of a model that work is counted from.
 
     Attributes:
-        hidden_size, num_hidden_layers, num_labels, exit_head: as in its configuration.
+        hidden_size, num_hidden_layers, num_labels, exit_head, exit_uncertainty: as in its configuration.
         feed_forward_size: weights of a layer's feed-forward.
         windows: the distance at which tokens of each layer still see each other; None: any.
         final_head_size: weights of the model's own head.
@@ -78,6 +78,7 @@ class Shape(NamedTuple):
     num_hidden_layers: int
     num_labels: int
     exit_head: str
+    exit_uncertainty: str
     feed_forward_size: int
     windows: tuple[int | None, ...]
     final_head_size: int
@@ -94,6 +95,7 @@ class Shape(NamedTuple):
             config.num_hidden_layers,
             config.num_labels,
             config.exit_head,
+            config.exit_uncertainty,
             backbone.feed_forward_size(config),
             tuple(backbone.windows(config)),
             backbone.final_head_size(config),

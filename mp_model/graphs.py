@@ -29,8 +29,8 @@ from .backbones import PackedInputs
 from .backbones.forms import why_modules_now
 from .bounded import Board, Held, can_be_bounded, run_bounded_embeddings, run_bounded_layer
 from .engine import Arrived, Decided, Pyramid, StepResult
+from .exits import Uncertainty
 from .inputs import Bounded, PaddedInputs, understood
-from .problems import Problem
 from .schedule import BatchRun
 
 MOST_ROWS = 2**18  # of a batch, padding among them, for the sake of memory
@@ -94,13 +94,13 @@ class Rules(NamedTuple):
 
     prune_thresholds: tuple[float, ...] | None
     exit_layers: tuple[int, ...]
-    problem: Problem
+    uncertainty: Uncertainty
 
     @classmethod
     def of(cls, pyramid: Pyramid) -> Rules:
         thresholds = pyramid.pruning.thresholds
         exits = () if pyramid.exits is None else tuple(pyramid.exits.heads)
-        return cls(None if thresholds is None else tuple(thresholds), exits, pyramid.problem)
+        return cls(None if thresholds is None else tuple(thresholds), exits, pyramid.uncertainty)
 
     @property
     def shrinks(self) -> bool:

@@ -52,8 +52,9 @@ class PyramidOutput(ModelOutput):
         loss: scalar, where labels were given.
         logits: ``[batch, labels]``, of the exit that each sample took.
         exit_layer: int64 ``[batch]``, 0 to L.
-        uncertainty: float32 ``[batch]``, of the answer: normalised entropy where one label is chosen, that of the least
-            certain label where a text may have several; NaN for values.
+        uncertainty: float32 ``[batch]``, of the answer, as ``config.exit_uncertainty`` says: normalised entropy where one
+            label is chosen, that of the least certain label where a text may have several, NaN for values; or the
+            probability that layer L would answer otherwise.
         pruned_by: int64 ``[batch, width]``, where asked for: the layer that pruned each token, 0 for those that none did,
             -1 at padding.
         hidden_states, attentions: where asked for, as those of :class:`PyramidModel`.
@@ -359,7 +360,7 @@ class PyramidForSequenceClassification(PyramidPreTrainedModel):
             layers = self.config.resolved_exit_layers()
             open_exits = [layer for layer in layers if depth is None or layer < depth]
             heads: dict[int, Any] = {layer: self.exits[str(layer)] for layer in open_exits}
-            exits = Exits(heads, dict(zip(open_exits, thresholds, strict=False)), self.config.problem)
+            exits = Exits(heads, dict(zip(open_exits, thresholds, strict=False)), self.config.uncertainty)
         pyramid = self.with_pruning(Pruning.of(self.config, prune_thresholds), exits)
         if depth is None:
             return pyramid
@@ -378,7 +379,7 @@ class PyramidForSequenceClassification(PyramidPreTrainedModel):
             self.final_head,
             encoder.read,
             reads_all,
-            problem=self.config.problem,
+            uncertainty=self.config.uncertainty,
         )
 
     def _warn_of_untrained_exits(self) -> None:
@@ -534,7 +535,7 @@ class PyramidForSequenceClassification(PyramidPreTrainedModel):
             logits=logits,
             exit_layer=exit_layer,
             # By the definition in plain PyTorch, so that graphs need no operators of ours.
-            uncertainty=self.config.problem.uncertainty(logits, mp_kernels.reference),
+            uncertainty=self.config.uncertainty.of_last(logits, mp_kernels.reference),
             pruned_by=run.pruned_by() if follow_tokens else None,
             **run.outputs(wanted),
         )

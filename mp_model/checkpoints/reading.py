@@ -21,6 +21,7 @@ from .files import WEIGHTS, why_unreadable
 from .precisions import check_kept
 
 EXITS = "exits."
+CONFIDENCE = ".confidence."  # in the names of exits' weights that are there if the configuration says so
 LAYER = re.compile(r"\blayers?\.(\d+)\.")
 
 
@@ -94,8 +95,12 @@ def read_classifier(
     drawn = frozenset(info["missing_keys"]) | frozenset(unfit)
     own_head = model.backbone.own_head
     free = (EXITS,) if needs_head else (EXITS, *own_head)
-    _check_sizes(checkpoint, {name: sizes for name, sizes in unfit.items() if not name.startswith(free)})
-    _check_missing(checkpoint, [name for name in drawn if not name.startswith(free)], own_head)
+
+    def needed(name: str) -> bool:
+        return CONFIDENCE in name or not name.startswith(free)
+
+    _check_sizes(checkpoint, {name: sizes for name, sizes in unfit.items() if needed(name)})
+    _check_missing(checkpoint, [name for name in drawn if needed(name)], own_head)
     _check_surplus(checkpoint, model, info["unexpected_keys"])
     _check_numbers(checkpoint, model)
     if needs_head:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ..configuration import PyramidConfig
+from ..exits import ENTROPY
 from ..modelling import PyramidForSequenceClassification
 from .precisions import precision_of
 
@@ -63,6 +64,7 @@ def record_of(
     """
     return {
         "exit_threshold": model.config.exit_threshold,
+        "exit_uncertainty": model.config.exit_uncertainty,
         "depth": model.config.depth,
         "weights": fingerprint(model),
         "pruning": pruning_of(model.config),
@@ -90,6 +92,8 @@ def differences(model: PyramidForSequenceClassification, max_length: int) -> lis
         found.append(f"precision {record.get('precision')} (here {precision})")
     elif fingerprint(model) != record.get("weights"):
         found.append("other weights")
+    if config.exit_uncertainty != record.get("exit_uncertainty", ENTROPY):
+        found.append("another kind of uncertainty")
     if config.depth != record.get("depth"):
         found.append("another depth")
     if pruning_of(config) != record.get("pruning"):

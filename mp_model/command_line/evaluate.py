@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from ..data.batches import Text, TextBatch
     from ..measuring.evaluation import Evaluation, SeveralFigures
+    from ..measuring.failures import ToldApart
     from ..measuring.record import Predictions, Threshold
     from ..modelling import PyramidForSequenceClassification
     from ..reporting.page import Measurements
@@ -73,12 +74,15 @@ class Measured:
         precision: the precision that it ran in.
         float32: the same model in float32, where that is another precision and the weights have it.
         padded: the stock classifier beside them, where time was measured.
+        told_apart: how well uncertainties tell which early answers differ from layer L's; nothing of texts in windows, or
+            where nobody reaches layer L.
     """
 
     evaluations: list[Evaluation]
     precision: str
     float32: Float32 | None = None
     padded: Padded | None = None
+    told_apart: list[ToldApart] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
         """Everything, as JSON has it."""
@@ -88,6 +92,7 @@ class Measured:
             "float32": None if self.float32 is None else asdict(self.float32),
             "padded_bert_seconds": None if self.padded is None else self.padded.seconds,
             "padded_bert": None if self.padded is None else asdict(self.padded),
+            "told_apart": [row.as_json() for row in self.told_apart],
             "evaluations": [evaluation.as_json() for evaluation in self.evaluations],
         }
 
@@ -176,7 +181,8 @@ def evaluate(
         print(json.dumps(measured.as_json(), allow_nan=False))
         return measured
     by_length, by_layer = _by_length(measured.evaluations[0]), _by_layer(measured.evaluations[0])
-    Console().print(overview(measured), by_length, by_layer)
+    told = told_apart_table(measured.told_apart)
+    Console().print(overview(measured), by_length, by_layer, *([] if told is None else [told]))
     if measured.float32 is not None:
         print(_beside_float32(measured, measured.float32))
     if output is not None:
@@ -246,6 +252,7 @@ def measure(
         [evaluate_at(exits, threshold, bounds) for threshold in _thresholds(classifier.model, sweep)],
         classifier.precision.name,
         _in_float32(folder, classifier, exits, read),
+        told_apart=_told_apart(exits),
     )
     if rounds is not None and isinstance(exits, ExitsOfWindows):
         typer.echo("time is not measured of texts in windows", err=True)
@@ -255,6 +262,16 @@ def measure(
     if report is not None:
         write_report(report, _for_a_report(folder, source, run), shown)
     return run
+
+
+def _told_apart(exits: Predictions) -> list[ToldApart]:
+    """The rows of :attr:`Measured.told_apart`; none where no exit has been trained."""
+    from ..measuring.all_exits import AllExits
+    from ..measuring.failures import told_apart
+
+    config = exits.config
+    there = isinstance(exits, AllExits) and config.depth is None and config.why_untrained() is None
+    return told_apart(exits) if isinstance(exits, AllExits) and there else []
 
 
 def drawn(rows: Sequence[Row], most: int | None) -> Sequence[Row]:
@@ -348,6 +365,20 @@ def table_of(title: str, columns: Sequence[str]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, title=title)
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
+    return table
+
+
+def told_apart_table(rows: Sequence[ToldApart]) -> Table | None:
+    """How well uncertainties tell which early answers differ from the last layer's; None: there are no exits."""
+    if not rows:
+        return None
+    kinds = list(rows[0].auroc)
+    table = table_of(
+        "Answers other than the last layer's, and how well\nuncertainty tells them (AUROC)", ["layer", "differ", *kinds]
+    )
+    for row in rows:
+        shown = ("" if x is None else f"{x:.3f}" for x in row.auroc.values())
+        table.add_row("mean" if row.layer is None else str(row.layer), f"{row.differing:.2%}", *shown)
     return table
 
 

@@ -68,6 +68,13 @@ def fit(
             "--train-head", help="With --freeze-backbone: train the model's own head first, as of an encoder."
         ),
     ] = False,
+    exit_uncertainty: Annotated[
+        str | None,
+        typer.Option(
+            help="Uncertainty to leave by: entropy; disagreement, told by confidence heads that learn from a tenth of the "
+            "texts; or auto: they learn, and whichever saves more is taken."
+        ),
+    ] = None,
     teacher: Annotated[
         str | None,
         typer.Option(
@@ -104,11 +111,14 @@ def fit(
     from rich.console import Console
 
     from ..checkpoints.precisions import check_precision
+    from ..measuring.tuning import check_exit_uncertainty
     from ..training.folder import processes
     from ..training.preparing import prepare
     from ..training.tasks import load_task
 
     check_precision(precision, "cpu")
+    if exit_uncertainty is not None:
+        check_exit_uncertainty(exit_uncertainty)
     if threads:
         torch.set_num_threads(threads)
     _hush_transformers()
@@ -123,10 +133,11 @@ def fit(
         exit_training=exit_training,
         freeze_backbone=freeze_backbone,
         train_head=train_head,
+        confidence=exit_uncertainty in ("disagreement", "auto"),
         teacher=teacher,
         quiet=not console.is_terminal,
     )
-    summary = _train(prepared, max_drop / 100, precision, console)
+    summary = _train(prepared, max_drop / 100, precision, exit_uncertainty, console)
     if not console.quiet:
         _describe(prepared, summary, Path(model).name)
         print(json.dumps(asdict(summary)) if as_json else f"{output / 'model'}: {_sentence(summary)}")
@@ -184,7 +195,9 @@ def _hush_transformers() -> None:
     logging.disable_progress_bar()
 
 
-def _train(prepared: Prepared, max_drop: float, precision: str, console: Console) -> Summary:
+def _train(
+    prepared: Prepared, max_drop: float, precision: str, exit_uncertainty: str | None, console: Console
+) -> Summary:
     """Runs a fit, and says on the console what it is made from and how it went."""
     from ..training.fitting import run_fit
 
@@ -195,8 +208,8 @@ def _train(prepared: Prepared, max_drop: float, precision: str, console: Console
     say([f"Recipe {prepared.recipe_name}: {prepared.recipe.about}"])
     console.print(data_table(prepared))
     say(prepared.notes)
-    summary = run_fit(prepared, max_drop, precision)
-    say(f"{stage}: {_course(facts, stage in summary.already_done)}" for stage, facts in summary.stages.items())
+    summary = run_fit(prepared, max_drop, precision, exit_uncertainty)
+    say(f"{stage}: {_course(stage, facts, stage in summary.already_done)}" for stage, facts in summary.stages.items())
     say(summary.notes[len(prepared.notes) :])
     if summary.truncated_texts:
         say(
@@ -238,10 +251,12 @@ def _describe(prepared: Prepared, summary: Summary, checkpoint: str) -> None:
     )
 
 
-def _course(facts: dict[str, float], already_done: bool) -> str:
+def _course(stage: str, facts: dict[str, float], already_done: bool) -> str:
     """The course of a stage, for people."""
     if already_done:
         return "already done"
+    if stage == "confidence":
+        return f"in {facts['seconds']:.0f} s, mean log-loss {facts['loss']:.3f} of unseen texts"
     if not facts["steps"]:
         return "left out, with 0 passes"
     return f"{facts['steps']:.0f} steps in {facts['seconds']:.0f} s, mean loss {facts['loss']:.3f}"
@@ -255,4 +270,5 @@ def _sentence(summary: Summary) -> str:
     if summary.exit_threshold is None:
         return f"{whole}; exits stay closed, for no threshold meets --max-drop"
     at = f" in {summary.precision}" if summary.precision != "float32" else ""
-    return f"{whole}, {summary.exits_accuracy:.1%} with exits at {summary.exit_threshold}{at}"
+    of = f" of {summary.exit_uncertainty}" if summary.exit_uncertainty == "disagreement" else ""
+    return f"{whole}, {summary.exits_accuracy:.1%} with exits at {summary.exit_threshold}{of}{at}"

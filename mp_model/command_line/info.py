@@ -89,6 +89,7 @@ def settings_of(config: Any) -> dict[str, Any]:
         "pruning": _pruning(config),
         "exit heads": _heads(config),
         "exit threshold": "none: exits are closed" if config.exit_threshold is None else config.exit_threshold,
+        **({"uncertainty": _uncertainty(config)} if config.confidence_heads else {}),
         **({} if config.depth is None else {"depth": f"everybody leaves by layer {config.depth}"}),
     }
 
@@ -97,6 +98,12 @@ def _heads(config: Any) -> str:
     heads = f"{config.exit_head}, at layers {', '.join(map(str, config.resolved_exit_layers())) or 'none'}"
     why = config.why_untrained()
     return heads if why is None else f"{heads}; {why}"
+
+
+def _uncertainty(config: Any) -> str:
+    if config.exit_uncertainty == "disagreement":
+        return f"disagreement, the probability of another answer at layer {config.num_hidden_layers}"
+    return f"{config.exit_uncertainty}; there are confidence heads too"
 
 
 def _pruning(config: Any) -> str:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from ..reporting.words import threshold_text, times_text
-from .evaluate import table_of
+from .evaluate import table_of, told_apart_table
 from .loading import check_model_folder, for_the_model, numbers_of, read_exits
 from .options import Running, takes_dataclasses
 
@@ -20,8 +21,42 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from ..measuring.all_exits import AllExits
+    from ..measuring.failures import ToldApart
     from ..measuring.tuning import Outcome, TradeOff
     from ..serving.classifier import Classifier
+
+
+CONFIDENCE = 0.9  # of --max-disagreement
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A share of all texts that is not exceeded.
+
+    Attributes:
+        share: whose share: those that are harmed, or those that get another answer than the last layer's.
+        most: the share, in (0, 1).
+        confidence: probability that it holds, in (0, 1).
+    """
+
+    share: Literal["harm", "disagreement"]
+    most: float
+    confidence: float
+
+
+def share_of(option: str, value: str) -> float:
+    """A share in (0, 1), given as such or with a percent sign.
+
+    Raises:
+        ValueError: it is no such share.
+    """
+    try:
+        share = float(value.removesuffix("%")) / (100 if value.endswith("%") else 1)
+    except ValueError:
+        share = math.nan
+    if not 0 < share < 1:
+        raise ValueError(f"{option} must be a share above 0 and below 1, such as 0.01, or 1%; got {value!r}")
+    return share
 
 
 @dataclass(frozen=True)
@@ -33,6 +68,16 @@ class Goal:
         float | None, typer.Option(min=0, help="Goal: times less executed work than the dense model without padding.")
     ] = None
     latency: Annotated[float | None, typer.Option(min=0, help="Goal: milliseconds a text, on this machine.")] = None
+    max_disagreement: Annotated[
+        str | None,
+        typer.Option(help="Goal: share of texts, 1% or 0.01 say, that may get another answer than the last layer's."),
+    ] = None
+    uncertainty: Annotated[
+        str,
+        typer.Option(
+            help="Uncertainty to leave by: entropy, disagreement (told by confidence heads), or auto, which saves more."
+        ),
+    ] = "auto"
     by_layer: Annotated[bool, "Choose a threshold for each layer: fits the texts better, few of them too well."] = False
     depth: Annotated[
         bool,
@@ -40,28 +85,51 @@ class Goal:
     ] = False
     factors: Annotated[str | None, "Multiples of the pruning thresholds to try, by commas; 1 always is."] = None
     confidence: Annotated[
-        float | None, "With --max-drop: be so sure, 0.9 say, that no more is lost on all such texts."
+        float | None,
+        "With --max-drop: be so sure, 0.9 say, that no more is lost on all such texts; 0.9 for --max-disagreement.",
     ] = None
-    counted: Annotated[bool, "With --max-drop: go by the loss counted on these texts alone."] = False
+    counted: Annotated[bool, "With --max-drop or --max-disagreement: go by what is counted on these texts alone."] = (
+        False
+    )
 
     def __post_init__(self) -> None:
-        goals = {"--max-drop": self.max_drop, "--speedup": self.speedup, "--latency": self.latency}
+        goals = {
+            "--max-drop": self.max_drop,
+            "--speedup": self.speedup,
+            "--latency": self.latency,
+            "--max-disagreement": self.max_disagreement,
+        }
         given = [name for name, value in goals.items() if value is not None]
         if len(given) != 1:
             raise ValueError(f"give one goal out of {', '.join(goals)}; got {' and '.join(given) or 'none'}")
-        if self.confidence is not None and self.max_drop is None:
-            raise ValueError("--confidence bounds what is lost; it goes with --max-drop")
-        if self.counted and (self.max_drop is None or self.confidence is not None):
+        bounded = self.max_drop is not None or self.max_disagreement is not None
+        if self.confidence is not None and not bounded:
+            raise ValueError("--confidence bounds what is lost; it goes with --max-drop or --max-disagreement")
+        if self.counted and (not bounded or self.confidence is not None):
             raise ValueError(
-                "--counted says how --max-drop is estimated; it goes with --max-drop, without --confidence"
+                "--counted says how a loss is estimated; it goes with --max-drop or --max-disagreement, without --confidence"
             )
+        if self.max_disagreement is not None:
+            share_of("--max-disagreement", self.max_disagreement)
         if self.strengths[0] < 0:
             raise ValueError(f"--factors must be 0 or more; got {self.strengths[0]}")
 
     @property
     def asked(self) -> dict[str, Any]:
         """The options that were given, by name."""
-        return {name: value for name, value in vars(self).items() if value is not None and value is not False}
+        return {x.name: value for x in fields(self) if (value := getattr(self, x.name)) != x.default}
+
+    @property
+    def bound(self) -> Bound | None:
+        """What is bounded on all texts, not only estimated on these; None: nothing."""
+        if self.counted:
+            return None
+        if self.max_disagreement is not None:
+            most = share_of("--max-disagreement", self.max_disagreement)
+            return Bound("disagreement", most, CONFIDENCE if self.confidence is None else self.confidence)
+        if self.max_drop is None or self.confidence is None:
+            return None
+        return Bound("harm", self.max_drop / 100, self.confidence)
 
     @property
     def strengths(self) -> list[float]:
@@ -76,14 +144,18 @@ class Choice:
     Attributes:
         offers: all that the model can be tuned to.
         chosen: the outcome that meets the goal.
-        prune_thresholds: thresholds of pruning that go with it.
         seconds: time for a text, where the goal was a latency.
+        prune_thresholds: thresholds of pruning that go with it.
+        tried: the outcome that meets the goal best by each kind of uncertainty that can.
+        told_apart: how well uncertainties tell, at the model's own pruning, which early answers differ from the last's.
     """
 
     offers: TradeOff
     chosen: Outcome
-    prune_thresholds: list[float] | None
-    seconds: float | None
+    seconds: float | None = None
+    prune_thresholds: list[float] | None = None
+    tried: dict[str, Outcome] = field(default_factory=dict)
+    told_apart: list[ToldApart] = field(default_factory=list)
 
 
 @takes_dataclasses
@@ -103,7 +175,10 @@ def tune(
     Prints the whole trade-off curve, and writes the choice into the model. The fastest setting whose counted loss is small
     enough was lucky on these texts; so **--max-drop** also holds for the mean of the counted loss and the loss that the
     model's own head, calibrated, expects. With **--confidence** the loss is bounded, not only estimated: learn then test,
-    with an exact binomial test of how many answers become wrong.
+    with an exact binomial test of how many answers become wrong. **--max-disagreement** is such a bound too: of how many
+    answers are others than the last layer's, right or wrong. A model with confidence heads (`magic-pyramid fit
+    --exit-uncertainty auto`) may leave by the probability of that; whichever uncertainty meets the goal with less work is
+    taken, entropy if both do alike.
 
     Examples:
 
@@ -112,6 +187,8 @@ def tune(
         magic-pyramid tune dev.tsv --model fits/news/model --speedup 8 --factors 0.5,2
 
         magic-pyramid tune dev.tsv --model fits/news/model --max-drop 1 --confidence 0.95
+
+        magic-pyramid tune dev.tsv --model fits/news/model --max-disagreement 1%
     """
     check_model_folder(model)
 
@@ -121,11 +198,14 @@ def tune(
     from ..checkpoints.tuned_for import TunedForOtherWarning
     from ..data.files import check_folder
     from ..data.labels import VALIDATION, read_rows
+    from ..measuring.failures import told_apart
+    from ..measuring.tuning import kinds_of_uncertainty
     from ..serving.classifier import Classifier
 
     console = Console(stderr=True)
     if not dry_run:
         check_folder(model)
+    kinds_of_uncertainty(read_config(model), goal.uncertainty)
     rows = read_rows(texts, VALIDATION, read_config(model).label_names)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TunedForOtherWarning)  # they are about to be chosen anew
@@ -149,18 +229,21 @@ def tune(
         from ..measuring.timing import time_ways, way_at
 
         classifier.model.config.depth = outcome.depth
+        classifier.model.config.exit_uncertainty = outcome.exit_uncertainty
         way = way_at(classifier.model, outcome.exit_threshold, prunings[outcome.factor])
         return time_ways({"it": way}, batches)["it"]
 
-    offers, chosen, seconds = _choose(goal, by_factor, measure)
-    choice = Choice(offers, chosen, prunings[chosen.factor], seconds)
+    choice = _choose_uncertainty(goal, by_factor, measure)
+    chosen = choice.chosen
+    choice = replace(choice, prune_thresholds=prunings[chosen.factor], told_apart=told_apart(by_factor[1.0]))
     if not dry_run:
-        _write(model, classifier, choice, goal, by_factor[chosen.factor].capped(chosen.depth))
+        exits = by_factor[chosen.factor].by(chosen.exit_uncertainty)
+        _write(model, classifier, choice, goal, exits.capped(chosen.depth))
         _refresh_card(model, classifier, choice)
     if as_json:
         print(json.dumps(_document(choice, goal, written=not dry_run)))
     else:
-        Console().print(_curve(choice))
+        Console().print(_curve(choice), *([told] if (told := told_apart_table(choice.told_apart)) else []))
         print(_sentence(choice, goal, "not written" if dry_run else f"written to {model / 'config.json'}"))
     return choice
 
@@ -168,34 +251,63 @@ def tune(
 # What is computed
 
 
+def _choose_uncertainty(goal: Goal, by_factor: dict[float, AllExits], measure: Callable[[Outcome], float]) -> Choice:
+    """The choice by the kind of uncertainty that meets the goal best: with the least work, or the highest accuracy."""
+    from ..measuring.tuning import kinds_of_uncertainty
+
+    kinds = kinds_of_uncertainty(by_factor[1.0].config, goal.uncertainty)
+    choices: dict[str, Choice] = {}
+    for kind in kinds:
+        exits = {factor: x.by(kind) for factor, x in by_factor.items()}
+        try:
+            choices[kind] = _choose(goal, exits, measure, len(kinds))
+        except ValueError:
+            if kind == kinds[-1] and not choices:
+                raise
+    fast = goal.speedup is not None or goal.latency is not None
+
+    def cost(choice: Choice) -> float:
+        return -choice.chosen.accuracy if fast else choice.chosen.executed_gflops
+
+    best = min(choices.values(), key=cost)  # the first of equals, which is entropy
+    return replace(best, tried={kind: choice.chosen for kind, choice in choices.items()})
+
+
 def _choose(
-    goal: Goal, by_factor: dict[float, AllExits], measure: Callable[[Outcome], float]
-) -> tuple[TradeOff, Outcome, float | None]:
-    """All that is offered, the outcome that meets the goal, and its seconds for a text where they were measured."""
+    goal: Goal, by_factor: dict[float, AllExits], measure: Callable[[Outcome], float], kinds: int = 1
+) -> Choice:
+    """All that is offered, the outcome that meets the goal, and its seconds for a text where they were measured.
+
+    kinds: kinds of uncertainty that are tried, by which errors of a bound add up.
+    """
     from ..measuring.tuning import trade_off
 
-    if goal.max_drop is not None and goal.confidence is not None:
-        return *_guaranteed(by_factor, goal, goal.max_drop / 100, goal.confidence), None
+    bound = goal.bound
+    if bound is not None:
+        return Choice(*_guaranteed(by_factor, goal, bound, 1 - (1 - bound.confidence) / kinds))
     offers = trade_off(by_factor, layered=goal.by_layer, depths=goal.depth)
+    if goal.max_disagreement is not None:
+        return Choice(offers, offers.agreeing(share_of("--max-disagreement", goal.max_disagreement)))
     if goal.max_drop is not None:
-        return offers, offers.fastest(goal.max_drop / 100, counted=goal.counted), None
+        return Choice(offers, offers.fastest(goal.max_drop / 100, counted=goal.counted))
     if goal.speedup is not None:
-        return offers, offers.most_accurate(goal.speedup), None
+        return Choice(offers, offers.most_accurate(goal.speedup))
     assert goal.latency is not None
-    return offers, *offers.within_latency(goal.latency / 1e3, measure)
+    return Choice(offers, *offers.within_latency(goal.latency / 1e3, measure))
 
 
 def _guaranteed(
-    by_factor: dict[float, AllExits], goal: Goal, max_harm: float, confidence: float
+    by_factor: dict[float, AllExits], goal: Goal, bound: Bound, confidence: float
 ) -> tuple[TradeOff, Outcome]:
-    """All that is offered, and the fastest of it whose harm is bounded.
+    """All that is offered, and the fastest of it whose harm, or disagreement, is bounded.
 
     One threshold for all layers is a path that no text had a part in, so all texts test it; a path that is chosen by
     texts is made of one half of them and tested on the other.
     """
     import torch
 
-    from ..measuring.tuning import guaranteed, outcomes_of_one_threshold, right_without_exits, texts_needed, trade_off
+    from ..measuring import tuning
+    from ..measuring.tuning import outcomes_of_one_threshold, right_without_exits, trade_off
 
     everything = by_factor[1.0]
     if goal.by_layer or goal.depth or len(by_factor) > 1:
@@ -203,17 +315,24 @@ def _guaranteed(
         learn, test = order[: len(order) // 2], order[len(order) // 2 :]
         learned = {factor: exits.select(learn) for factor, exits in by_factor.items()}
         offers = trade_off(learned, layered=goal.by_layer, depths=goal.depth)
-        path = offers.curve()
+        path = offers.curve() if bound.share == "harm" else offers.curve(lambda outcome: -outcome.disagreement)
         tests = {factor: exits.select(test) for factor, exits in by_factor.items()}
     else:
         offers = trade_off(by_factor, layered=False)
         path, tests = outcomes_of_one_threshold(everything, right_without_exits(everything)), by_factor
-    chosen = guaranteed(tests, right_without_exits(tests[1.0]), path, max_harm, confidence)
+    right = right_without_exits(tests[1.0])
+    chosen = tuning.guaranteed(tests, right, path, bound.most, confidence, bound.share)
     if chosen is None:
+        most = f"{100 * bound.most:g}"
+        wanted, few, more = (
+            (f"{most} points", "few harmed", "a goal of more points")
+            if bound.share == "harm"
+            else (f"{most} % of other answers", "few other answers", "a larger share")
+        )
         raise ValueError(
-            f"with these {len(tests[1.0])} texts nothing can be guaranteed at {100 * max_harm:g} points and confidence "
-            f"{confidence:g}; it takes at least {texts_needed(max_harm, confidence)} texts, and few harmed among them. Give "
-            "more texts, or a goal of more points"
+            f"with these {len(tests[1.0])} texts nothing can be guaranteed at {wanted} and confidence {confidence:g}; it "
+            f"takes at least {tuning.texts_needed(bound.most, confidence)} texts, and {few} among them. Give more texts, or "
+            f"{more}"
         )
     return offers, chosen
 
@@ -229,12 +348,14 @@ def _write(folder: Path, classifier: Classifier, choice: Choice, goal: Goal, exi
 
     config = classifier.model.config
     config.exit_threshold, config.prune_thresholds = choice.chosen.exit_threshold, choice.prune_thresholds
-    config.depth = choice.chosen.depth
+    config.depth, config.exit_uncertainty = choice.chosen.depth, choice.chosen.exit_uncertainty
     document = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     document["exit_threshold"] = config.exit_threshold
     document["prune_thresholds"] = config.prune_thresholds
     if config.depth is not None or "depth" in document:
         document["depth"] = config.depth
+    if config.confidence_heads:
+        document["exit_uncertainty"] = config.exit_uncertainty
     record = record_of(classifier.model, classifier.tokenise.max_length, len(exits), goal.asked)
     levels = [level.as_json() for level in priced_levels(replace(exits, judge=None), config.exit_threshold)]
     document["tuned_for"] = {**record, "levels": levels}
@@ -275,8 +396,10 @@ def _document(choice: Choice, goal: Goal, written: bool) -> dict[str, Any]:
         "chosen": choice.chosen.as_json(),
         "prune_thresholds": choice.prune_thresholds,
         "seconds": choice.seconds,
-        "confidence": goal.confidence,
+        "confidence": None if goal.bound is None else goal.bound.confidence,
         "written": written,
+        "tried": {kind: outcome.as_json() for kind, outcome in choice.tried.items()},
+        "told_apart": [row.as_json() for row in choice.told_apart],
         "curve": [outcome.as_json() for outcome in choice.offers.curve()],
     }
 
@@ -290,8 +413,14 @@ def _sentence(choice: Choice, goal: Goal, where: str) -> str:
     said = f"{chosen.speed_up:.2f} times less work at {counted}, {expected} expected"
     if chosen.depth is not None:
         said += f"; everybody leaves by layer {chosen.depth}"
-    if goal.confidence is not None:
-        said += f"; no more than {goal.max_drop:g} points with confidence {goal.confidence:g}"
+    if len(choice.tried) > 1:
+        others = (f"{x.speed_up:.2f} by {kind}" for kind, x in choice.tried.items() if kind != chosen.exit_uncertainty)
+        said += f"; by {chosen.exit_uncertainty} ({', '.join(others)})"
+    if goal.max_disagreement is not None:
+        said += f"; {chosen.disagreement:.2%} other answers than the last layer's"
+    if goal.bound is not None:
+        most = f"{100 * goal.bound.most:g} {'points' if goal.bound.share == 'harm' else '%'}"
+        said += f"; no more than {most} with confidence {goal.bound.confidence:g}"
     if choice.seconds is not None:
         said += f", {1e3 * choice.seconds:.2f} ms a text with {torch.get_num_threads()} threads"
     return f"{said}; {where}"

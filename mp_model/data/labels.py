@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,12 @@ class LabelledTexts:
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    def select(self, places: Sequence[int]) -> LabelledTexts:
+        """The texts at some places, in their order."""
+        return replace(
+            self, texts=[self.texts[place] for place in places], labels=[self.labels[place] for place in places]
+        )
 
     @property
     def targets(self) -> Tensor:

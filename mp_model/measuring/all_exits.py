@@ -6,18 +6,22 @@ another one.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mp_kernels import Ragged
+
 from .. import engine
 from ..configuration import PyramidConfig
 from ..data.batches import TextBatch, in_input_order
-from ..exits import EXIT_HEADS
+from ..engine import Pyramid
+from ..exits import DISAGREEMENT, ExitHead
 from ..flops import dense_flops, entering_tokens, executed_flops, paper_flops, reported_tokens
 from ..modelling import PyramidForSequenceClassification
 from ..problems import ONE, Choice
@@ -61,6 +65,8 @@ class AllExits:
         logits: ``{layer: [texts, labels]}`` of every exit layer, and of the model's own head under the number L; or of the
             exit layers up to ``config.depth``, by which everybody leaves.
         judge: logits ``[texts, labels]`` that answers are held against; None: those of the last of :attr:`layers`.
+        disagreement: ``{layer: float32 [texts]}``, the probability by the confidence head of every exit layer that layer L
+            answers otherwise; None: there are no such heads.
     """
 
     config: PyramidConfig
@@ -69,6 +75,7 @@ class AllExits:
     survivors: Tensor
     logits: dict[int, Tensor]
     judge: Tensor | None = None
+    disagreement: dict[int, Tensor] | None = None
 
     def __len__(self) -> int:
         return self.labels.shape[0]
@@ -80,9 +87,22 @@ class AllExits:
 
     def select(self, rows: Tensor) -> AllExits:
         """Some of the texts; rows: their places, or bool ``[texts]``."""
-        logits = {layer: x[rows] for layer, x in self.logits.items()}
-        judge = None if self.judge is None else self.judge[rows]
-        return AllExits(self.config, self.labels[rows], self.lengths[rows], self.survivors[rows], logits, judge)
+        return replace(
+            self,
+            labels=self.labels[rows],
+            lengths=self.lengths[rows],
+            survivors=self.survivors[rows],
+            logits={layer: x[rows] for layer, x in self.logits.items()},
+            judge=None if self.judge is None else self.judge[rows],
+            disagreement=self.disagreement and {layer: x[rows] for layer, x in self.disagreement.items()},
+        )
+
+    def by(self, exit_uncertainty: str) -> AllExits:
+        """The predictions of a model whose texts leave by another kind of uncertainty."""
+        if exit_uncertainty == self.config.exit_uncertainty:
+            return self
+        config = type(self.config).from_dict({**self.config.to_dict(), "exit_uncertainty": exit_uncertainty})
+        return replace(self, config=config)
 
     def capped(self, depth: int | None) -> AllExits:
         """The predictions of a model whose texts all leave by an exit layer; this one's last layer stays the judge."""
@@ -109,14 +129,23 @@ class AllExits:
 
     @cached_property
     def uncertainty(self) -> Tensor:
-        """Uncertainty of every exit layer's prediction, float32 ``[exits - 1, texts]``."""
-        rows = [self.choice.uncertainty(self.logits[layer]) for layer in self.layers[:-1]]
+        """Uncertainty of every exit layer's prediction, float32 ``[exits - 1, texts]``, by ``config.exit_uncertainty``."""
+        if self.config.exit_uncertainty == DISAGREEMENT:
+            assert self.disagreement is not None
+            rows = [self.disagreement[layer] for layer in self.layers[:-1]]
+        else:
+            rows = [self.choice.uncertainty(self.logits[layer]) for layer in self.layers[:-1]]
         return torch.stack(rows) if rows else torch.zeros(0, len(self))
 
     @property
     def judged_by(self) -> Tensor:
         """Logits ``[texts, labels]`` that answers are held against."""
         return self.logits[self.layers[-1]] if self.judge is None else self.judge
+
+    @cached_property
+    def differs(self) -> Tensor:
+        """bool ``[exits, texts]``: whether the answers that :attr:`layers` would give are others than the judge's."""
+        return ~self.choice.same(self.predictions, self.choice.answers(self.judged_by))
 
     @cached_property
     def own_judgement(self) -> Tensor:
@@ -202,6 +231,23 @@ class AllExits:
         return tokens, executed_flops(self.config, self.survivors, self.lengths, exit_layer, decided)
 
 
+def features_of_exits(
+    model: PyramidForSequenceClassification, pyramid: Pyramid, exit_layers: Iterable[int], outputs: Sequence[Ragged]
+) -> Iterator[tuple[int, ExitHead, Any]]:
+    """The number, the head and what the head reads, of exit layers.
+
+    Args:
+        model: the classifier.
+        pyramid: its layers.
+        exit_layers: the numbers of the layers.
+        outputs: what :func:`mp_model.engine.run_layers` gives.
+    """
+    for layer in exit_layers:
+        head: Any = model.exits[str(layer)]
+        output, entering = outputs[layer], outputs[max(layer - 1, 0)]
+        yield layer, head, head.features(pyramid.states(engine.first_tokens(output), entering, output))
+
+
 @torch.inference_mode()
 def read_all_exits(
     model: PyramidForSequenceClassification,
@@ -221,7 +267,6 @@ def read_all_exits(
     Raises:
         ValueError: a model whose answers are values.
     """
-    _ = model.config.choice
     config = type(model.config).from_dict(model.config.to_dict())
     if prune_thresholds is not None:
         config.prune_thresholds, config.top_k = list(prune_thresholds), None
@@ -229,27 +274,36 @@ def read_all_exits(
     pyramid = model.with_pruning(Pruning.of(config))
     pyramid = replace(pyramid, layers=pyramid.layers[: config.reached_layers])
     exit_layers = [layer for layer in config.resolved_exit_layers() if config.depth is None or layer <= config.depth]
-    read = EXIT_HEADS[config.exit_head].features
+    choice = config.choice
     places: list[int] = []
-    rows: list[tuple[Tensor, Tensor, list[Tensor]]] = []
+    rows: list[tuple[Tensor, Tensor, list[Tensor], list[Tensor]]] = []
     for text_batch in batches:
         packed = model.base_model.embed(**text_batch.to(model.device).inputs)
         outputs = engine.run_layers(pyramid, packed)
-        predictions = []
-        for layer in exit_layers:
-            output, entering = outputs[layer], outputs[max(layer - 1, 0)]
-            states = pyramid.states(engine.first_tokens(output), entering, output)
-            predictions.append(model.exits[str(layer)](read(states)).cpu())
+        predictions, doubts = [], []
+        for _, head, features in features_of_exits(model, pyramid, exit_layers, outputs):
+            if config.confidence_heads:
+                logits, doubt = head.doubt(features, choice)
+                doubts.append(doubt.cpu())
+            else:
+                logits = head(features)
+            predictions.append(logits.cpu())
         if config.depth is None:
             predictions.append(model.final_head(pyramid.final_features(outputs[-1])).cpu())
         counts = torch.stack([output.lengths for output in outputs], dim=1).cpu()
-        rows.append((counts[:, 0], F.pad(counts[:, 1:], (0, layers - config.reached_layers)), predictions))
+        rows.append((counts[:, 0], F.pad(counts[:, 1:], (0, layers - config.reached_layers)), predictions, doubts))
         places += text_batch.places
-    lengths_of, survivors_of, predictions_of = zip(*rows, strict=True)
-    answering = exit_layers if config.depth is not None else [*exit_layers, layers]
-    logits = {
-        layer: in_input_order(parts, places)
-        for layer, parts in zip(answering, zip(*predictions_of, strict=True), strict=True)
-    }
-    lengths, survivors = in_input_order(lengths_of, places), in_input_order(survivors_of, places)
-    return AllExits(config, torch.as_tensor(labels), lengths, survivors, logits)
+    lengths_of, survivors_of, predictions_of, doubts_of = zip(*rows, strict=True)
+
+    def by_layer(numbers: Sequence[int], of_batches: Sequence[list[Tensor]]) -> dict[int, Tensor]:
+        parts = zip(*of_batches, strict=True)
+        return {layer: in_input_order(part, places) for layer, part in zip(numbers, parts, strict=True)}
+
+    return AllExits(
+        config,
+        torch.as_tensor(labels),
+        in_input_order(lengths_of, places),
+        in_input_order(survivors_of, places),
+        by_layer(exit_layers if config.depth is not None else [*exit_layers, layers], predictions_of),
+        disagreement=by_layer(exit_layers, doubts_of) if config.confidence_heads else None,
+    )

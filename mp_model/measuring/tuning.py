@@ -8,10 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from ..configuration import PyramidConfig
+from ..exits import AUTO, ENTROPY, UNCERTAINTIES
 from .all_exits import AllExits
 from .record import Record, Threshold
 
@@ -25,6 +28,8 @@ class Outcome(Record):
         expected_accuracy: share of right answers without exits, less the share that exits are expected to cost by the
             judgement of the model's own head (:meth:`mp_model.measuring.all_exits.AllExits.expected_cost`).
         harm: share of texts answered wrongly that the reference answers rightly; accuracy cannot fall by more.
+        disagreement: share of texts with another answer than the reference's.
+        exit_uncertainty: kind of uncertainty that the threshold is one of.
         factor: multiple of the model's own pruning thresholds.
         depth: exit layer by which everybody leaves; None: layer L.
     """
@@ -32,6 +37,8 @@ class Outcome(Record):
     exit_threshold: Threshold
     expected_accuracy: float
     harm: float
+    disagreement: float
+    exit_uncertainty: str = ENTROPY
     factor: float = 1.0
     depth: int | None = None
 
@@ -44,7 +51,13 @@ class Outcome(Record):
         return (self.accuracy + self.expected_accuracy) / 2
 
 
-def outcome_of(exits: AllExits, right_before: Tensor, exit_threshold: Threshold, factor: float = 1.0) -> Outcome:
+def outcome_of(
+    exits: AllExits,
+    right_before: Tensor,
+    exit_threshold: Threshold,
+    factor: float = 1.0,
+    said_before: Tensor | None = None,
+) -> Outcome:
     """The outcome of exit thresholds, from the predictions of all exits.
 
     Args:
@@ -52,15 +65,19 @@ def outcome_of(exits: AllExits, right_before: Tensor, exit_threshold: Threshold,
         right_before: bool ``[texts]``, whether the reference, mostly the model without exits, answers a text rightly.
         exit_threshold: one threshold in [0, 1], one for each exit layer, or None: nobody leaves early.
         factor: multiple of the model's own pruning thresholds that the predictions were read under.
+        said_before: the reference's answers; None: those of the last layer.
     """
     answers = exits.answers(exit_threshold)
     wrong = ~exits.choice.same(answers.predictions, exits.labels)
+    said_before = said_without_exits(exits) if said_before is None else said_before
     return Outcome.of(
         exits,
         answers,
         exit_threshold=exit_threshold,
         expected_accuracy=right_without_exits(exits).double().mean().item() - exits.expected_cost(answers.predictions),
         harm=(right_before & wrong).double().mean().item(),
+        disagreement=(~exits.choice.same(answers.predictions, said_before)).double().mean().item(),
+        exit_uncertainty=exits.config.exit_uncertainty,
         factor=factor,
         depth=exits.config.depth,
     )
@@ -68,20 +85,31 @@ def outcome_of(exits: AllExits, right_before: Tensor, exit_threshold: Threshold,
 
 def right_without_exits(exits: AllExits) -> Tensor:
     """bool ``[texts]``: whether the model answers a text rightly if nobody leaves early, nor by a layer below."""
-    return exits.choice.same(exits.choice.answers(exits.judged_by), exits.labels)
+    return exits.choice.same(said_without_exits(exits), exits.labels)
+
+
+def said_without_exits(exits: AllExits) -> Tensor:
+    """The answers ``[texts]`` or ``[texts, labels]`` of a model if nobody leaves early, nor by a layer below."""
+    return exits.choice.answers(exits.judged_by)
 
 
 def outcomes_of_one_threshold(
-    exits: AllExits, right_before: Tensor, steps: int = 200, factor: float = 1.0
+    exits: AllExits,
+    right_before: Tensor,
+    steps: int = 200,
+    factor: float = 1.0,
+    said_before: Tensor | None = None,
 ) -> list[Outcome]:
     """The outcomes of closed exits, and of one threshold for all layers in ``steps`` steps from 0 to 1; slowest first."""
     thresholds: list[Threshold] = [None]
     if len(exits.layers) > 1:
-        thresholds += [step / steps for step in range(steps + 1)]
-    return [outcome_of(exits, right_before, threshold, factor) for threshold in thresholds]
+        thresholds += exits.config.uncertainty.steps(steps)
+    return [outcome_of(exits, right_before, threshold, factor, said_before) for threshold in thresholds]
 
 
-def one_threshold_a_layer(exits: AllExits, right_before: Tensor, start: Outcome, steps: int = 50) -> Outcome:
+def one_threshold_a_layer(
+    exits: AllExits, right_before: Tensor, start: Outcome, steps: int = 50, said_before: Tensor | None = None
+) -> Outcome:
     """The outcome of thresholds by layer that cost no more than ``start`` and answer at least as many texts rightly.
 
     The search is coordinate descent on the executed work, a layer's threshold at a time over ``steps`` of its
@@ -97,7 +125,7 @@ def one_threshold_a_layer(exits: AllExits, right_before: Tensor, start: Outcome,
     candidates = [_steps_between(uncertainty, steps) for uncertainty in exits.uncertainty]
     unreached = [0.0] * (len(exits.config.resolved_exit_layers()) - last)
     thresholds = ([*_descend(exits, begin, candidates, floor), *unreached] for begin in begins)
-    found = [outcome_of(exits, right_before, of_layers, start.factor) for of_layers in thresholds]
+    found = [outcome_of(exits, right_before, of_layers, start.factor, said_before) for of_layers in thresholds]
     good = [start, *(x for x in found if x.accuracy >= start.accuracy)]
     return min(good, key=lambda outcome: outcome.executed_gflops)
 
@@ -137,13 +165,45 @@ def _steps_between(uncertainty: Tensor, steps: int) -> list[float]:
     return sorted({0.0, *(min(1.0, math.ceil(share * 1e4) / 1e4) for share in shares.tolist())})
 
 
-def frontier(outcomes: Iterable[Outcome]) -> list[Outcome]:
-    """The outcomes that no other beats in both accuracy and executed work; slowest first."""
+def frontier(
+    outcomes: Iterable[Outcome], worth: Callable[[Outcome], float] = lambda outcome: outcome.accuracy
+) -> list[Outcome]:
+    """The outcomes that no other beats in both worth and executed work; slowest first."""
     best: list[Outcome] = []
-    for outcome in sorted(outcomes, key=lambda outcome: (outcome.executed_gflops, -outcome.accuracy)):
-        if not best or outcome.accuracy > best[-1].accuracy:
+    for outcome in sorted(outcomes, key=lambda outcome: (outcome.executed_gflops, -worth(outcome))):
+        if not best or worth(outcome) > worth(best[-1]):
             best.append(outcome)
     return best[::-1]
+
+
+def check_exit_uncertainty(asked: str) -> None:
+    """Raises ValueError for anything but a kind of uncertainty, or ``"auto"``."""
+    if asked not in (*UNCERTAINTIES, AUTO):
+        raise ValueError(f"the uncertainty must be one of {', '.join((*UNCERTAINTIES, AUTO))}; got {asked!r}")
+
+
+def kinds_of_uncertainty(config: PyramidConfig, asked: str) -> list[str]:
+    """The kinds of uncertainty that a model's thresholds are looked for in.
+
+    asked: one of them; or ``"auto"``, all that the model has.
+
+    Raises:
+        ValueError: there is no such kind, or the model does not have it.
+    """
+    check_exit_uncertainty(asked)
+    if asked == AUTO:
+        return config.uncertainties
+    if asked not in config.uncertainties:
+        raise ValueError(
+            f"{asked} is told by confidence heads, and this model has none; train them: magic-pyramid fit --stages "
+            "confidence"
+        )
+    return [asked]
+
+
+def least_work(outcomes: Iterable[Outcome]) -> Outcome:
+    """The outcome of least executed work; the first one, if several have as little."""
+    return min(outcomes, key=lambda outcome: outcome.executed_gflops)
 
 
 @dataclass
@@ -164,9 +224,9 @@ class TradeOff:
         """All outcomes, the reference first."""
         return [self.reference, *self.one_threshold, *self.layered]
 
-    def curve(self) -> list[Outcome]:
-        """The outcomes that no other beats, slowest first."""
-        return frontier(self.outcomes())
+    def curve(self, worth: Callable[[Outcome], float] = lambda outcome: outcome.accuracy) -> list[Outcome]:
+        """The outcomes that no other beats in worth and work, slowest first."""
+        return frontier(self.outcomes(), worth)
 
     def fastest(self, max_drop: float, *, counted: bool = False) -> Outcome:
         """The outcome of least work whose accuracy (a share) is at most ``max_drop`` below the reference's.
@@ -181,7 +241,11 @@ class TradeOff:
         def loses_little(outcome: Outcome) -> bool:
             return outcome.accuracy >= enough and (counted or outcome.smoothed_accuracy >= enough)
 
-        return min(filter(loses_little, self.outcomes()), key=lambda outcome: outcome.executed_gflops)
+        return least_work(filter(loses_little, self.outcomes()))
+
+    def agreeing(self, max_disagreement: float) -> Outcome:
+        """The outcome of least work with another answer than the reference's for that share of these texts at most."""
+        return least_work(x for x in self.outcomes() if x.disagreement <= max_disagreement + 1e-9)
 
     def most_accurate(self, speed_up: float) -> Outcome:
         """The outcome of highest accuracy at that speed-up or a higher one.
@@ -232,15 +296,19 @@ def trade_off(by_factor: dict[float, AllExits], *, layered: bool, depths: bool =
         depths: whether everybody may leave by any exit layer.
         steps: steps of one threshold.
     """
-    right_before = right_without_exits(by_factor[1.0])
+    right_before, said = right_without_exits(by_factor[1.0]), said_without_exits(by_factor[1.0])
     single, by_layer = [], []
     for factor, exits in by_factor.items():
         capped = {depth: exits.capped(depth) for depth in (None, *(exits.layers[:-1] if depths else ()))}
-        outcomes = [x for of in capped.values() for x in outcomes_of_one_threshold(of, right_before, steps, factor)]
+        outcomes = [
+            x for of in capped.values() for x in outcomes_of_one_threshold(of, right_before, steps, factor, said)
+        ]
         single += outcomes
         if layered:
-            starts = frontier(outcomes)
-            by_layer += [one_threshold_a_layer(capped[start.depth], right_before, start) for start in starts]
+            by_layer += [
+                one_threshold_a_layer(capped[start.depth], right_before, start, said_before=said)
+                for start in frontier(outcomes)
+            ]
     reference = outcome_of(by_factor[1.0], right_before, None)
     return TradeOff(reference, single, by_layer)
 
@@ -263,6 +331,7 @@ def guaranteed(
     path: Sequence[Outcome],
     max_harm: float,
     confidence: float,
+    share: Literal["harm", "disagreement"] = "harm",
 ) -> Outcome | None:
     """The last outcome on a path whose harm is small enough for certain, and not only on these texts.
 
@@ -277,6 +346,7 @@ def guaranteed(
         path: outcomes from the most cautious on.
         max_harm: largest share of texts that may be harmed, in (0, 1).
         confidence: probability of the guarantee, in (0, 1).
+        share: the share of texts that is bounded by ``max_harm``, those harmed or those that get another answer at all.
 
     Returns:
         The outcome on these texts; None where not even the first point passes.
@@ -284,11 +354,11 @@ def guaranteed(
     for name, value in (("max_harm", max_harm), ("confidence", confidence)):
         if not 0 < value < 1:
             raise ValueError(f"{name} must lie between 0 and 1; got {value}")
-    passed = None
+    passed, said = None, said_without_exits(by_factor[1.0])
     for point in path:
         exits = by_factor[point.factor].capped(point.depth)
-        outcome = outcome_of(exits, right_before, point.exit_threshold, point.factor)
-        if binomial_tail(round(outcome.harm * len(exits)), len(exits), max_harm) > 1 - confidence:
+        outcome = outcome_of(exits, right_before, point.exit_threshold, point.factor, said)
+        if binomial_tail(round(getattr(outcome, share) * len(exits)), len(exits), max_harm) > 1 - confidence:
             break
         passed = outcome
     return passed

@@ -24,11 +24,13 @@ from ..checkpoints.reading import read_in_precision
 from ..checkpoints.saving import save_for_inference
 from ..checkpoints.tokenizers import load_tokenizer, max_length_of
 from ..checkpoints.tuned_for import warn_where_it_no_longer_holds
+from ..configuration import PyramidConfig
 from ..data.batches import Text
 from ..data.files import check_folder
 from ..data.tokens import Tokeniser, Tokens
 from ..data.windows import Window, Windows, tokens_of, with_windows
 from ..engine import Arrived, Pyramid, StepResult
+from ..exits import DISAGREEMENT
 from ..inputs import ONE_TEXT, pack_tokens
 from ..modelling import thresholds_of_samples
 from ..registration import PyramidForSequenceClassification
@@ -54,7 +56,8 @@ class Answer:
         scores: probability, or value, of each label, by name. Probabilities sum to 1 where one label is chosen for a text;
             where a text may have several, each is a label's own.
         exit_layer: layer that answered, 0 to L; of a text that was read in windows, the layer that answered the last one.
-        uncertainty: of the answer, 0 to 1: its normalised entropy where one label is chosen, that of the least certain label
+        uncertainty: of the answer, 0 to 1, as the model's ``exit_uncertainty`` says: the probability that layer L would
+            answer otherwise; or its normalised entropy where one label is chosen, that of the least certain label
             where a text may have several; None for values.
         tokens: tokens that were read, of a text that was cut or of all its windows.
         flops: executed work, 2 x multiply-accumulates.
@@ -104,6 +107,8 @@ class Classifier:
         if cache < 0:
             raise ValueError(f"cache must be a number of answers, 0 or more; got {cache}")
         check_long_texts(long_texts)
+        if long_texts == "windows":
+            check_windows(model.config)
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.precision = Precision(precision_of(model), "the model is")
@@ -560,6 +565,15 @@ class _Run:
         own = [text.threshold for text in texts if text.threshold is not None]
         tokens = tokens_of(list(windows.values()), typed=texts[0].typed)
         self._admit(tokens, torch.tensor(list(windows)), torch.tensor(own) if own else None)
+
+
+def check_windows(config: PyramidConfig) -> None:
+    """Raises ValueError for a model whose texts cannot be read in windows until they are certain."""
+    if config.exit_uncertainty == DISAGREEMENT:
+        raise ValueError(
+            "a text in windows is certain by the entropy of their mean, and this model's texts leave by disagreement; cut "
+            "long texts, or choose its threshold anew: magic-pyramid tune --uncertainty entropy"
+        )
 
 
 def check_long_texts(way: str) -> None:

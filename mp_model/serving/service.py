@@ -22,7 +22,7 @@ from ..inputs import ONE_TEXT
 from .admission import ExpiredError, GoneError, InvalidError, Permits, RefusedError
 from .audit import Audit
 from .cache import Cache
-from .classifier import Classifier
+from .classifier import Classifier, check_windows
 from .encoding import Encoder
 from .levels import DEFAULT, Levels, described
 from .metrics import Metrics, State
@@ -98,6 +98,8 @@ class Service:
     ) -> None:
         self.classifier, self.settings, self.name, self.shade = classifier, settings, name, shade
         config = classifier.model.config
+        if settings.long_texts == "windows":
+            check_windows(config)
         self.metrics = Metrics(config.num_hidden_layers)
         policy = InGroups(SCHEDULES[settings.schedule], settings.patience_ms / 1e3)
         self.worker = Worker(classifier, policy, settings.max_batch_tokens, settings.max_queue_tokens, observer=self)
@@ -344,6 +346,7 @@ class Service:
             "task": config.task,
             "layers": config.num_hidden_layers,
             "exit_layers": self.worker.exit_layers,
+            "exit_uncertainty": config.exit_uncertainty,
             "schedule": settings.schedule,
             "max_queue_tokens": settings.max_queue_tokens,
             "levels": described(self.levels.by_name),

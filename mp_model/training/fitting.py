@@ -24,9 +24,10 @@ from ..checkpoints.tuned_for import record_of
 from ..data.batches import length_sorted_batches
 from ..data.files import whole_file
 from ..data.values import listed
+from ..exits import AUTO, DISAGREEMENT
 from ..measuring.all_exits import read_all_exits
 from ..measuring.levels import priced_levels
-from ..measuring.tuning import Outcome, trade_off
+from ..measuring.tuning import Outcome, check_exit_uncertainty, kinds_of_uncertainty, least_work, trade_off
 from ..modelling import PyramidForSequenceClassification
 from .folder import processes
 from .preparing import Prepared, prepare
@@ -50,6 +51,7 @@ class Summary:
         stages: for each stage its steps and seconds (over all runs of it), and its mean loss (in the one that finished it).
         prune_thresholds: thresholds of pruning that the model got, one a layer.
         exit_threshold: exit threshold that the model got.
+        exit_uncertainty: kind of uncertainty that it is a threshold of.
         precision: precision in which it was chosen, and accuracies were measured.
         validation_accuracy: accuracy of the whole model, without exits, on the validation texts.
         exits_accuracy: accuracy with exits, where there are any.
@@ -70,6 +72,7 @@ class Summary:
     stages: dict[str, dict[str, float]]
     prune_thresholds: list[float] | None
     exit_threshold: Any
+    exit_uncertainty: str
     precision: str
     validation_accuracy: float
     exits_accuracy: float | None
@@ -90,6 +93,7 @@ def fit(
     exit_training: str | None = None,
     freeze_backbone: bool = False,
     train_head: bool = False,
+    exit_uncertainty: str | None = None,
     teacher: str | None = None,
     max_drop: float = 0.005,
     precision: str = "float32",
@@ -108,6 +112,10 @@ def fit(
         freeze_backbone: whether to learn thresholds and exit heads alone, for a classifier that is finished.
         train_head: whether to train the model's own head first, on the frozen backbone, such as for a checkpoint without a
             classifier.
+        exit_uncertainty: kind of uncertainty by which samples leave: ``"entropy"``; ``"disagreement"``, for which confidence
+            heads are learned at the end, from a tenth of the training texts that nothing else learns from; or ``"auto"``:
+            they are learned, and whichever saves more work at ``max_drop`` is taken, entropy if both save as much. None:
+            that one of what there is, without learning any.
         teacher: whom main head and exits learn from in the stage ``"joint"``, half from it and half from the label:
             ``"fine-tuned"``, the model before anything was pruned, whose answers are computed once, or a classifier's
             folder; ``"none"``: the main head learns from the label alone, and teaches the exits. None: the recipe's.
@@ -124,6 +132,8 @@ def fit(
         LossNotFiniteError: training has diverged.
     """
     check_precision(precision, "cpu")
+    if exit_uncertainty is not None:
+        check_exit_uncertainty(exit_uncertainty)
     prepared = prepare(
         checkpoint,
         task,
@@ -134,18 +144,19 @@ def fit(
         exit_training=exit_training,
         freeze_backbone=freeze_backbone,
         train_head=train_head,
+        confidence=exit_uncertainty in (AUTO, DISAGREEMENT),
         teacher=teacher,
         quiet=quiet,
     )
-    return run_fit(prepared, max_drop, precision)
+    return run_fit(prepared, max_drop, precision, exit_uncertainty)
 
 
-def run_fit(prepared: Prepared, max_drop: float, precision: str) -> Summary:
+def run_fit(prepared: Prepared, max_drop: float, precision: str, exit_uncertainty: str | None = None) -> Summary:
     """The part of :func:`fit` after :func:`mp_model.training.preparing.prepare`; see there for the arguments and errors."""
     begin = time.monotonic()
     with claimed_for(prepared):
         trained = run_stages(prepared)
-        whole, chosen, notes = _tune(trained, prepared, max_drop, precision)
+        whole, chosen, notes = _tune(trained, prepared, max_drop, precision, exit_uncertainty)
         config = trained.model.config
         summary = Summary(
             recipe=prepared.recipe_name,
@@ -158,6 +169,7 @@ def run_fit(prepared: Prepared, max_drop: float, precision: str) -> Summary:
             stages=trained.stages,
             prune_thresholds=config.prune_thresholds,
             exit_threshold=config.exit_threshold,
+            exit_uncertainty=config.exit_uncertainty,
             precision=precision,
             validation_accuracy=whole.accuracy,
             exits_accuracy=None if chosen is None else chosen.accuracy,
@@ -191,9 +203,9 @@ def in_precision(model: PyramidForSequenceClassification, precision: str) -> Pyr
 
 
 def _tune(
-    trained: Trained, prepared: Prepared, max_drop: float, precision: str
+    trained: Trained, prepared: Prepared, max_drop: float, precision: str, exit_uncertainty: str | None
 ) -> tuple[Outcome, Outcome | None, list[str]]:
-    """Writes an exit threshold, and what it was tuned for, into the configuration.
+    """Writes exit threshold and kind of uncertainty, and what they were tuned for, into the configuration.
 
     Returns:
         The outcome without exits; the outcome with them, if there are any; a line for the labels that no text got.
@@ -205,12 +217,16 @@ def _tune(
     there, given = (choice.has(x, len(names)).any(0).tolist() for x in (exits.labels, exits.predictions[-1]))
     never = [name for name, has, gets in zip(names, there, given, strict=True) if has and not gets]
     notes = [f"labels that validation texts have and the model gave to none: {listed(never)}"] if never else []
-    offers = trade_off({1.0: exits}, layered=False)
+    kinds = kinds_of_uncertainty(config, exit_uncertainty or AUTO)
+    by_kind = {kind: trade_off({1.0: exits.by(kind)}, layered=False) for kind in kinds}
+    whole = by_kind[kinds[0]].reference
     if not config.resolved_exit_layers() or config.why_untrained() is not None:
-        return offers.reference, None, notes
-    chosen = offers.fastest(max_drop)
+        return whole, None, notes
+    chosen = least_work(offers.fastest(max_drop) for offers in by_kind.values())
+    config.exit_uncertainty = model.config.exit_uncertainty = chosen.exit_uncertainty
     config.exit_threshold = model.config.exit_threshold = chosen.exit_threshold
     goal = {"max_drop": round(100 * max_drop, 6)}
     record = record_of(model, prepared.max_length, len(exits), goal)
-    config.tuned_for = {**record, "levels": [x.as_json() for x in priced_levels(exits, config.exit_threshold)]}
-    return offers.reference, chosen, notes
+    levels = priced_levels(exits.by(config.exit_uncertainty), config.exit_threshold)
+    config.tuned_for = {**record, "levels": [x.as_json() for x in levels]}
+    return whole, chosen, notes

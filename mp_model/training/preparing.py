@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,8 @@ from ..problems import ONE_LABEL, SEVERAL_LABELS
 from ..registration import PyramidForSequenceClassification
 from .agreement import Agreement, agree
 from .identity import checkpoint_identity, texts_identity
-from .recipes import FINE_TUNED, NO_TEACHER, RECIPES, STAGES, Recipe, Settings, model_settings
-from .tasks import EncodedTexts, Task
+from .recipes import CONFIDENCE, FINE_TUNED, NO_TEACHER, RECIPES, STAGES, Recipe, Settings, model_settings
+from .tasks import EncodedTexts, Task, apart_for_confidence
 from .teacher import PRUNING, check_teacher, identity_of
 
 # First stages under which a new classifier learns the labels; the others go by the classifier that there is, and so does
@@ -47,6 +47,7 @@ class Prepared:
         model, tokenizer: the checkpoint's, in float32, for the task's labels.
         task: the texts, with the numbers of the model's labels.
         train, validation: the texts as the model reads them.
+        held: texts for the stage ``"confidence"``; None: there is no such stage.
         max_length: tokens that they are cut to.
         notes: what the checkpoint and the texts do not agree on or lack, a line each.
         identity: all that the fit is made from, as hashes and settings.
@@ -64,6 +65,7 @@ class Prepared:
     task: Task
     train: EncodedTexts
     validation: EncodedTexts
+    held: EncodedTexts | None
     max_length: int
     notes: list[str]
     identity: dict[str, Any]
@@ -85,6 +87,7 @@ def prepare(
     exit_training: str | None = None,
     freeze_backbone: bool = False,
     train_head: bool = False,
+    confidence: bool = False,
     teacher: str | None = None,
     quiet: bool = False,
 ) -> Prepared:
@@ -93,6 +96,7 @@ def prepare(
     Args:
         checkpoint, task, output, recipe_name, settings, stages, exit_training, freeze_backbone, train_head, teacher: as
             for :func:`mp_model.training.fitting.fit`, and so quiet.
+        confidence: whether to give the exits confidence heads at the end.
 
     Raises:
         ValueError: no such recipe or stage, or a stage that the recipe has no use for; stages given twice over; labels that
@@ -105,7 +109,9 @@ def prepare(
         raise ValueError(f"recipe must be one of {', '.join(RECIPES)}; got {recipe_name!r}")
     recipe = RECIPES[recipe_name]
     if stages is None:
-        stages = recipe.planned_stages(exit_training, freeze_backbone, train_head)
+        stages = recipe.planned_stages(exit_training, freeze_backbone, train_head, confidence)
+    elif confidence and CONFIDENCE not in stages:
+        raise ValueError("confidence heads are learned by the stage confidence; add it as the last one")
     elif exit_training is not None or freeze_backbone or train_head:
         raise ValueError("give the stages themselves, or how exits are trained and what is frozen; not both")
     _check_stages(stages, recipe, recipe_name)
@@ -114,6 +120,13 @@ def prepare(
     model, agreement, notes = _load(checkpoint, recipe, settings, task, stages, freeze_backbone)
     say_types(tokenizer, model.config)
     task = task.in_the_order_of(agreement.label_names)
+    whole = task
+    held = None
+    if CONFIDENCE in stages:
+        if len(stages) == 1 and model.config.why_untrained() is not None:
+            raise ValueError(model.config.why_untrained())
+        rest, held = (task.train, task.train) if len(stages) == 1 else apart_for_confidence(task.train, settings.seed)
+        task = replace(task, train=rest)
     if teacher is not None:
         check_teacher(teacher, task, tokenizer)
     teacher, said = _teacher(teacher, recipe, stages, agreement.keeps_head)
@@ -128,6 +141,7 @@ def prepare(
     max_length = settings.max_length or max_length_of(tokenizer, model.config)
     tokenizer.model_max_length = max_length  # saved with it, and followed by whoever loads it
     train, validation = (EncodedTexts(tokenizer, data, max_length) for data in (task.train, task.validation))
+    apart = train if held is task.train else None if held is None else EncodedTexts(tokenizer, held, max_length)
     return Prepared(
         output=output,
         recipe_name=recipe_name,
@@ -141,6 +155,7 @@ def prepare(
         task=task,
         train=train,
         validation=validation,
+        held=apart,
         max_length=max_length,
         notes=[*notes, *said, *_notes_on(task)],
         identity={
@@ -152,7 +167,7 @@ def prepare(
             "settings": asdict(settings),
             "label_names": task.label_names,
             **({"exit_head": model.config.exit_head} if model.config.reads_pairs else {}),
-            "training texts": texts_identity(task.train, task.label_names),
+            "training texts": texts_identity(whole.train, task.label_names),
             "validation texts": texts_identity(task.validation, task.label_names),
         },
     )
@@ -163,11 +178,13 @@ def _check_stages(stages: Sequence[str], recipe: Recipe, name: str) -> None:
     if unknown or not stages:
         raise ValueError(f"stages must be out of {', '.join(STAGES)}; got {', '.join(unknown) or 'none'}")
     without_exits = recipe.config["exit_layers"] == []
-    misplaced = [stage for stage in stages if stage in ("joint", "exits") and without_exits]
+    misplaced = [stage for stage in stages if stage in ("joint", "exits", CONFIDENCE) and without_exits]
     if "joint" in stages and not recipe.has_exits_on_features:
         misplaced.append("joint")
     if misplaced:
         raise ValueError(f"the recipe {name!r} has no exits that the stage {misplaced[0]!r} could train")
+    if CONFIDENCE in stages[:-1]:
+        raise ValueError("the stage confidence judges finished exits; give it once, as the last one")
 
 
 def _teacher(asked: str | None, recipe: Recipe, stages: Sequence[str], has_head: bool) -> tuple[str, list[str]]:

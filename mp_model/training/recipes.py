@@ -7,7 +7,8 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
-STAGES = ("fine-tune", "distil", "soft", "hard", "joint", "exits", "head")
+CONFIDENCE = "confidence"
+STAGES = ("fine-tune", "distil", "soft", "hard", "joint", "exits", "head", CONFIDENCE)
 FINE_TUNED, NO_TEACHER = TEACHERS = ("fine-tuned", "none")  # of the stage "joint"
 
 
@@ -41,7 +42,11 @@ class Recipe:
         return self.config["exit_layers"] != [] and not EXIT_HEADS[self.config["exit_head"]].reads_survivors
 
     def planned_stages(
-        self, exit_training: str | None = None, freeze_backbone: bool = False, train_head: bool = False
+        self,
+        exit_training: str | None = None,
+        freeze_backbone: bool = False,
+        train_head: bool = False,
+        confidence: bool = False,
     ) -> tuple[str, ...]:
         """The stages of a fit.
 
@@ -49,10 +54,11 @@ class Recipe:
             exit_training: ``"joint"`` with the backbone or ``"frozen"`` under it; None: the recipe's way.
             freeze_backbone: whether to leave out every stage that changes the backbone.
             train_head: whether to train the model's own head first, on the frozen backbone.
+            confidence: whether to give the exits confidence heads at the end.
 
         Raises:
-            ValueError: the recipe has no exits to be trained so, or trains nothing but the backbone; a head is to be trained
-                on a backbone that is not frozen.
+            ValueError: the recipe has no exits to be trained so, or to have confidence heads, or trains nothing but the
+                backbone; a head is to be trained on a backbone that is not frozen.
         """
         stages = self.stages
         if exit_training is not None:
@@ -77,7 +83,9 @@ class Recipe:
                 "a head by itself is trained on a frozen backbone; give --freeze-backbone too, or leave --train-head out: "
                 "fine-tuning trains both"
             )
-        return stages
+        if confidence and self.config["exit_layers"] == []:
+            raise ValueError("this recipe has no exits, whose uncertainty could be learned; take 'pyramid' or 'mp'")
+        return (*stages, CONFIDENCE) if confidence else stages
 
 
 NO_EXITS: dict[str, Any] = {"exit_head": "cls", "exit_layers": [], "top_k": None}
@@ -225,6 +233,8 @@ def model_settings(recipe: Recipe, settings: Settings, layers: int, pairs: bool 
         "importance_normalizer": settings.importance_normalizer,
         "exit_threshold": None,
         "depth": None,
+        "exit_uncertainty": "entropy",
+        "confidence_heads": False,
         "tuned_for": None,
         **recipe.config,
         **(recipe.for_pairs if pairs else {}),

@@ -27,10 +27,11 @@ from ..data.files import whole_file
 from ..exits import EXIT_HEADS
 from ..registration import PyramidForSequenceClassification
 from . import objectives
+from .confidences import learn_confidences
 from .features import Features, collect_features, read_standardised, standardise, unstandardise
 from .folder import claimed, processes
 from .preparing import Prepared, prepare
-from .recipes import FINE_TUNED, NO_TEACHER, STAGES, Settings
+from .recipes import CONFIDENCE, FINE_TUNED, NO_TEACHER, STAGES, Settings
 from .running import remove_checkpoints, run_stage
 from .tasks import EncodedTexts, Task
 from .teacher import PRUNING, SHARE, Taught, kept_logits
@@ -164,6 +165,12 @@ def _run(
     teacher: the logits of the stage's teacher for the training texts, and the seconds that they took; None: it has none.
     """
     begin = time.monotonic()
+    if stage == CONFIDENCE:
+        assert prepared.held is not None
+        rows, padding = prepared.held.rows, prepared.tokenizer.pad_token_id
+        loss = learn_confidences(model.eval(), length_sorted_batches(rows, prepared.settings.batch_size, padding))
+        facts = {"steps": 1, "seconds": time.monotonic() - begin, "loss": loss, "threads": torch.get_num_threads()}
+        return model, facts
     train, recipe, settings, tokenizer = prepared.train, prepared.recipe, prepared.settings, prepared.tokenizer
     pruning = {name: getattr(model.config, name) for name in ("top_k", "prune_thresholds")}
     data: Dataset[dict[str, Any]] = train

@@ -153,6 +153,28 @@ def held_out_places(labels: Sequence[str], seed: int) -> list[int]:
     return sorted(sorted(shares, key=lambda place: shares[place])[:count])
 
 
+FEWEST_FOR_CONFIDENCE = 20
+
+
+def apart_for_confidence(data: LabelledTexts, seed: int) -> tuple[LabelledTexts, LabelledTexts]:
+    """Training texts without a tenth, and the tenth, for confidence heads, which judge exits by texts new to them.
+
+    seed: random seed of the texts that are taken.
+
+    Raises:
+        ValueError: the tenth is too small.
+    """
+    chosen = held_out_places([str(label) for label in data.labels], seed)
+    if len(chosen) < FEWEST_FOR_CONFIDENCE:
+        raise ValueError(
+            f"confidence heads learn from a tenth of the training texts, and {len(chosen)} are too few; give "
+            f"{10 * FEWEST_FOR_CONFIDENCE} texts or more, or leave out --exit-uncertainty and the stage confidence"
+        )
+    taken = set(chosen)
+    rest = [place for place in range(len(data)) if place not in taken]
+    return data.select(rest), data.select(chosen)
+
+
 class EncodedTexts(Dataset[dict[str, Any]]):
     """Texts as token ids, for ``transformers.Trainer``.
 

@@ -64,6 +64,7 @@ def bounded(pyramid: Pyramid, inputs: PackedInputs, labels: int, room: int, samp
         ("alive", "cls", True, 1, 0, 0),
         ("alive", "pooled_from_0", True, 40, 1, 1),
         ("alive", "fastbert", True, 9, 3, 9),
+        ("alive", "disagreement", True, 3, 2, 1),
         ("alive", "cls", False, 9, 3, 1),
     ],
 )

@@ -26,9 +26,11 @@ SHAPES = (
     else ((3, 1, 9), (1,), (2, 3, 2, 1, 4))
 )
 BATCHES = [tiny.samples(lengths) for lengths in SHAPES]
-CASES = list(itertools.product(("nothing", "alive"), ("cls", "pooled_from_0", "fastbert"), (False, True)))
+CASES = list(
+    itertools.product(("nothing", "alive"), ("cls", "pooled_from_0", "fastbert", "disagreement"), (False, True))
+)
 if DEVICE == "cpu":  # in the interpreter a batch takes seconds
-    CASES = [("nothing", "cls", False), ("alive", "pooled_from_0", True)]
+    CASES = [("nothing", "cls", False), ("alive", "pooled_from_0", True), ("alive", "disagreement", True)]
 
 
 @pytest.fixture(autouse=True)

@@ -113,18 +113,34 @@ def survivors(config: Any, layer: int, received: Tensor, input_length: int) -> t
     return torch.tensor(alive), importance
 
 
-def tanh_head(weights: Mapping[str, Tensor], dense: str, classifier: str, features: Tensor) -> Tensor:
-    return linear(weights, classifier, torch.tanh(linear(weights, dense, features)))
+def tanh_head(weights: Mapping[str, Tensor], dense: str, classifier: str, features: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits, and the hidden numbers that they are made from."""
+    hidden = torch.tanh(linear(weights, dense, features))
+    return linear(weights, classifier, hidden), hidden
 
 
 def exit_logits(
     weights: Mapping[str, Tensor], config: Any, layer: int, entering: Tensor, output: Tensor, sides: Tensor
-) -> Tensor:
+) -> tuple[Tensor, float]:
     """Prediction at a layer from the states entering it and its survivors' output (at 0 both are the embeddings).
 
     sides: int ``[entering]``, 0 for tokens of the first text and 1 for those of the second.
+
+    Returns:
+        Its logits and its uncertainty.
     """
     name = f"exits.{layer}"
+    logits, hidden = exit_head(weights, config, name, entering, output, sides)
+    uncertainty = uncertainty_of(logits, config)
+    if config.exit_uncertainty == "disagreement":
+        uncertainty = disagreement(weights, f"{name}.confidence", logits, hidden, uncertainty, config)
+    return logits, uncertainty
+
+
+def exit_head(
+    weights: Mapping[str, Tensor], config: Any, name: str, entering: Tensor, output: Tensor, sides: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Logits of an exit head, and the hidden numbers that they are made from."""
     if config.exit_head == "cls":
         return tanh_head(weights, f"{name}.dense", f"{name}.classifier", output[0])
     if config.exit_head == "pooled":
@@ -151,6 +167,21 @@ def uncertainty_of(logits: Tensor, config: Any) -> float:
     log_p = torch.log_softmax(logits.detach().double(), dim=0)
     terms = [p * math.log(p) for p in log_p.exp().tolist() if p > 0]
     return -sum(terms) / math.log(len(logits)) if len(logits) > 1 else math.nan
+
+
+def disagreement(
+    weights: Mapping[str, Tensor], name: str, logits: Tensor, hidden: Tensor, entropy: float, config: Any
+) -> float:
+    """The probability, by a confidence head, that layer L answers otherwise."""
+    if config.problem_type == "multi_label_classification":
+        p = math.prod(max(1 / (1 + math.exp(-z)), 1 / (1 + math.exp(z))) for z in logits.tolist())
+    else:
+        p = max(torch.softmax(logits.double(), 0).tolist())
+    clamped = min(max(p, 1e-7), 1 - 1e-7)
+    doubts = (entropy, p, math.log(clamped / (1 - clamped)))
+    score = linear(weights, f"{name}.hidden", hidden).item()
+    score += sum(w * x for w, x in zip(weights[f"{name}.doubts.weight"][0].tolist(), doubts, strict=True))
+    return 1 / (1 + math.exp(-score))
 
 
 def run(
@@ -184,13 +215,13 @@ def run(
     settled = {j: x[j] for j in range(len(ids))}
     answer = Answer(None, config.num_hidden_layers, math.nan, [0] * config.num_hidden_layers, [], [x], x)
 
-    def leaves(layer: int, logits: Tensor) -> bool:
-        answer.logits, answer.uncertainty, answer.exit_layer = logits, uncertainty_of(logits, config), layer
+    def leaves(layer: int, logits: Tensor, uncertainty: float) -> bool:
+        answer.logits, answer.uncertainty, answer.exit_layer = logits, uncertainty, layer
         answer.uncertainties[layer] = answer.uncertainty
         return layer == config.num_hidden_layers or answer.uncertainty <= open_exits[layer]
 
     entered: list[int] = []
-    left = 0 in open_exits and leaves(0, exit_logits(weights, config, 0, x, x, types))
+    left = 0 in open_exits and leaves(0, *exit_logits(weights, config, 0, x, x, types))
     layer = 0
     while not left and layer < config.num_hidden_layers:
         layer += 1
@@ -205,9 +236,12 @@ def run(
         answer.states.append(x)
         answer.tokens_per_layer[layer - 1] = len(alive)
         if classify and layer == config.num_hidden_layers:
-            left = leaves(layer, tanh_head(weights, "bert.pooler.dense", "classifier", x[0]))
+            logits, _ = tanh_head(weights, "bert.pooler.dense", "classifier", x[0])
+            left = leaves(
+                layer, logits, 0.0 if config.exit_uncertainty == "disagreement" else uncertainty_of(logits, config)
+            )
         elif classify and layer in open_exits:
-            left = leaves(layer, exit_logits(weights, config, layer, entering, x, sides))
+            left = leaves(layer, *exit_logits(weights, config, layer, entering, x, sides))
         if left:
             answer.tokens_per_layer[layer - 1] = len(entering)
     answer.last_hidden_state = torch.stack([settled[j] for j in range(len(ids))])
@@ -287,11 +321,12 @@ def executed_flops(
 def head_flops(config: Any, tokens: int) -> int:
     """An exit head; only FastBERT's reads more tokens than one."""
     d, labels = config.hidden_size, config.num_labels
+    confidence = config.exit_uncertainty == "disagreement"
     if config.exit_head == "fastbert":
         width = 128
         head_dim = width // FASTBERT_HEADS
         row = FASTBERT_HEADS * (product(1, head_dim, tokens) + product(1, tokens, head_dim))
         read = product(tokens, d, width) + 2 * product(tokens, width, width)
-        return read + row + 3 * product(1, width, width) + product(1, width, labels)
+        return read + row + 3 * product(1, width, width) + product(1, width, labels) + confidence * product(1, width, 1)
     features = {"cls": d, "pooled": 2 * d, "pair": 4 * d}[config.exit_head]
-    return product(1, features, d) + product(1, d, labels)
+    return product(1, features, d) + product(1, d, labels) + confidence * product(1, d, 1)

@@ -31,6 +31,18 @@ HEADS = {
         "exit_layers": [0, 1, 3],
         "problem_type": "multi_label_classification",
     },
+    "disagreement": {
+        "exit_head": "pooled",
+        "exit_layers": [0, 1, 3],
+        "confidence_heads": True,
+        "exit_uncertainty": "disagreement",
+    },
+    "fastbert_disagreement": {
+        "exit_head": "fastbert",
+        "confidence_heads": True,
+        "exit_uncertainty": "disagreement",
+        "problem_type": "multi_label_classification",
+    },
 }
 
 

@@ -129,14 +129,14 @@ def run(
     settled = {j: x[j] for j in range(len(ids))}
     answer = Answer(None, count, math.nan, [0] * count, [], [x], x)
 
-    def leaves(layer: int, logits: Tensor) -> bool:
-        answer.logits, answer.uncertainty, answer.exit_layer = logits, uncertainty_of(logits, config), layer
+    def leaves(layer: int, logits: Tensor, uncertainty: float) -> bool:
+        answer.logits, answer.uncertainty, answer.exit_layer = logits, uncertainty, layer
         answer.uncertainties[layer] = answer.uncertainty
         return layer == count or answer.uncertainty <= open_exits[layer]
 
     def exit_at(layer: int, entering: Tensor, output: Tensor, places: Tensor) -> bool:
         read = layers.read(entering), layers.read(output)
-        return leaves(layer, exit_logits(heads, config, layer, *read, sides[places]))
+        return leaves(layer, *exit_logits(heads, config, layer, *read, sides[places]))
 
     left = 0 in open_exits and exit_at(0, x, x, alive)
     layer = 0
@@ -154,7 +154,10 @@ def run(
         answer.survivors.append(alive)
         answer.tokens_per_layer[layer - 1] = len(alive)
         if layer == count:
-            left = leaves(layer, layers.logits(x))
+            logits = layers.logits(x)
+            left = leaves(
+                layer, logits, 0.0 if config.exit_uncertainty == "disagreement" else uncertainty_of(logits, config)
+            )
         elif layer in open_exits:
             left = exit_at(layer, entering, x, places)
         if left:

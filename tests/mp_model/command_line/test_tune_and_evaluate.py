@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from mp_model import Classifier, PyramidBertForSequenceClassification
 from mp_model.command_line import app
 from mp_model.data.batches import encode, length_sorted_batches
+from mp_model.training.confidences import learn_confidences
 from mp_model.training.features import collect_features
 from support import tiny, wordpiece
 from support.checkpoints import change_json, change_weights
@@ -97,6 +98,9 @@ def accuracy_of(folder: Path, validation: str) -> tuple[float, float]:
         ["--max-drop", 10, "--confidence", 0.9],
         ["--max-drop", 15, "--confidence", 0.9, "--by-layer", "--factors", "2"],
         ["--latency", 1000],
+        ["--max-disagreement", "12%"],
+        ["--max-disagreement", "0.05", "--counted"],
+        ["--max-disagreement", "0.2", "--confidence", 0.8, "--by-layer", "--factors", "2"],
     ],
 )
 def test_what_tune_chooses_is_what_the_model_does(options: list, folder: Path, validation: str) -> None:
@@ -178,11 +182,14 @@ def test_a_dry_run_writes_nothing_and_prints_the_curve(folder: Path, validation:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "give one goal out of --max-drop, --speedup, --latency; got none"),
+        ([], "give one goal out of --max-drop, --speedup, --latency, --max-disagreement; got none"),
         (["--max-drop", 1, "--speedup", 2], "got --max-drop and --speedup"),
         (["--speedup", 2, "--confidence", 0.9], "it goes with --max-drop"),
-        (["--speedup", 2, "--counted"], "it goes with --max-drop, without --confidence"),
-        (["--max-drop", 1, "--confidence", 0.9, "--counted"], "it goes with --max-drop, without --confidence"),
+        (["--speedup", 2, "--counted"], "it goes with --max-drop or --max-disagreement, without --confidence"),
+        (
+            ["--max-drop", 1, "--confidence", 0.9, "--counted"],
+            "it goes with --max-drop or --max-disagreement, without --confidence",
+        ),
         (["--speedup", 1e9], "the highest speed-up that this model reaches is"),
         (["--latency", 1e-9], "the fastest setting of this model takes"),
         (["--max-drop", 0.5, "--confidence", 0.9], "it takes at least 460 texts"),
@@ -330,3 +337,83 @@ def test_labels_of_another_task(folder: Path, tmp_path: Path) -> None:
         assert "has the label 'sport', which the classifier was not trained for; expected one of 'no', 'yes'" in str(
             result.exception
         )
+
+
+# Uncertainty
+
+
+@pytest.fixture
+def with_confidence(folder: Path) -> Path:
+    """The same model with confidence heads, which learned from other texts than those it is tuned on."""
+    model = PyramidBertForSequenceClassification.from_pretrained(folder).eval()
+    texts, _ = rows(600, 2)
+    learn_confidences(model, length_sorted_batches(encode(wordpiece.tokenizer(), texts, 64), 32, 0))
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_tune_takes_the_uncertainty_that_saves_more(with_confidence: Path, validation: str) -> None:
+    folder, documents = with_confidence, {}
+    for kind in ("entropy", "disagreement", "auto"):
+        result = invoke("tune", validation, "--model", folder, "--max-drop", 2, "--uncertainty", kind, "--json")
+        assert result.exit_code == 0, result.output
+        documents[kind] = json.loads(result.stdout)
+        config = json.loads((folder / "config.json").read_text())
+        chosen = documents[kind]["chosen"]
+        assert config["exit_threshold"] == chosen["exit_threshold"]
+        assert config.get("exit_uncertainty", "entropy") == chosen["exit_uncertainty"]
+        assert config["tuned_for"]["exit_uncertainty"] == chosen["exit_uncertainty"]
+        right, _ = accuracy_of(folder, validation)
+        assert right == pytest.approx(chosen["accuracy"])
+    work = {kind: documents[kind]["chosen"]["executed_gflops"] for kind in documents}
+    assert work["auto"] == min(work["entropy"], work["disagreement"])
+    assert set(documents["auto"]["tried"]) == {"entropy", "disagreement"}
+    assert set(documents["entropy"]["tried"]) == {"entropy"}
+    *layers, mean = documents["auto"]["told_apart"]
+    assert [row["layer"] for row in layers] == [0, 1, 2, 3]
+    assert mean["layer"] is None
+    assert all(0.5 < mean["auroc"][kind] <= 1 for kind in ("entropy", "disagreement"))
+
+    result = invoke("tune", validation, "--model", folder, "--max-drop", 2, "--dry-run")
+    other = ({"entropy", "disagreement"} - {documents["auto"]["chosen"]["exit_uncertainty"]}).pop()
+    assert re.search(rf"; by {documents['auto']['chosen']['exit_uncertainty']} \([\d.]+ by {other}\)", result.stdout)
+    assert "how well" in result.stdout
+    evaluated = invoke("evaluate", validation, "--model", folder, "--no-time", "--json")
+    assert json.loads(evaluated.stdout)["told_apart"] == documents["auto"]["told_apart"]
+
+
+def test_max_disagreement(with_confidence: Path, validation: str) -> None:
+    """A share and a percentage are the same; two kinds of uncertainty share the error that a bound allows."""
+    common = ["tune", validation, "--model", with_confidence, "--dry-run", "--json", "--max-disagreement"]
+    percent, share = (json.loads(invoke(*common, given).stdout) for given in ("12%", "0.12"))
+    assert percent["chosen"] == share["chosen"]
+    assert percent["confidence"] == 0.9
+    tried = percent["tried"]
+    for kind, outcome in tried.items():
+        alone = json.loads(invoke(*common, "12%", "--uncertainty", kind, "--confidence", 0.95).stdout)
+        assert alone["chosen"] == outcome
+        assert outcome["disagreement"] <= 0.12
+    level = json.loads(invoke(*common[:-3], "--json", "--max-disagreement", "12%").stdout)
+    document = json.loads((with_confidence / "config.json").read_text())
+    tuned, *_ = document["tuned_for"]["levels"]
+    assert (tuned["name"], tuned["disagreement"]) == ("tuned", level["chosen"]["disagreement"])
+    assert document["tuned_for"]["goal"] == {"max_disagreement": "12%"}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--max-disagreement", "1"], "must be a share above 0 and below 1, such as 0.01, or 1%; got '1'"),
+        (["--max-disagreement", "few"], "must be a share above 0 and below 1, such as 0.01, or 1%; got 'few'"),
+        (["--max-disagreement", "1%", "--max-drop", "1"], "give one goal out of"),
+        (["--max-disagreement", "0.1%"], "nothing can be guaranteed at 0.1 % of other answers and confidence 0.9"),
+        (["--speedup", "2", "--counted"], "it goes with --max-drop or --max-disagreement"),
+        (["--max-drop", "1", "--uncertainty", "disagreement"], "is told by confidence heads, and this model has none"),
+        (["--max-drop", "1", "--uncertainty", "margin"], "must be one of entropy, disagreement, auto; got 'margin'"),
+    ],
+)
+def test_goals_of_agreement_that_cannot_be_followed(options: list, said: str, folder: Path, validation: str) -> None:
+    before = (folder / "config.json").read_text()
+    result = invoke("tune", validation, "--model", folder, *options)
+    assert said in str(result.exception)
+    assert (folder / "config.json").read_text() == before

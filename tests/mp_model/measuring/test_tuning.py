@@ -19,6 +19,8 @@ from mp_model.measuring.tuning import (
     binomial_tail,
     frontier,
     guaranteed,
+    kinds_of_uncertainty,
+    least_work,
     one_threshold_a_layer,
     outcome_of,
     outcomes_of_one_threshold,
@@ -149,6 +151,7 @@ def outcome(accuracy: float, executed: float, factor: float = 1.0, threshold: fl
         exit_threshold=threshold,
         expected_accuracy=accuracy,
         harm=0.0,
+        disagreement=0.0,
         factor=factor,
     )
 
@@ -281,6 +284,83 @@ def test_a_guarantee_holds_as_often_as_it_says() -> None:
             useful += chosen.exit_threshold > 0
     assert broken <= 17  # a tenth, and what a binomial of 100 exceeds once in a hundred times
     assert useful > trials / 2
+
+
+def with_confidence(exits: AllExits, seed: int = 0) -> AllExits:
+    """The same with confidence heads, which are right as often as they say: a layer's tell, with noise, who differs."""
+    generator = torch.Generator().manual_seed(seed)
+    told = {}
+    for layer, differs in zip(exits.layers[:-1], exits.differs, strict=False):
+        score = differs + 0.5 * torch.randn(len(exits), generator=generator)
+        order, share = score.argsort().chunk(50), torch.empty(len(exits))
+        for part in order:
+            share[part] = differs[part].float().mean()
+        told[layer] = share
+    config = type(exits.config).from_dict({**exits.config.to_dict(), "confidence_heads": True})
+    return AllExits(config, exits.labels, exits.lengths, exits.survivors, exits.logits, disagreement=told)
+
+
+@pytest.mark.parametrize("kind", ["entropy", "disagreement"])
+def test_disagreement_is_counted_against_the_last_layer(kind: str) -> None:
+    """The same as text by text; a text that leaves with the last layer's wrong answer does not count."""
+    exits = with_confidence(random_exits(200, 0, noise=0.7)).by(kind)
+    for threshold in (None, 0.05, 0.2, [0.1] * (len(exits.layers) - 1), 1.0):
+        found = outcome_of(exits, right_without_exits(exits), threshold)
+        others = 0
+        for text in range(200):
+            place = len(exits.layers) - 1
+            if threshold is not None:
+                of_layers = threshold if isinstance(threshold, list) else [threshold] * place
+                place = next((x for x in range(place) if exits.uncertainty[x, text] <= of_layers[x]), place)
+            others += exits.predictions[place, text].item() != exits.predictions[-1, text].item()
+        assert (found.disagreement, found.exit_uncertainty) == (others / 200, kind)
+    counted = trade_off({1.0: exits}, layered=False, steps=20)
+    within = [x for x in counted.outcomes() if x.disagreement <= 0.03]
+    assert counted.agreeing(0.03) == min(within, key=lambda x: x.executed_gflops)
+
+
+@pytest.mark.parametrize("kind", ["entropy", "disagreement"])
+def test_a_bound_of_disagreement_holds_as_often_as_it_says(kind: str) -> None:
+    everything = with_confidence(random_exits(40_000, 0, noise=0.7)).by(kind)
+    right_everywhere = right_without_exits(everything)
+    path = outcomes_of_one_threshold(everything, right_everywhere, 40)
+    true = {x.exit_threshold: x.disagreement for x in path}
+    broken = useful = 0
+    trials = 100
+    for seed in range(trials):
+        rows = torch.randperm(len(everything), generator=torch.Generator().manual_seed(seed))[:400]
+        few = everything.select(rows)
+        chosen = guaranteed({1.0: few}, right_everywhere[rows], path, 0.05, 0.9, "disagreement")
+        if chosen is not None:
+            broken += true[chosen.exit_threshold] > 0.05
+            useful += bool(chosen.exit_threshold)
+    assert broken <= 17  # a tenth, and what a binomial of 100 exceeds once in a hundred times
+    assert useful > trials / 2
+
+
+def test_kinds_of_uncertainty() -> None:
+    plain, learned = tiny.config(), tiny.config(confidence_heads=True)
+    assert [kinds_of_uncertainty(config, "auto") for config in (plain, learned)] == [
+        ["entropy"],
+        ["entropy", "disagreement"],
+    ]
+    assert kinds_of_uncertainty(learned, "disagreement") == ["disagreement"]
+    with pytest.raises(
+        ValueError, match="disagreement is told by confidence heads, and this model has none; train them"
+    ):
+        kinds_of_uncertainty(plain, "disagreement")
+    with pytest.raises(ValueError, match="must be one of entropy, disagreement, auto; got 'margin'"):
+        kinds_of_uncertainty(learned, "margin")
+    first, second = outcome(0.8, 2.0, threshold=0.1), outcome(0.9, 2.0, threshold=0.2)
+    assert least_work([first, second]) is first
+
+
+def test_steps_are_closer_where_probabilities_are() -> None:
+    entropy, disagreement = (
+        tiny.config(confidence_heads=True, exit_uncertainty=x).uncertainty for x in ("entropy", "disagreement")
+    )
+    assert entropy.steps(4) == [0, 0.25, 0.5, 0.75, 1]
+    assert disagreement.steps(4) == [0, 0.015625, 0.125, 0.421875, 1]
 
 
 def test_what_cannot_be_guaranteed() -> None:
