@@ -8,9 +8,9 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -26,6 +26,25 @@ if TYPE_CHECKING:
     from ..training.preparing import Prepared
 
 SHOWN_LABELS = 10  # of many labels, the most frequent ones
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a fit trains, where that is not what its recipe says."""
+
+    stages: Annotated[str | None, f"Stages instead of the recipe's, by commas, out of {', '.join(STAGES)}."] = None
+    exit_training: Annotated[
+        str | None, "Training of exits: joint (with the backbone) or frozen (under it); else the recipe's way."
+    ] = None
+    freeze_backbone: Annotated[bool, "Learn thresholds and exit heads alone: minutes, not hours."] = False
+    train_head: Annotated[bool, "With --freeze-backbone: train the model's own head first, as of an encoder."] = False
+    teacher: Annotated[
+        str | None, f"Teacher of joint training: {', '.join(TEACHERS)} or a classifier's folder; else the recipe's."
+    ] = None
+
+    def arguments(self) -> dict[str, Any]:
+        """The same as arguments of :func:`mp_model.training.preparing.prepare`."""
+        return {**asdict(self), "stages": None if self.stages is None else words_of(self.stages)}
 
 
 @takes_dataclasses
@@ -51,29 +70,7 @@ def fit(
             help="Names of all labels, by commas, in the order of the checkpoint's numbers for them, or of columns of 0, 1."
         ),
     ] = None,
-    stages: Annotated[
-        str | None,
-        typer.Option(help=f"Stages instead of the recipe's, by commas, out of {', '.join(STAGES)}."),
-    ] = None,
-    exit_training: Annotated[
-        str | None,
-        typer.Option(help="Training of exits: joint (with the backbone) or frozen (under it); else the recipe's way."),
-    ] = None,
-    freeze_backbone: Annotated[
-        bool, typer.Option("--freeze-backbone", help="Learn thresholds and exit heads alone: minutes, not hours.")
-    ] = False,
-    train_head: Annotated[
-        bool,
-        typer.Option(
-            "--train-head", help="With --freeze-backbone: train the model's own head first, as of an encoder."
-        ),
-    ] = False,
-    teacher: Annotated[
-        str | None,
-        typer.Option(
-            help=f"Teacher of joint training: {', '.join(TEACHERS)} or a classifier's folder; else the recipe's."
-        ),
-    ] = None,
+    plan: Plan,
     max_drop: Annotated[float, typer.Option(min=0, help="Points of validation accuracy that exits may cost.")] = 0.5,
     precision: Annotated[str, typer.Option(help="Precision to set exits in: float32, bfloat16 or int8.")] = "float32",
     threads: Annotated[int | None, typer.Option(min=1, help="Threads; all processors if left out.")] = None,
@@ -98,6 +95,7 @@ def fit(
         magic-pyramid fit train.tsv --model ./my-classifier --output fits/quick --freeze-backbone
 
         magic-pyramid fit train.tsv --model ./my-encoder --output fits/quick --freeze-backbone --train-head
+
         magic-pyramid fit comments.csv --labels toxic,insult,threat --model ./minilm --output fits/comments
     """
     import torch
@@ -119,11 +117,7 @@ def fit(
         output,
         recipe,
         settings,
-        stages=None if stages is None else words_of(stages),
-        exit_training=exit_training,
-        freeze_backbone=freeze_backbone,
-        train_head=train_head,
-        teacher=teacher,
+        **plan.arguments(),
         quiet=not console.is_terminal,
     )
     summary = _train(prepared, max_drop / 100, precision, console)
