@@ -51,6 +51,23 @@ def check_cu_seqlens(cu_seqlens: torch.Tensor, like: torch.Tensor, name: str = "
         raise ValueError(f"{name} must have batch + 1 entries, 0 first; got none")
 
 
+def check_queries(
+    q: torch.Tensor, k: torch.Tensor, cu_seqlens: torch.Tensor, cu_seqlens_q: torch.Tensor | None
+) -> None:
+    """Raises TypeError or ValueError unless every key has a query, or ``cu_seqlens_q`` says which queries a sample has."""
+    if cu_seqlens_q is None:
+        if q.shape[0] != k.shape[0]:
+            raise ValueError(
+                f"q and k must have the same rows unless cu_seqlens_q is given; got {q.shape[0]} and {k.shape[0]}"
+            )
+        return
+    check_cu_seqlens(cu_seqlens_q, q, "cu_seqlens_q")
+    if cu_seqlens_q.shape != cu_seqlens.shape:
+        raise ValueError(
+            f"cu_seqlens_q must have as many entries as cu_seqlens, {cu_seqlens.shape[0]}; got {cu_seqlens_q.shape[0]}"
+        )
+
+
 def check_stays(stays: torch.Tensor, cu_seqlens: torch.Tensor) -> None:
     """Raises TypeError or ValueError unless ``stays`` is bool ``[batch]``."""
     check_tensor("stays", stays, 1, (torch.bool,), cu_seqlens)

@@ -23,6 +23,7 @@ from .checks import (
     check_heads,
     check_importance,
     check_places,
+    check_queries,
     check_stays,
     check_tensor,
     describe,
@@ -98,22 +99,11 @@ def ragged_attention(
     check_heads(q, k, v)
     check_cu_seqlens(cu_seqlens, q)
     check_places(q, k, cu_seqlens_q is not None, positions_q, positions, bias, buckets, window)
-    if cu_seqlens_q is None:
-        if q.shape[0] != k.shape[0]:
-            raise ValueError(
-                f"q and k must have the same rows unless cu_seqlens_q is given; got {q.shape[0]} and {k.shape[0]}"
-            )
-        cu_seqlens_q = cu_seqlens
-    else:
-        check_cu_seqlens(cu_seqlens_q, q, "cu_seqlens_q")
-        if cu_seqlens_q.shape != cu_seqlens.shape:
-            raise ValueError(
-                f"cu_seqlens_q must have as many entries as cu_seqlens, {cu_seqlens.shape[0]}; got {cu_seqlens_q.shape[0]}"
-            )
+    check_queries(q, k, cu_seqlens, cu_seqlens_q)
     if stays is not None:
         check_stays(stays, cu_seqlens)
-    if scale is None:
-        scale = 1.0 / math.sqrt(q.shape[-1])
+    scale = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
+    cu_seqlens_q = cu_seqlens if cu_seqlens_q is None else cu_seqlens_q
     positions_q = positions if positions_q is None else positions_q
     places = (positions_q, positions, bias, buckets, -1 if window is None else window)
     if q.dtype == torch.float64:  # for checking gradients, so the definition itself runs

@@ -24,9 +24,10 @@ from .pruning import Pruning
 
 # An exit is decided first, before the rest of its layer, where the layer has at least so many rows and samples. With
 # fewer a layer's time is the reading of its weights, which deciding first reads twice: at so many rows it pays where a
-# quarter of the samples leaves (benchmarks/test_decision.py measures both). A lone sample leaves only once. Elsewhere than
-# on a CPU, deciding first costs its twenty launches more in any case, some 100 microseconds: about what a quarter of the
-# samples of so many rows would save. This is an estimate for a large GPU.
+# quarter of the samples leaves (benchmarks/test_decision.py measures both). Width has no part in it, since the weights to
+# read and the work of a row grow with it alike, by its square. A lone sample leaves only once. Elsewhere than on a CPU,
+# deciding first costs its twenty launches more in any case, some 100 microseconds: about what a quarter of the samples of
+# so many rows would save. This is an estimate for a large GPU.
 DECIDE_FIRST_ROWS = 256
 DECIDE_FIRST_ROWS_ON_GPUS = 16384
 DECIDE_FIRST_SAMPLES = 2

@@ -501,6 +501,22 @@ def test_numbers_of_the_architecture() -> None:
         assert statement in text
 
 
+LONGEST = 80  # lines of a function, its options and docstring included; kernels and what launches them may be longer
+
+
+def test_functions_are_no_longer_than_a_screen() -> None:
+    modules = [path for package in ("mp_model", "mp_kernels") for path in modules_of(package)]
+    long = [
+        f"{path}: {node.name}, {node.end_lineno - node.lineno + 1} lines"
+        for path in modules
+        if path.parts[:2] != ("mp_kernels", "triton")
+        for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno is not None
+        if node.end_lineno - node.lineno >= LONGEST
+    ]
+    assert long == []
+
+
 # For each room of mp_model, those that its modules may import from besides their own; "" is the heart.
 ROOMS: dict[str, list[str]] = {
     "backbones": [],

@@ -55,9 +55,9 @@ class RaggedModernBertRotaryEmbedding(stock.ModernBertRotaryEmbedding):
             self.tables = {}
         if (layer_type, device) not in self.tables:
             with torch.inference_mode(False):
-                every = torch.arange(self.config.max_position_embeddings, device=device)
+                every = torch.arange(self.config.max_position_embeddings, device=device)[None]
                 angles = self(torch.empty(0, device=device), every, layer_type)
-                cos, sin = (x[:, : x.shape[1] // 2].contiguous() for x in angles)
+                cos, sin = (x[0, :, : x.shape[2] // 2].contiguous() for x in angles)
             self.tables[layer_type, device] = cos, sin
         return self.tables[layer_type, device]
 

@@ -36,7 +36,12 @@ def classify(
     ] = None,
     output: Annotated[Path | None, typer.Option(help="File for the answers; standard output if left out or -.")] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from OUTPUT.partial, which a run that was cut off has left.")
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on with the next text after those in OUTPUT.partial, which a run that was cut off has left. Batches "
+            "are other ones then, so scores may differ in their last digits from those of a run in one go.",
+        ),
     ] = False,
     on_error: Annotated[
         OnError,

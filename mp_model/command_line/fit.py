@@ -8,9 +8,9 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -26,6 +26,32 @@ if TYPE_CHECKING:
     from ..training.preparing import Prepared
 
 SHOWN_LABELS = 10  # of many labels, the most frequent ones
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a fit trains, where that is not what its recipe says."""
+
+    stages: Annotated[str | None, f"Stages instead of the recipe's, by commas, out of {', '.join(STAGES)}."] = None
+    exit_training: Annotated[
+        str | None, "Training of exits: joint (with the backbone) or frozen (under it); else the recipe's way."
+    ] = None
+    freeze_backbone: Annotated[bool, "Learn thresholds and exit heads alone: minutes, not hours."] = False
+    train_head: Annotated[bool, "With --freeze-backbone: train the model's own head first, as of an encoder."] = False
+    exit_uncertainty: Annotated[
+        str | None,
+        "Uncertainty to leave by: entropy; disagreement, told by confidence heads that learn from a tenth of the texts; or "
+        "auto: they learn, and whichever saves more is taken.",
+    ] = None
+    teacher: Annotated[
+        str | None, f"Teacher of joint training: {', '.join(TEACHERS)} or a classifier's folder; else the recipe's."
+    ] = None
+
+    def arguments(self) -> dict[str, Any]:
+        """The same as arguments of :func:`mp_model.training.preparing.prepare`."""
+        given = {name: value for name, value in asdict(self).items() if name != "exit_uncertainty"}
+        stages = None if self.stages is None else words_of(self.stages)
+        return {**given, "stages": stages, "confidence": self.exit_uncertainty in ("disagreement", "auto")}
 
 
 @takes_dataclasses
@@ -51,36 +77,7 @@ def fit(
             help="Names of all labels, by commas, in the order of the checkpoint's numbers for them, or of columns of 0, 1."
         ),
     ] = None,
-    stages: Annotated[
-        str | None,
-        typer.Option(help=f"Stages instead of the recipe's, by commas, out of {', '.join(STAGES)}."),
-    ] = None,
-    exit_training: Annotated[
-        str | None,
-        typer.Option(help="Training of exits: joint (with the backbone) or frozen (under it); else the recipe's way."),
-    ] = None,
-    freeze_backbone: Annotated[
-        bool, typer.Option("--freeze-backbone", help="Learn thresholds and exit heads alone: minutes, not hours.")
-    ] = False,
-    train_head: Annotated[
-        bool,
-        typer.Option(
-            "--train-head", help="With --freeze-backbone: train the model's own head first, as of an encoder."
-        ),
-    ] = False,
-    exit_uncertainty: Annotated[
-        str | None,
-        typer.Option(
-            help="Uncertainty to leave by: entropy; disagreement, told by confidence heads that learn from a tenth of the "
-            "texts; or auto: they learn, and whichever saves more is taken."
-        ),
-    ] = None,
-    teacher: Annotated[
-        str | None,
-        typer.Option(
-            help=f"Teacher of joint training: {', '.join(TEACHERS)} or a classifier's folder; else the recipe's."
-        ),
-    ] = None,
+    plan: Plan,
     max_drop: Annotated[float, typer.Option(min=0, help="Points of validation accuracy that exits may cost.")] = 0.5,
     precision: Annotated[str, typer.Option(help="Precision to set exits in: float32, bfloat16 or int8.")] = "float32",
     threads: Annotated[int | None, typer.Option(min=1, help="Threads; all processors if left out.")] = None,
@@ -105,6 +102,7 @@ def fit(
         magic-pyramid fit train.tsv --model ./my-classifier --output fits/quick --freeze-backbone
 
         magic-pyramid fit train.tsv --model ./my-encoder --output fits/quick --freeze-backbone --train-head
+
         magic-pyramid fit comments.csv --labels toxic,insult,threat --model ./minilm --output fits/comments
     """
     import torch
@@ -117,8 +115,8 @@ def fit(
     from ..training.tasks import load_task
 
     check_precision(precision, "cpu")
-    if exit_uncertainty is not None:
-        check_exit_uncertainty(exit_uncertainty)
+    if plan.exit_uncertainty is not None:
+        check_exit_uncertainty(plan.exit_uncertainty)
     if threads:
         torch.set_num_threads(threads)
     _hush_transformers()
@@ -129,15 +127,10 @@ def fit(
         output,
         recipe,
         settings,
-        stages=None if stages is None else words_of(stages),
-        exit_training=exit_training,
-        freeze_backbone=freeze_backbone,
-        train_head=train_head,
-        confidence=exit_uncertainty in ("disagreement", "auto"),
-        teacher=teacher,
+        **plan.arguments(),
         quiet=not console.is_terminal,
     )
-    summary = _train(prepared, max_drop / 100, precision, exit_uncertainty, console)
+    summary = _train(prepared, max_drop / 100, precision, plan.exit_uncertainty, console)
     if not console.quiet:
         _describe(prepared, summary, Path(model).name)
         print(json.dumps(asdict(summary)) if as_json else f"{output / 'model'}: {_sentence(summary)}")

@@ -301,13 +301,17 @@ class Tuples(nn.Module):
         return self.model(input_ids, attention_mask, token_type_ids, return_dict=False)
 
 
+# A DeprecationWarning or a FutureWarning, by the version of torch.
+tracers_warnings = pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:`torch.jit.*deprecated")
+
+
 def traced(model: nn.Module) -> Callable[..., Any]:
     inputs = BATCH.padded()
     return torch.jit.trace(Tuples(model), tuple(inputs[x] for x in ("input_ids", "attention_mask", "token_type_ids")))
 
 
 @situation("drop-in", "`torch.jit.trace`, nothing pruned and no exits", "works, for batches of any size and width")
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:`torch.jit.*deprecated:DeprecationWarning")
+@tracers_warnings
 def test_traced() -> None:
     for model in parts(tiny.classifier()):
         assert_follows(traced(model), model)
@@ -318,7 +322,7 @@ def test_traced() -> None:
     "`torch.export` or `torch.jit.trace` of a model that prunes or has open exits",
     "refused, with the settings under which it can be traced",
 )
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:`torch.jit.*deprecated:DeprecationWarning")
+@tracers_warnings
 @pytest.mark.parametrize(
     "settings", [{"exit_threshold": 0.5}, {"prune_thresholds": [0.01] * 4}, {"top_k": [9, 7, 5, 3]}]
 )
