@@ -5,6 +5,7 @@ Heavy imports wait until a command runs, so that help is shown at once.
 
 from __future__ import annotations
 
+import gc
 import sys
 
 import typer
@@ -33,5 +34,12 @@ app.command("tune")(tune.tune)
 
 
 def main() -> None:
-    """Entry point of the program."""
-    sys.exit(status_of(app))
+    """Entry point of the program.
+
+    The libraries make a million objects as they are imported, nearly all of which stay to the end. So the garbage collector
+    looks less often, and at the end not at all: a quarter of the time that a short command takes.
+    """
+    gc.set_threshold(50_000, 10, 100)
+    status = status_of(app)
+    gc.freeze()
+    sys.exit(status)
