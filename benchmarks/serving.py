@@ -73,7 +73,8 @@ class Padded:
 
         model = worker.classifier.model
         self.twin, self.problem, self.last = padded_twin(model), model.config.problem, model.config.num_hidden_layers
-        self.front, self.layers, self.steps = worker.schedule.front, [], 0
+        self.front, self.pyramid = worker.schedule.front, worker.schedule.pyramid
+        self.layers, self.steps = [], 0
 
     def run_taken(self, number: int, part: Any) -> Any:
         """The step of a batch; all of its texts leave."""
