@@ -54,6 +54,10 @@ class Timed:
     batches: list[TextBatch]
     texts: list[list[Text]]
 
+    def as_read(self, read: Reader) -> dict[int, Inputs]:
+        """The inputs that another tokenizer makes of each batch's texts, by the ``id`` of its inputs."""
+        return self.by_inputs(lambda texts: read(texts)[0].inputs)
+
     def by_inputs(self, each: Callable[[list[Text]], Any]) -> dict[int, Any]:
         """Something made of each batch's texts, by the ``id`` of its inputs."""
         return {id(batch.inputs): each(texts) for batch, texts in zip(self.batches, self.texts, strict=True)}
@@ -91,19 +95,20 @@ def clock(
     systems = {x: PyramidForSequenceClassification.from_pretrained(folder).eval() for x, folder in folders.items()}
     bert = systems["bert"]
     task = task_of(corpora, corpus, 0).in_the_order_of(bert.config.label_names)
-    read = reader_of(folders["bert"], bert.config)
-    texts = shortened(test_texts(corpora, corpus, task).texts, read)
+    readers = {system: reader_of(folder, systems[system].config) for system, folder in folders.items()}
+    texts = shortened(test_texts(corpora, corpus, task).texts, readers["bert"])
     twin = padded_twin(bert)
-    ways: dict[str, Way] = {PADDED: one_by_one(lambda inputs: twin(**inputs))}
-    for system, model in systems.items():
-        settings = settings_of(result, system) if model.config.resolved_exit_layers() else {system: None}
-        ways.update({way: way_at(model, threshold) for way, threshold in settings.items()})
+    padded: dict[str, Way] = {PADDED: one_by_one(lambda inputs: twin(**inputs))}
     words = BagOfWords(task.train, len(task.label_names)) if TFIDF in result["systems"] else None
+    smaller = smaller_of(first_job(runs, backbone, corpus, "bert"))
     times: dict[str, Any] = {"texts": len(texts), "threads": torch.get_num_threads(), "batch_size": BATCH_SIZE}
     for order, parts in zip(ORDERS, (len(texts), BATCH_SIZE), strict=True):
-        timed = batches_of(texts, read, parts)
-        rivals = rival_ways(result, systems, words, smaller_of(first_job(runs, backbone, corpus, "bert")), timed)
-        seconds = time_ways({**ways, **rivals}, timed.batches, ROUNDS)
+        timed = batches_of(texts, readers["bert"], parts)
+        # Only where exits compare two texts does every tokenizer tell these apart, so each model has inputs of its own.
+        inputs_of = {system: timed.as_read(read) for system, read in readers.items()}
+        ways = {**padded, **system_ways(result, systems, inputs_of)}
+        ways.update(rival_ways(result, systems, inputs_of, words, smaller, timed))
+        seconds = time_ways(ways, timed.batches, ROUNDS)
         milliseconds = {way: 1e3 * x for way, x in seconds.items()}
         times[order] = {"milliseconds": milliseconds, "padded_gflops": padded_gflops(bert, timed.batches)}
         console.print(f"{corpus.title}, {order}: " + ", ".join(f"{way} {x:.2f} ms" for way, x in milliseconds.items()))
@@ -125,9 +130,24 @@ def smaller_of(bert: Job) -> Path | None:
     return job.model if job is not None and job.model.is_dir() else None
 
 
+def system_ways(
+    result: dict[str, Any],
+    systems: dict[str, PyramidForSequenceClassification],
+    inputs_of: dict[str, dict[int, Inputs]],
+) -> dict[str, Way]:
+    """The ways of the trained systems, at each of their settings; inputs_of: each one's inputs."""
+    ways: dict[str, Way] = {}
+    for system, model in systems.items():
+        settings = settings_of(result, system) if model.config.resolved_exit_layers() else {system: None}
+        for way, threshold in settings.items():
+            ways[way] = translated(way_at(model, threshold), inputs_of[system])
+    return ways
+
+
 def rival_ways(
     result: dict[str, Any],
     systems: dict[str, PyramidForSequenceClassification],
+    inputs_of: dict[str, dict[int, Inputs]],
     words: BagOfWords | None,
     smaller: Path | None,
     timed: Timed,
@@ -137,6 +157,7 @@ def rival_ways(
     Args:
         result: the figures of the set.
         systems: the trained systems.
+        inputs_of: the inputs of each.
         words: logistic regression on TF-IDF; None: it was not measured.
         smaller: folder of the BERT of fewer layers; None: there is none.
         timed: the batches that will be timed.
@@ -144,7 +165,8 @@ def rival_ways(
     bert, choice = systems["bert"], systems["bert"].config.choice
     first: dict[str, Callable[[Inputs], Tensor]] = {}
     if LAYER_0 in result["systems"]:
-        first[LAYER_0] = first_exit(systems["pyramid"])
+        ask_pyramid, as_pyramid = first_exit(systems["pyramid"]), inputs_of["pyramid"]
+        first[LAYER_0] = lambda inputs: ask_pyramid(as_pyramid[id(inputs)])
     if words is not None:
         texts_of, reading = timed.by_inputs(lambda texts: texts), words
         first[TFIDF] = lambda inputs: reading.logits(texts_of[id(inputs)])
@@ -157,5 +179,5 @@ def rival_ways(
     if SMALLER in result["systems"] and smaller is not None:
         model = PyramidForSequenceClassification.from_pretrained(smaller).eval()
         read = reader_of(smaller, model.config)
-        ways[SMALLER] = translated(way_at(model, None), timed.by_inputs(lambda texts: read(texts)[0].inputs))
+        ways[SMALLER] = translated(way_at(model, None), timed.as_read(read))
     return ways
