@@ -55,7 +55,7 @@ def about(job: Job) -> dict[str, Any]:
         "hidden_size": config.hidden_size,
         "commit": commit.stdout.strip() or "unknown",
         "date": datetime.date.today().isoformat(),
-        "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers")},
+        "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers", "scikit-learn")},
         "processor": processor(),
     }
 

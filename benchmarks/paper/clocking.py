@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
+from torch import Tensor
 
-from mp_model import PyramidForSequenceClassification
+from mp_model import PyramidConfig, PyramidForSequenceClassification
 from mp_model.checkpoints.tokenizers import load_tokenizer, max_length_of
-from mp_model.data.batches import encode, length_sorted_batches
+from mp_model.data.batches import Text, TextBatch, encode, length_sorted_batches
 from mp_model.measuring.timing import Way, one_by_one, padded_gflops, padded_twin, time_ways, way_at
 
-from .plan import CORPORA, Backbone, first_job
-from .results import DROPS, SYSTEMS
+from .plan import CORPORA, Backbone, Job, first_job
+from .results import DROPS, TRAINED
+from .rivals import LAYER_0, SMALLER, TFIDF, BagOfWords
 from .training import task_of, test_texts
+from .ways import Inputs, cascade_way, first_exit, translated
 
 TOKENS, MOST_TEXTS, BATCH_SIZE, ROUNDS = 32_000, 512, 32, 3
 PADDED = "transformers, padded"
 ORDERS = ("sorted", "as they come")
+Reader = Callable[[Sequence[Text]], list[TextBatch]]  # batches of texts of similar length
 
 
 def settings_of(result: dict[str, Any], system: str) -> dict[str, Any]:
@@ -36,6 +42,45 @@ def settings_of(result: dict[str, Any], system: str) -> dict[str, Any]:
     return {**chosen, **careful, **{f"{system}@test {loss}": x["exit_threshold"] for loss, x in reached.items()}}
 
 
+@dataclass
+class Timed:
+    """The texts that are timed, as batches in one order of the texts.
+
+    Attributes:
+        batches: their batches, as the backbone's tokenizer makes them.
+        texts: the texts of each batch.
+    """
+
+    batches: list[TextBatch]
+    texts: list[list[Text]]
+
+    def as_read(self, read: Reader) -> dict[int, Inputs]:
+        """The inputs that another tokenizer makes of each batch's texts, by the ``id`` of its inputs."""
+        return self.by_inputs(lambda texts: read(texts)[0].inputs)
+
+    def by_inputs(self, each: Callable[[list[Text]], Any]) -> dict[int, Any]:
+        """Something made of each batch's texts, by the ``id`` of its inputs."""
+        return {id(batch.inputs): each(texts) for batch, texts in zip(self.batches, self.texts, strict=True)}
+
+
+def batches_of(texts: list[Text], reader: Reader, parts: int) -> Timed:
+    """Texts in batches of similar length; parts: number of texts that are sorted by length together."""
+    timed = Timed([], [])
+    for begin in range(0, len(texts), parts):
+        part = texts[begin : begin + parts]
+        for batch in reader(part):
+            timed.batches.append(batch)
+            timed.texts.append([part[place] for place in batch.places])
+    return timed
+
+
+def reader_of(folder: Path, config: PyramidConfig) -> Reader:
+    """The maker of batches of texts for a trained model."""
+    tokenizer = load_tokenizer(folder)
+    most = max_length_of(tokenizer, config)
+    return lambda texts: list(length_sorted_batches(encode(tokenizer, texts, most), BATCH_SIZE, tokenizer.pad_token_id))
+
+
 def clock(
     result: dict[str, Any], backbone: Backbone, runs: Path, corpora: Path | None, console: Console
 ) -> dict[str, Any]:
@@ -45,30 +90,94 @@ def clock(
     """
     corpus = CORPORA[result["name"]]
     folders = {
-        system: first_job(runs, backbone, corpus, system).model for system in SYSTEMS if system in result["systems"]
+        system: first_job(runs, backbone, corpus, system).model for system in TRAINED if system in result["systems"]
     }
-    tokenizer = load_tokenizer(folders["bert"])
-    texts = test_texts(corpora, corpus, task_of(corpora, corpus, 0)).texts
     systems = {x: PyramidForSequenceClassification.from_pretrained(folder).eval() for x, folder in folders.items()}
     bert = systems["bert"]
+    task = task_of(corpora, corpus, 0).in_the_order_of(bert.config.label_names)
+    readers = {system: reader_of(folder, systems[system].config) for system, folder in folders.items()}
+    texts = shortened(test_texts(corpora, corpus, task).texts, readers["bert"])
     twin = padded_twin(bert)
-    ways: dict[str, Way] = {PADDED: one_by_one(lambda inputs: twin(**inputs))}
-    for system, model in systems.items():
-        settings = settings_of(result, system) if model.config.resolved_exit_layers() else {system: None}
-        ways.update({way: way_at(model, threshold) for way, threshold in settings.items()})
-    rows = encode(tokenizer, texts, max_length_of(tokenizer, bert.config))
-    random.Random(0).shuffle(rows)
-    lengths = torch.tensor([len(row["input_ids"]) for row in rows])
-    rows = rows[: min(MOST_TEXTS, int((lengths.cumsum(0) <= TOKENS).sum()))]
-    times: dict[str, Any] = {"texts": len(rows), "threads": torch.get_num_threads(), "batch_size": BATCH_SIZE}
-    by_length = list(length_sorted_batches(rows, BATCH_SIZE, tokenizer.pad_token_id))
-    as_they_come = (rows[begin : begin + BATCH_SIZE] for begin in range(0, len(rows), BATCH_SIZE))
-    unsorted = [
-        batch for part in as_they_come for batch in length_sorted_batches(part, BATCH_SIZE, tokenizer.pad_token_id)
-    ]
-    for order, batches in zip(ORDERS, (by_length, unsorted), strict=True):
-        seconds = time_ways(ways, batches, ROUNDS)
+    padded: dict[str, Way] = {PADDED: one_by_one(lambda inputs: twin(**inputs))}
+    words = BagOfWords(task.train, len(task.label_names)) if TFIDF in result["systems"] else None
+    smaller = smaller_of(first_job(runs, backbone, corpus, "bert"))
+    times: dict[str, Any] = {"texts": len(texts), "threads": torch.get_num_threads(), "batch_size": BATCH_SIZE}
+    for order, parts in zip(ORDERS, (len(texts), BATCH_SIZE), strict=True):
+        timed = batches_of(texts, readers["bert"], parts)
+        # Only where exits compare two texts does every tokenizer tell these apart, so each model has inputs of its own.
+        inputs_of = {system: timed.as_read(read) for system, read in readers.items()}
+        ways = {**padded, **system_ways(result, systems, inputs_of)}
+        ways.update(rival_ways(result, systems, inputs_of, words, smaller, timed))
+        seconds = time_ways(ways, timed.batches, ROUNDS)
         milliseconds = {way: 1e3 * x for way, x in seconds.items()}
-        times[order] = {"milliseconds": milliseconds, "padded_gflops": padded_gflops(bert, batches)}
+        times[order] = {"milliseconds": milliseconds, "padded_gflops": padded_gflops(bert, timed.batches)}
         console.print(f"{corpus.title}, {order}: " + ", ".join(f"{way} {x:.2f} ms" for way, x in milliseconds.items()))
     return times
+
+
+def shortened(texts: list[Text], read: Reader) -> list[Text]:
+    """Texts in a random order, as many as there is time for."""
+    texts = random.Random(0).sample(texts, len(texts))[:MOST_TEXTS]
+    lengths = torch.zeros(len(texts), dtype=torch.int64)
+    for batch in read(texts):
+        lengths[batch.places] = batch.inputs["attention_mask"].sum(1)
+    return texts[: int((lengths.cumsum(0) <= TOKENS).sum())]
+
+
+def smaller_of(bert: Job) -> Path | None:
+    """The folder of the fine-tuned BERT of fewer layers; None: there is none."""
+    job = bert.of_smaller()
+    return job.model if job is not None and job.model.is_dir() else None
+
+
+def system_ways(
+    result: dict[str, Any],
+    systems: dict[str, PyramidForSequenceClassification],
+    inputs_of: dict[str, dict[int, Inputs]],
+) -> dict[str, Way]:
+    """The ways of the trained systems, at each of their settings; inputs_of: each one's inputs."""
+    ways: dict[str, Way] = {}
+    for system, model in systems.items():
+        settings = settings_of(result, system) if model.config.resolved_exit_layers() else {system: None}
+        for way, threshold in settings.items():
+            ways[way] = translated(way_at(model, threshold), inputs_of[system])
+    return ways
+
+
+def rival_ways(
+    result: dict[str, Any],
+    systems: dict[str, PyramidForSequenceClassification],
+    inputs_of: dict[str, dict[int, Inputs]],
+    words: BagOfWords | None,
+    smaller: Path | None,
+    timed: Timed,
+) -> dict[str, Way]:
+    """The ways of the rivals that were measured, at each of their settings.
+
+    Args:
+        result: the figures of the set.
+        systems: the trained systems.
+        inputs_of: the inputs of each.
+        words: logistic regression on TF-IDF; None: it was not measured.
+        smaller: folder of the BERT of fewer layers; None: there is none.
+        timed: the batches that will be timed.
+    """
+    bert, choice = systems["bert"], systems["bert"].config.choice
+    first: dict[str, Callable[[Inputs], Tensor]] = {}
+    if LAYER_0 in result["systems"]:
+        ask_pyramid, as_pyramid = first_exit(systems["pyramid"]), inputs_of["pyramid"]
+        first[LAYER_0] = lambda inputs: ask_pyramid(as_pyramid[id(inputs)])
+    if words is not None:
+        texts_of, reading = timed.by_inputs(lambda texts: texts), words
+        first[TFIDF] = lambda inputs: reading.logits(texts_of[id(inputs)])
+    whole = way_at(bert, None)
+    ways = {
+        way: cascade_way(ask, whole, choice, threshold)
+        for rival, ask in first.items()
+        for way, threshold in settings_of(result, rival).items()
+    }
+    if SMALLER in result["systems"] and smaller is not None:
+        model = PyramidForSequenceClassification.from_pretrained(smaller).eval()
+        read = reader_of(smaller, model.config)
+        ways[SMALLER] = translated(way_at(model, None), timed.as_read(read))
+    return ways

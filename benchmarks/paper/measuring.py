@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -19,11 +20,15 @@ from mp_model.checkpoints.tokenizers import load_tokenizer, max_length_of
 from mp_model.data.batches import encode, length_sorted_batches
 from mp_model.data.labels import LabelledTexts
 from mp_model.measuring.all_exits import AllExits, read_all_exits
+from mp_model.measuring.record import Threshold
+from mp_model.measuring.tuning import TradeOff, trade_off
 
 from .plan import Job
 from .training import task_of, test_texts
 
 BATCH_SIZE = 32
+SPLITS = ("validation", "test")
+STEPS = 200  # of one threshold for all layers
 
 
 @dataclass
@@ -33,10 +38,34 @@ class Reading:
     validation: AllExits
     test: AllExits
 
+    @cached_property
+    def offers(self) -> TradeOff:
+        """All settings of one threshold for all layers, on the validation texts."""
+        return trade_off({1.0: self.validation}, layered=False, steps=STEPS)
+
+    def threshold(self, drop: float, *, counted: bool = False) -> Threshold:
+        """The exit threshold that ``tune`` sets on the validation texts; None for a model without exits.
+
+        Args:
+            drop: points of validation accuracy that exits may cost.
+            counted: whether the loss is counted alone, as with ``tune --counted``.
+        """
+        if len(self.test.layers) == 1:
+            return None
+        return self.offers.fastest(drop / 100, counted=counted).exit_threshold
+
 
 def _tensors(exits: AllExits) -> dict[str, torch.Tensor]:
     by_layer = {f"logits.{layer}": x for layer, x in exits.logits.items()}
     return {"labels": exits.labels, "lengths": exits.lengths, "survivors": exits.survivors, **by_layer}
+
+
+def keep(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """Writes tensors to a file that is either whole or not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".unfinished")
+    save_file(tensors, unfinished)
+    unfinished.replace(path)
 
 
 def _load(path: Path, config: PyramidConfig) -> AllExits:
@@ -60,7 +89,7 @@ def read_job(job: Job, corpora: Path | None, console: Console) -> Reading:
     config = read_config(job.model)
     task = None
     readings = []
-    for split in ("validation", "test"):
+    for split in SPLITS:
         path = job.folder / f"{split}.safetensors"
         if not path.exists():
             task = task or task_of(corpora, job.corpus, job.seed).in_the_order_of(config.label_names)
@@ -69,9 +98,7 @@ def read_job(job: Job, corpora: Path | None, console: Console) -> Reading:
             what = f"{job}, {split}"
             exits = read_texts(job.model, data, what, console)
             console.print(f"{what}: {len(exits)} texts in {time.monotonic() - begin:.0f} s")
-            unfinished = path.with_suffix(".unfinished")
-            save_file(_tensors(exits), unfinished)
-            unfinished.replace(path)
+            keep(_tensors(exits), path)
         readings.append(_load(path, config))
     return Reading(*readings)
 

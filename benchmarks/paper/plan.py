@@ -187,6 +187,7 @@ class Backbone:
         changes: settings that differ from the corpora's, by name.
         changes_of: further ones, by corpus.
         seeds: number of seeds at most.
+        smaller: the backbone of fewer layers that it is held against.
     """
 
     name: str
@@ -197,6 +198,7 @@ class Backbone:
     changes: Mapping[str, Any] = field(default_factory=dict)
     changes_of: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     seeds: int = 3
+    smaller: Backbone | None = None
 
     def settings(self, corpus: Corpus) -> Settings:
         """The settings of its fits on a corpus."""
@@ -240,6 +242,7 @@ MPNET = Backbone(
     },
     {"mrpc": {"epochs": 3.0}, "rte": {"epochs": 3.0}},
     seeds=1,
+    smaller=MINILM,
 )
 BACKBONES = {backbone.name: backbone for backbone in (MINILM, MPNET)}
 
@@ -276,6 +279,11 @@ class Job:
     def beside(self, name: str) -> Job:
         """Another fit from the same backbone, on the same corpus, with the same seed."""
         return replace(self, fit=next(fit for fit in self.backbone.fits if fit.name == name))
+
+    def of_smaller(self) -> Job | None:
+        """The fit of the same name from the backbone of fewer layers; None: there is none."""
+        smaller = self.backbone.smaller
+        return smaller and replace(self, backbone=smaller).beside(self.fit.name)
 
 
 def first_job(runs: Path, backbone: Backbone, corpus: Corpus, name: str) -> Job:

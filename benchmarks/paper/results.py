@@ -20,15 +20,18 @@ from mp_model.measuring.tuning import (
     trade_off,
 )
 
-from .measuring import Reading, read_job, training_of
+from .guarantees import all_guarantees
+from .losses import losses
+from .measuring import STEPS, Reading, read_job, training_of
 from .plan import ABLATION_CORPUS, CORPORA, Backbone, Corpus, jobs
+from .rivals import RIVALS, add_rivals
 
 # Points of accuracy that exits may cost on the validation texts.
 DROPS = (0.0, 0.5, 1.0)
 # Points of test accuracy below the fine-tuned BERT's, at which test curves are compared.
 LOSSES = (0.5, 1.0)
-SYSTEMS = ("bert", "distilbert", "power", "ltp", "fastbert", "mp", "pyramid")
-STEPS = 200
+TRAINED = ("bert", "distilbert", "power", "ltp", "fastbert", "mp", "pyramid")
+SYSTEMS = (*TRAINED, *RIVALS)
 CURVE_KEYS = ("exit_threshold", "accuracy", "gflops", "executed_gflops")
 
 
@@ -44,9 +47,9 @@ def figures_of(
         layered: whether each layer has a threshold of its own.
         counted: whether the loss is counted alone, as with ``tune --counted``.
     """
-    threshold = None
-    if len(reading.test.layers) > 1:
-        offers = trade_off({1.0: reading.validation}, layered=layered, steps=STEPS)
+    threshold = reading.threshold(drop, counted=counted)
+    if layered:
+        offers = trade_off({1.0: reading.validation}, layered=True, steps=STEPS)
         threshold = offers.fastest(drop / 100, counted=counted).exit_threshold
     return evaluate(reading.test, threshold, tuple(bounds)).as_json()
 
@@ -90,6 +93,7 @@ def corpus_results(
     readings = {(job.seed, job.fit.name): read_job(job, corpora, console) for job in finished if job.fit.measured}
     if (0, "bert") not in readings:
         return None
+    add_rivals(readings, [job for job in finished if job.fit.name == "bert"], corpora, console)
     result: dict[str, Any] = {
         "name": corpus.name,
         "title": corpus.title,
@@ -122,6 +126,8 @@ def corpus_results(
             if (seed, name) in readings and seed in bert
         ]
         result["seeds"][name] = rows
+    result["losses"] = losses(readings, SYSTEMS, DROPS)
+    result["guarantees"] = all_guarantees(readings, SYSTEMS, DROPS)
     result["dominance"] = _dominance(readings, bert[0])
     result["lengths"] = _lengths(readings, corpus)
     if corpus.name == ABLATION_CORPUS:

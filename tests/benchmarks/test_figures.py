@@ -49,9 +49,3 @@ def test_figures_are_kept_only_where_asked(tmp_path: Path) -> None:
 def test_the_page_on_performance_is_its_figures() -> None:
     report = importlib.import_module("report")
     assert (ROOT / "docs" / "performance.md").read_text() == report.page(json.loads(FIGURES.read_text()))
-
-
-def test_the_page_of_results_is_its_figures() -> None:
-    report = importlib.import_module("paper.report")
-    document = json.loads((ROOT / "docs" / "results" / "results.json").read_text())
-    assert (ROOT / "docs" / "results.md").read_text() == "\n".join(report.page(document)) + "\n"

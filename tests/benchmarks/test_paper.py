@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -59,15 +60,22 @@ def test_one_command(tmp_path: Path) -> None:
     assert "RTE is left out" in first
     document = json.loads((tmp_path / "docs" / "results" / "results.json").read_text())
     result = document["backbones"]["minilm"]["qqp"]
-    assert list(result["systems"]) == ["bert", "ltp", "fastbert", "mp", "pyramid"]
+    assert list(result["systems"]) == ["bert", "ltp", "fastbert", "mp", "pyramid", "tfidf", "layer-0"]
+    assert list(result["losses"]) == list(result["systems"])
+    assert list(result["guarantees"]) == ["fastbert", "mp", "pyramid", "tfidf", "layer-0"]
     assert result["texts"] == {"validation": 12, "test": 60}
-    assert all(x > 0 for x in result["clock"]["sorted"]["milliseconds"].values())
-    page = (tmp_path / "docs" / "results.md").read_text()
-    for words in ("## QQP, another bert", "`pyramid`: ours", "Work by length", "## Beside the paper"):
-        assert words in page
-    for line in page.splitlines():
-        if line.startswith("!["):
-            assert (tmp_path / "docs" / line.split("](")[1].rstrip(")")).is_file()
+    for order in ("sorted", "as they come"):
+        took = result["clock"][order]["milliseconds"]
+        assert {"tfidf@0.5", "layer-0@careful 0.5", "mp@careful 0.5"} <= set(took)
+        assert all(x > 0 for x in took.values())
+    first, of_set = tmp_path / "docs" / "results.md", tmp_path / "docs" / "results" / "minilm_qqp.md"
+    for words in ("## QQP, another bert", "`pyramid`: ours", "`tfidf`: TF-IDF", "| exceeded |", "## Beside the paper"):
+        assert words in first.read_text()
+    for words in ("# QQP, another bert", "Work by length", "1.0 points, guaranteed"):
+        assert words in of_set.read_text()
+    for page in (first, of_set):
+        for link in re.findall(r"\]\(([^)]*)\)", page.read_text()):
+            assert link == "findings.md" or (page.parent / link).is_file()
 
     (tmp_path / "docs" / "results.md").unlink()
     again = run("--step", "train", "--step", "measure", "--step", "report")
@@ -108,18 +116,25 @@ def test_another_backbone_stands_beside_the_first(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "checkpoint")
     wordpiece.tokenizer().save_pretrained(tmp_path / "checkpoint")
 
-    steps = [part for step in ("train", "measure", "report") for part in ("--step", step)]
+    tiny.classifier(vocab_size=len(wordpiece.VOCABULARY), num_labels=2).save_pretrained(tmp_path / "smaller")
+    wordpiece.tokenizer().save_pretrained(tmp_path / "smaller")
+    smaller = str(tmp_path / "smaller")
+    in_process(tmp_path, "--only", "rte", "--fit", "bert", "--step", "train", "--model", smaller)
+
+    steps = [part for step in ("train", "measure", "clock", "report") for part in ("--step", step)]
     said = in_process(tmp_path, "--backbone", "mpnet", "--only", "rte", "--fit", "pyramid", *steps)
     assert "MPNet-base, RTE, seed 0: soft-lower (soft)" in said
     folder = tmp_path / "runs" / "mpnet" / "rte" / "seed-0"
-    assert {path.name for path in folder.iterdir()} == {"bert", "soft-lower", "joint", "pyramid"}
+    assert {path.name for path in folder.iterdir()} == {"bert", "soft-lower", "joint", "pyramid", "tfidf"}
     config = json.loads((folder / "pyramid" / "stages" / "1-exits" / "model" / "config.json").read_text())
     assert all(config["prune_thresholds"][:6])
     assert config["prune_thresholds"][6:] == [0.0] * 6
     document = json.loads((tmp_path / "docs" / "results" / "results.json").read_text())
     assert document["backbones"]["minilm"] == kept["backbones"]["minilm"]
     result = document["backbones"]["mpnet"]["rte"]
-    assert list(result["systems"]) == ["bert", "pyramid"]
+    assert list(result["systems"]) == ["bert", "pyramid", "tfidf", "layer-0", "six-layer"]
+    assert result["systems"]["six-layer"]["0.0"]["dense_gflops"] < result["systems"]["bert"]["0.0"]["dense_gflops"]
+    assert result["clock"]["sorted"]["milliseconds"]["six-layer"] > 0
     assert (result["about"]["model"], result["about"]["layers"]) == ("another mpnet", 12)
     assert result["settings"]["head_learning_rate"] == 3e-4
 
@@ -134,8 +149,13 @@ def test_several_labels_a_text(tmp_path: Path) -> None:
     in_process(tmp_path, "--only", "go_emotions", "--fit", "mp", "--fit", "pyramid")
     document = json.loads((tmp_path / "docs" / "results" / "results.json").read_text())
     result = document["backbones"]["minilm"]["go_emotions"]
-    assert list(result["systems"]) == ["bert", "ltp", "mp", "pyramid"]
+    assert list(result["systems"]) == ["bert", "ltp", "mp", "pyramid", "tfidf", "layer-0"]
     test = tmp_path / "corpora" / "go_emotions" / "test.tsv"
     labels = Counter(line.split("\t")[0] for line in test.read_text().splitlines()[1:])
     assert result["most_frequent_label"] == max(labels.values()) / 60
-    assert 0 < result["systems"]["bert"]["without exits"]["several"]["micro_f1"] <= 1
+    score = result["systems"]["bert"]["without exits"]["several"]["micro_f1"]
+    assert 0 < score <= 1
+    assert result["losses"]["bert"]["0.5"]["score"] == pytest.approx(score)
+    page = (tmp_path / "docs" / "results.md").read_text()
+    assert "|  | micro F1 | points lost |" in page
+    assert f"| `bert`: fine-tuned, nothing removed | {score:.2%} | 0.00 |" in page
