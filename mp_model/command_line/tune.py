@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -186,9 +186,7 @@ def tune(
 
         magic-pyramid tune dev.tsv --model fits/news/model --speedup 8 --factors 0.5,2
 
-        magic-pyramid tune dev.tsv --model fits/news/model --max-drop 1 --confidence 0.95
-
-        magic-pyramid tune dev.tsv --model fits/news/model --max-disagreement 1%
+        magic-pyramid tune dev.tsv --model fits/news/model --max-disagreement 1% --confidence 0.95
     """
     check_model_folder(model)
 
@@ -213,12 +211,7 @@ def tune(
     _ = classifier.model.config.choice  # which is refused where answers are values
     classifier.model.config.depth = None  # it is chosen anew, too
     classifier.model.config.check_exits(1.0)
-    own = classifier.model.config.resolved_thresholds()
-    if own is None and goal.strengths != [1.0]:
-        raise ValueError(
-            "--factors multiply pruning thresholds, and this model has none; fit it with a recipe that prunes"
-        )
-    prunings = {factor: None if own is None else [factor * x for x in own] for factor in goal.strengths}
+    prunings = _prunings(classifier.model.config.resolved_thresholds(), goal.strengths)
     data, batches = for_the_model(rows, texts, classifier, running.batch_size)
     by_factor = {}
     for factor, thresholds in prunings.items():
@@ -243,12 +236,31 @@ def tune(
     if as_json:
         print(json.dumps(_document(choice, goal, written=not dry_run)))
     else:
-        Console().print(_curve(choice), *([told] if (told := told_apart_table(choice.told_apart)) else []))
-        print(_sentence(choice, goal, "not written" if dry_run else f"written to {model / 'config.json'}"))
+        _show(choice, goal, "not written" if dry_run else f"written to {model / 'config.json'}")
     return choice
 
 
 # What is computed
+
+
+def _show(choice: Choice, goal: Goal, where: str) -> None:
+    from rich.console import Console
+
+    Console().print(_curve(choice), *([told] if (told := told_apart_table(choice.told_apart)) else []))
+    print(_sentence(choice, goal, where))
+
+
+def _prunings(own: Sequence[float] | None, factors: Sequence[float]) -> dict[float, list[float] | None]:
+    """The pruning thresholds times each factor, by factor; None: the model has none.
+
+    Raises:
+        ValueError: factors other than 1 of thresholds that there are not.
+    """
+    if own is None and list(factors) != [1.0]:
+        raise ValueError(
+            "--factors multiply pruning thresholds, and this model has none; fit it with a recipe that prunes"
+        )
+    return {factor: None if own is None else [factor * x for x in own] for factor in factors}
 
 
 def _choose_uncertainty(goal: Goal, by_factor: dict[float, AllExits], measure: Callable[[Outcome], float]) -> Choice:

@@ -94,9 +94,8 @@ def prepare(
     """Reads and checks what a fit is made from, and writes nothing.
 
     Args:
-        checkpoint, task, output, recipe_name, settings, stages, exit_training, freeze_backbone, train_head, teacher: as
-            for :func:`mp_model.training.fitting.fit`, and so quiet.
-        confidence: whether to give the exits confidence heads at the end.
+        confidence: whether to give the exits confidence heads at the end; all else as for
+            :func:`mp_model.training.fitting.fit`.
 
     Raises:
         ValueError: no such recipe or stage, or a stage that the recipe has no use for; stages given twice over; labels that
@@ -110,34 +109,20 @@ def prepare(
     recipe = RECIPES[recipe_name]
     if stages is None:
         stages = recipe.planned_stages(exit_training, freeze_backbone, train_head, confidence)
-    elif confidence and CONFIDENCE not in stages:
-        raise ValueError("confidence heads are learned by the stage confidence; add it as the last one")
     elif exit_training is not None or freeze_backbone or train_head:
         raise ValueError("give the stages themselves, or how exits are trained and what is frozen; not both")
+    elif confidence and CONFIDENCE not in stages:
+        raise ValueError("confidence heads are learned by the stage confidence; add it as the last one")
     _check_stages(stages, recipe, recipe_name)
     settings = settings.for_texts(len(task.train))
     tokenizer = load_tokenizer(checkpoint)
     model, agreement, notes = _load(checkpoint, recipe, settings, task, stages, freeze_backbone)
     say_types(tokenizer, model.config)
-    task = task.in_the_order_of(agreement.label_names)
-    whole = task
-    held = None
-    if CONFIDENCE in stages:
-        if len(stages) == 1 and model.config.why_untrained() is not None:
-            raise ValueError(model.config.why_untrained())
-        rest, held = (task.train, task.train) if len(stages) == 1 else apart_for_confidence(task.train, settings.seed)
-        task = replace(task, train=rest)
-    if teacher is not None:
-        check_teacher(teacher, task, tokenizer)
+    whole = task.in_the_order_of(agreement.label_names)
+    task, held = _held_apart(whole, stages, settings, model.config)
+    check_teacher(teacher, task, tokenizer)
     teacher, said = _teacher(teacher, recipe, stages, agreement.keeps_head)
-    positions = model.config.positions
-    if (settings.max_length or 0) > positions:
-        raise ValueError(f"max_length must not exceed the model's {positions} positions; got {settings.max_length}")
-    if (settings.pruned_layers or 0) > model.config.num_hidden_layers:
-        raise ValueError(
-            f"pruned_layers must not exceed the model's {model.config.num_hidden_layers} layers; got "
-            f"{settings.pruned_layers}"
-        )
+    _check_sizes(settings, model.config)
     max_length = settings.max_length or max_length_of(tokenizer, model.config)
     tokenizer.model_max_length = max_length  # saved with it, and followed by whoever loads it
     train, validation = (EncodedTexts(tokenizer, data, max_length) for data in (task.train, task.validation))
@@ -171,6 +156,31 @@ def prepare(
             "validation texts": texts_identity(task.validation, task.label_names),
         },
     )
+
+
+def _held_apart(
+    task: Task, stages: Sequence[str], settings: Settings, config: Any
+) -> tuple[Task, LabelledTexts | None]:
+    """The task of all other stages, and the texts that confidence heads learn from; None: there are none."""
+    if CONFIDENCE not in stages:
+        return task, None
+    if len(stages) > 1:
+        rest, held = apart_for_confidence(task.train, settings.seed)
+        return replace(task, train=rest), held
+    if config.why_untrained() is not None:
+        raise ValueError(config.why_untrained())
+    return task, task.train
+
+
+def _check_sizes(settings: Settings, config: Any) -> None:
+    if (settings.max_length or 0) > config.positions:
+        raise ValueError(
+            f"max_length must not exceed the model's {config.positions} positions; got {settings.max_length}"
+        )
+    if (settings.pruned_layers or 0) > config.num_hidden_layers:
+        raise ValueError(
+            f"pruned_layers must not exceed the model's {config.num_hidden_layers} layers; got {settings.pruned_layers}"
+        )
 
 
 def _check_stages(stages: Sequence[str], recipe: Recipe, name: str) -> None:

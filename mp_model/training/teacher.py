@@ -32,15 +32,15 @@ SHARE = 0.5  # of the teacher in what main head and exits learn; the rest is the
 PRUNING = ("soft", "hard", "joint")  # the model before the first of these stages is the teacher
 
 
-def check_teacher(teacher: str, task: Task, tokenizer: Any) -> None:
+def check_teacher(teacher: str | None, task: Task, tokenizer: Any) -> None:
     """Raises ValueError for what is neither one of ``TEACHERS`` nor the folder of a classifier for these texts.
 
     Args:
-        teacher: the name, or the folder.
+        teacher: the name, or the folder; None: the recipe's, which is good.
         task: the texts, with the numbers that the labels will have.
         tokenizer: the tokenizer of the model that is taught.
     """
-    if teacher in TEACHERS:
+    if teacher is None or teacher in TEACHERS:
         return
     if not (Path(teacher) / "config.json").is_file():
         raise ValueError(f"teacher must be {' or '.join(TEACHERS)}, or the folder of a classifier; got {teacher!r}")
