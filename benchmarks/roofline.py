@@ -17,7 +17,7 @@ layer, since all layers' together fit no cache.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
@@ -178,9 +178,13 @@ def layer_steps(lengths: list[int], keep: float | None, decide: bool) -> list[St
 def threshold_for(model: PyramidBertForSequenceClassification, batch: Ragged, keep: float) -> float:
     """The pruning threshold by which about this share of the tokens survives layer 1."""
     found: list[torch.Tensor] = []
+
+    def all_survive(importance: torch.Tensor, rows: Sequence[torch.Tensor]) -> tuple[Sequence[torch.Tensor], None]:
+        found.append(importance.mean(0))
+        return rows, None
+
     with torch.no_grad():
-        block = block_of(model.bert.encoder.layer[0], batch.values.device)
-        block.whole(batch, lambda importance: found.append(importance.mean(0)))
+        block_of(model.bert.encoder.layer[0], batch.values.device).whole(batch, all_survive)
     return float(found[0].quantile(1 - keep))
 
 

@@ -81,7 +81,9 @@ def demo(
     console.print(f"Table, picture and model: {output}/demo.json, {output}/demo.png, {output}/model", highlight=False)
     console.print(f"All of it, to be opened in a browser: {output}/report.html", highlight=False)
     console.print(f"Try: echo 'Rates rise again' | magic-pyramid classify --model {output}/model", highlight=False)
-    console.print(f"Serve it: magic-pyramid serve {output}/model, with the extra serve installed", highlight=False)
+    console.print(
+        f"Serve it: magic-pyramid serve {output}/model, with the extra serve installed", highlight=False, soft_wrap=True
+    )
 
 
 def write_tables(

@@ -47,7 +47,10 @@ class Metrics:
         self.tokens = counter("tokens", "Tokens of the texts that were answered.")
         self.flops = counter("flops", "Executed work of the texts that were answered, 2 x multiply-accumulates.")
         self.step_tokens = histogram("step_tokens", "Alive tokens for which a layer ran at once.", TOKENS, "layer")
-        self.step_seconds = histogram("step_seconds", "Seconds of a layer's run.", SECONDS, "layer")
+        taken = (
+            "Seconds of a layer's run; on a GPU, where graphs run all layers of a group at once, they count as layer 0."
+        )
+        self.step_seconds = histogram("step_seconds", taken, SECONDS, "layer")
         self.phase_seconds = histogram(
             "phase_seconds", "Seconds of a request: tokenization, queue, inference, total.", SECONDS, "phase"
         )

@@ -22,6 +22,7 @@ import mp_model.inputs
 from ahead_of_time import compiling
 from mp_kernels.triton import IMPLEMENTATIONS
 from mp_model import engine, schedule
+from mp_model.backbones import products
 from support import tiny
 from support.pyramids import BATCH, calibrated
 
@@ -89,6 +90,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, list[int]]]:
             return x.tolist()
 
     monkeypatch.setattr(mp_kernels.functional, "MOVE_WHILE_PRUNING", {"cpu"})
+    monkeypatch.setattr(products, "in_blocks", lambda _: False)  # nor are they on a GPU
     for module in (mp_kernels.functional, mp_model.inputs):
         monkeypatch.setattr(module, "read_by_host", counted_read)
 

@@ -139,7 +139,7 @@ def test_figures() -> None:
     assert findings.right.tolist() == [True, False, False, True]
     sure = 1 / (1 + math.exp(-1))
     assert findings.scores.tolist() == pytest.approx([sure**3] * 4)
-    assert findings.confusions(5) == []
+    assert findings.confusions(5) == [((), (1,), 1), ((0, 1), (0,), 1)]
 
 
 def test_read_from_a_model_and_in_windows() -> None:
