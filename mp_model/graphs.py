@@ -258,9 +258,7 @@ class Room:
             Ragged(self.words[:rows], self.starts, self.shape.width),
             self.types[:rows],
             self.positions[:rows],
-            min(
-                first + self.shape.width, self.model.config.max_position_embeddings
-            ),  # the table may end before the room
+            min(first + self.shape.width, config.max_position_embeddings),  # the table may end before the room
         )
         return Held.of(pyramid, inputs, self.count, thresholds)
 

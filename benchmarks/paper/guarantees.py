@@ -63,7 +63,7 @@ class Population:
     def of(cls, exits: AllExits, steps: int = STEPS) -> Population:
         """The population that predictions stand for; steps: steps of one threshold."""
         before = right_without_exits(exits)
-        outcomes = outcomes_of_one_threshold(exits, before, steps)
+        outcomes = outcomes_of_one_threshold(exits, steps)
         answers = [exits.answers(outcome.exit_threshold) for outcome in outcomes]
         right = torch.stack([exits.choice.same(x.predictions, exits.labels) for x in answers])
         places = torch.searchsorted(torch.tensor(exits.layers), torch.stack([x.exit_layer for x in answers]))

@@ -16,7 +16,6 @@ from mp_model.measuring.tuning import (
     Outcome,
     outcome_of,
     outcomes_of_one_threshold,
-    right_without_exits,
     trade_off,
 )
 
@@ -56,7 +55,7 @@ def figures_of(
 
 def curve_of(exits: AllExits) -> list[Outcome]:
     """The outcomes on given texts, without exits and over thresholds."""
-    return outcomes_of_one_threshold(exits, right_without_exits(exits), STEPS)
+    return outcomes_of_one_threshold(exits, STEPS)
 
 
 def least_work(outcomes: Iterable[Outcome], accuracy: float, kind: str) -> Outcome | None:
@@ -137,7 +136,7 @@ def corpus_results(
 
 def _accuracy(reading: Reading) -> float:
     """Test accuracy without exits."""
-    return outcome_of(reading.test, right_without_exits(reading.test), None).accuracy
+    return outcome_of(reading.test, None).accuracy
 
 
 def _least_on_test(curve: list[Outcome], bert: float) -> dict[str, dict[str, Any]]:

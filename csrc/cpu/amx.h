@@ -68,7 +68,7 @@ typedef int32_t Words __attribute__((vector_size(64)));
 inline void transpose_tile(const int8_t* from, int64_t stride, int8_t* to) {
   Words rows[16], turned[16];
   for (int i = 0; i < 16; ++i) std::memcpy(&rows[i], from + i * stride, sizeof(Words));
-  // In each round, pairs of rows that are `apart` rows apart exchange the elements that are as far apart.
+  // In round after round, rows that are 1, 2, 4 and 8 apart exchange the elements that lie as far apart.
   for (int i = 0; i < 16; i += 2) {
     turned[i] =
         __builtin_shufflevector(rows[i], rows[i + 1], 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30);

@@ -83,7 +83,8 @@ struct ProductRow {
   const Int8Product& p;
   const int32_t* product;
   float scale;
-  ProductRow(const Int8Product& p, int64_t row) : p(p), product(p.product + (row - p.first) * p.width), scale(p.row_scales[row]) {}
+  ProductRow(const Int8Product& p, int64_t row)
+      : p(p), product(p.product + (row - p.first) * p.width), scale(p.row_scales[row]) {}
   Vec operator()(int64_t i) const {
     const int64_t lanes = p.width - i;
     const Vec v = load_integers<IntVec>(product + i, lanes) * (load_some(p.column_scales + i, lanes) * scale);

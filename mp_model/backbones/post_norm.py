@@ -142,7 +142,7 @@ class PostNormBlock(PreparedBlock):
     def finish(self, context: Tensor, residual: Tensor, index: Tensor | None = None) -> Tensor:
         parts = self.parts
         attended = self._add_and_norm(parts.context, parts.context_norm, context, residual, index)
-        blocks = cache_blocks(attended, parts.grow.out_features * attended.element_size())
+        blocks = cache_blocks(attended, parts.grow.out_features * parts.grow.weight.element_size())
         done = [self._feed_forward(block) for block in blocks]
         return done[0] if len(done) == 1 else torch.cat(done)
 

@@ -319,7 +319,7 @@ def _guaranteed(
     import torch
 
     from ..measuring import tuning
-    from ..measuring.tuning import outcomes_of_one_threshold, right_without_exits, trade_off
+    from ..measuring.tuning import outcomes_of_one_threshold, trade_off
 
     everything = by_factor[1.0]
     if goal.by_layer or goal.depth or len(by_factor) > 1:
@@ -331,9 +331,8 @@ def _guaranteed(
         tests = {factor: exits.select(test) for factor, exits in by_factor.items()}
     else:
         offers = trade_off(by_factor, layered=False)
-        path, tests = outcomes_of_one_threshold(everything, right_without_exits(everything)), by_factor
-    right = right_without_exits(tests[1.0])
-    chosen = tuning.guaranteed(tests, right, path, bound.most, confidence, bound.share)
+        path, tests = outcomes_of_one_threshold(everything), by_factor
+    chosen = tuning.guaranteed(tests, path, bound.most, confidence, bound.share)
     if chosen is None:
         most = f"{100 * bound.most:g}"
         wanted, few, more = (

@@ -8,7 +8,7 @@ from typing import Any
 
 from .all_exits import AllExits
 from .record import Threshold
-from .tuning import Outcome, outcome_of, right_without_exits, trade_off
+from .tuning import Outcome, outcome_of, trade_off
 
 TUNED = "tuned"
 POINTS = {"high": 0.25, "medium": 0.5, "low": 1.0, "lowest": 2.0}  # of accuracy that a level may lose
@@ -47,7 +47,7 @@ def priced_levels(exits: AllExits, tuned: Threshold) -> list[Level]:
         tuned: the exit threshold that was chosen for it.
     """
     offers = trade_off({1.0: exits}, layered=False)
-    chosen = outcome_of(exits, right_without_exits(exits), tuned)
+    chosen = outcome_of(exits, tuned)
     found = [_level(exits, TUNED, chosen)]
     return found + [_level(exits, name, offers.fastest(points / 100)) for name, points in POINTS.items()]
 

@@ -52,31 +52,26 @@ class Outcome(Record):
 
 
 def outcome_of(
-    exits: AllExits,
-    right_before: Tensor,
-    exit_threshold: Threshold,
-    factor: float = 1.0,
-    said_before: Tensor | None = None,
+    exits: AllExits, exit_threshold: Threshold, factor: float = 1.0, before: Tensor | None = None
 ) -> Outcome:
     """The outcome of exit thresholds, from the predictions of all exits.
 
     Args:
         exits: the predictions.
-        right_before: bool ``[texts]``, whether the reference, mostly the model without exits, answers a text rightly.
         exit_threshold: one threshold in [0, 1], one for each exit layer, or None: nobody leaves early.
         factor: multiple of the model's own pruning thresholds that the predictions were read under.
-        said_before: the reference's answers; None: those of the last layer.
+        before: the answers of the reference, ``[texts]`` or ``[texts, labels]``; None: those of the model without exits.
     """
-    answers = exits.answers(exit_threshold)
-    wrong = ~exits.choice.same(answers.predictions, exits.labels)
-    said_before = said_without_exits(exits) if said_before is None else said_before
+    same, answers = exits.choice.same, exits.answers(exit_threshold)
+    before = said_without_exits(exits) if before is None else before
+    harmed = same(before, exits.labels) & ~same(answers.predictions, exits.labels)
     return Outcome.of(
         exits,
         answers,
         exit_threshold=exit_threshold,
         expected_accuracy=right_without_exits(exits).double().mean().item() - exits.expected_cost(answers.predictions),
-        harm=(right_before & wrong).double().mean().item(),
-        disagreement=(~exits.choice.same(answers.predictions, said_before)).double().mean().item(),
+        harm=harmed.double().mean().item(),
+        disagreement=(~same(answers.predictions, before)).double().mean().item(),
         exit_uncertainty=exits.config.exit_uncertainty,
         factor=factor,
         depth=exits.config.depth,
@@ -94,22 +89,16 @@ def said_without_exits(exits: AllExits) -> Tensor:
 
 
 def outcomes_of_one_threshold(
-    exits: AllExits,
-    right_before: Tensor,
-    steps: int = 200,
-    factor: float = 1.0,
-    said_before: Tensor | None = None,
+    exits: AllExits, steps: int = 200, factor: float = 1.0, before: Tensor | None = None
 ) -> list[Outcome]:
     """The outcomes of closed exits, and of one threshold for all layers in ``steps`` steps from 0 to 1; slowest first."""
     thresholds: list[Threshold] = [None]
     if len(exits.layers) > 1:
         thresholds += exits.config.uncertainty.steps(steps)
-    return [outcome_of(exits, right_before, threshold, factor, said_before) for threshold in thresholds]
+    return [outcome_of(exits, threshold, factor, before) for threshold in thresholds]
 
 
-def one_threshold_a_layer(
-    exits: AllExits, right_before: Tensor, start: Outcome, steps: int = 50, said_before: Tensor | None = None
-) -> Outcome:
+def one_threshold_a_layer(exits: AllExits, start: Outcome, steps: int = 50, before: Tensor | None = None) -> Outcome:
     """The outcome of thresholds by layer that cost no more than ``start`` and answer at least as many texts rightly.
 
     The search is coordinate descent on the executed work, a layer's threshold at a time over ``steps`` of its
@@ -125,7 +114,7 @@ def one_threshold_a_layer(
     candidates = [_steps_between(uncertainty, steps) for uncertainty in exits.uncertainty]
     unreached = [0.0] * (len(exits.config.resolved_exit_layers()) - last)
     thresholds = ([*_descend(exits, begin, candidates, floor), *unreached] for begin in begins)
-    found = [outcome_of(exits, right_before, of_layers, start.factor, said_before) for of_layers in thresholds]
+    found = [outcome_of(exits, of_layers, start.factor, before) for of_layers in thresholds]
     good = [start, *(x for x in found if x.accuracy >= start.accuracy)]
     return min(good, key=lambda outcome: outcome.executed_gflops)
 
@@ -296,20 +285,17 @@ def trade_off(by_factor: dict[float, AllExits], *, layered: bool, depths: bool =
         depths: whether everybody may leave by any exit layer.
         steps: steps of one threshold.
     """
-    right_before, said = right_without_exits(by_factor[1.0]), said_without_exits(by_factor[1.0])
+    before = said_without_exits(by_factor[1.0])
     single, by_layer = [], []
     for factor, exits in by_factor.items():
         capped = {depth: exits.capped(depth) for depth in (None, *(exits.layers[:-1] if depths else ()))}
-        outcomes = [
-            x for of in capped.values() for x in outcomes_of_one_threshold(of, right_before, steps, factor, said)
-        ]
+        outcomes = [x for of in capped.values() for x in outcomes_of_one_threshold(of, steps, factor, before)]
         single += outcomes
         if layered:
             by_layer += [
-                one_threshold_a_layer(capped[start.depth], right_before, start, said_before=said)
-                for start in frontier(outcomes)
+                one_threshold_a_layer(capped[start.depth], start, before=before) for start in frontier(outcomes)
             ]
-    reference = outcome_of(by_factor[1.0], right_before, None)
+    reference = outcome_of(by_factor[1.0], None)
     return TradeOff(reference, single, by_layer)
 
 
@@ -327,7 +313,6 @@ def binomial_tail(count: int, texts: int, probability: float) -> float:
 
 def guaranteed(
     by_factor: dict[float, AllExits],
-    right_before: Tensor,
     path: Sequence[Outcome],
     max_harm: float,
     confidence: float,
@@ -342,7 +327,6 @@ def guaranteed(
 
     Args:
         by_factor: predictions for texts that had no part in the making of the path, by strength of pruning.
-        right_before: bool ``[texts]``, whether the reference answers a text rightly.
         path: outcomes from the most cautious on.
         max_harm: largest share of texts that may be harmed, in (0, 1).
         confidence: probability of the guarantee, in (0, 1).
@@ -354,10 +338,10 @@ def guaranteed(
     for name, value in (("max_harm", max_harm), ("confidence", confidence)):
         if not 0 < value < 1:
             raise ValueError(f"{name} must lie between 0 and 1; got {value}")
-    passed, said = None, said_without_exits(by_factor[1.0])
+    passed, before = None, said_without_exits(by_factor[1.0])
     for point in path:
         exits = by_factor[point.factor].capped(point.depth)
-        outcome = outcome_of(exits, right_before, point.exit_threshold, point.factor, said)
+        outcome = outcome_of(exits, point.exit_threshold, point.factor, before)
         if binomial_tail(round(getattr(outcome, share) * len(exits)), len(exits), max_harm) > 1 - confidence:
             break
         passed = outcome

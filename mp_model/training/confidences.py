@@ -25,12 +25,8 @@ from ..modelling import PyramidForSequenceClassification
 from ..pruning import Pruning
 
 FOLDS = 5
-PENALTIES = (
-    10.0,
-    100.0,
-    1000.0,
-    math.inf,
-)  # on weights of standardised hidden numbers; the last leaves the doubts alone
+# On the weights of standardised hidden numbers; the last leaves nothing but the doubts.
+PENALTIES = (10.0, 100.0, 1000.0, math.inf)
 PENALTY_OF_DOUBTS = 1.0
 
 

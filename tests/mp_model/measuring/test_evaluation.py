@@ -14,7 +14,7 @@ from mp_model.measuring import timing
 from mp_model.measuring.all_exits import AllExits, read_all_exits
 from mp_model.measuring.evaluation import evaluate, f1_score
 from mp_model.measuring.timing import padded_gflops, padded_twin, time_ways, way_at
-from mp_model.measuring.tuning import outcome_of, right_without_exits
+from mp_model.measuring.tuning import outcome_of
 from mp_model.reporting import plots
 from mp_model.reporting.plots import plot_buckets, plot_exits, plot_tokens, plot_trade_off
 from support import tiny
@@ -69,7 +69,7 @@ def test_one_record_whoever_asks(pruned: tuple) -> None:
     """Evaluations, a bucket that holds every text and tuning's outcomes tell the same of the same answers."""
     _, exits, threshold = pruned
     found = evaluate(exits, threshold, (1000,))
-    outcome = outcome_of(exits, right_without_exits(exits), threshold)
+    outcome = outcome_of(exits, threshold)
     for name in ("texts", "accuracy", "mean_exit_layer", "gflops", "executed_gflops", "dense_gflops", "tokens_kept"):
         assert getattr(found, name) == getattr(found.buckets[0], name) == getattr(outcome, name)
     assert found.as_json()["speed_up"] == outcome.as_json()["speed_up"] == found.speed_up

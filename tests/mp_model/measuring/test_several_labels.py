@@ -12,7 +12,7 @@ from mp_model.data.batches import length_sorted_batches
 from mp_model.measuring.all_exits import TEMPERATURES, AllExits, read_all_exits
 from mp_model.measuring.evaluation import evaluate, f1_score
 from mp_model.measuring.levels import priced_levels
-from mp_model.measuring.tuning import guaranteed, outcome_of, outcomes_of_one_threshold, right_without_exits, trade_off
+from mp_model.measuring.tuning import guaranteed, outcome_of, outcomes_of_one_threshold, trade_off
 from mp_model.measuring.windows import ExitsOfWindows
 from mp_model.problems import SEVERAL
 from mp_model.reporting.findings import Findings, by_label
@@ -67,7 +67,7 @@ def test_answers_and_uncertainty() -> None:
 def test_harm_is_a_set_that_was_right(threshold: object, accuracy: float, harm: float) -> None:
     """What an exit answers where the last layer is wrong too is no harm."""
     exits = exits_of()
-    outcome = outcome_of(exits, right_without_exits(exits), threshold)
+    outcome = outcome_of(exits, threshold)
     assert (outcome.accuracy, outcome.harm) == (accuracy, harm)
 
 
@@ -108,8 +108,8 @@ def test_the_choice_of_thresholds() -> None:
     chosen = trade_off({1.0: exits}, layered=True).fastest(0.0)
     assert chosen.accuracy == 1.0
     assert exits.answers(chosen.exit_threshold).exit_layer.tolist() == [1 if sure else 2 for sure in certain]
-    path = outcomes_of_one_threshold(exits, right_without_exits(exits))
-    passed = guaranteed({1.0: exits}, right_without_exits(exits), path, 0.02, 0.95)
+    path = outcomes_of_one_threshold(exits)
+    passed = guaranteed({1.0: exits}, path, 0.02, 0.95)
     assert passed is not None
     assert passed.harm == 0
     assert passed.mean_exit_layer == chosen.mean_exit_layer

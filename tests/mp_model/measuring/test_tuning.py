@@ -69,7 +69,7 @@ RIGHT_BEFORE = torch.tensor([True, True, True, False])
     ],
 )
 def test_outcome(threshold: float | list[float] | None, accuracy: float, harm: float, exit_layers: list[int]) -> None:
-    outcome = outcome_of(EXITS, RIGHT_BEFORE, threshold, factor=2.0)
+    outcome = outcome_of(EXITS, threshold, factor=2.0)
     assert (outcome.exit_threshold, outcome.accuracy, outcome.harm, outcome.factor) == (threshold, accuracy, harm, 2.0)
     assert outcome.mean_exit_layer == sum(exit_layers) / 4
     tokens = EXITS.survivors * (torch.arange(1, 4) <= torch.tensor(exit_layers).unsqueeze(1))
@@ -85,15 +85,15 @@ def test_right_without_exits() -> None:
 
 @pytest.mark.parametrize("steps", [10, 200])
 def test_one_threshold_for_all_layers(steps: int) -> None:
-    outcomes = outcomes_of_one_threshold(EXITS, RIGHT_BEFORE, steps)
+    outcomes = outcomes_of_one_threshold(EXITS, steps)
     assert [x.exit_threshold for x in outcomes] == [None, *(step / steps for step in range(steps + 1))]
-    assert outcomes[steps + 1] == outcome_of(EXITS, RIGHT_BEFORE, 1.0)
+    assert outcomes[steps + 1] == outcome_of(EXITS, 1.0)
 
 
 def test_a_larger_threshold_may_harm_less() -> None:
     """Above 0.722 the text leaves at layer 1, rightly, before layer 2 can answer wrongly."""
     exits = exits_of({1: logits_of(0.8), 2: logits_of(0.05), 3: logits_of(0.99)}, [0])
-    assert [outcome_of(exits, torch.tensor([True]), x).harm for x in (0.2, 0.5, 0.8)] == [0, 1, 0]
+    assert [outcome_of(exits, x, before=exits.labels).harm for x in (0.2, 0.5, 0.8)] == [0, 1, 0]
 
 
 def random_exits(texts: int, seed: int, layers: int = 5, noise: float = 1.5) -> AllExits:
@@ -129,14 +129,13 @@ def test_one_threshold_a_layer_is_never_worse_than_one(seed: int) -> None:
 def test_thresholds_by_layer_use_what_one_cannot() -> None:
     """Layer 1 is always sure and often wrong, layer 2 less sure and right: only separate thresholds let texts leave."""
     exits = exits_of({1: logits_of(*[0.01] * 4), 2: logits_of(*[0.9] * 4), 3: logits_of(*[0.99] * 4)}, [0] * 4)
-    right_before = right_without_exits(exits)
-    start = outcome_of(exits, right_before, 0.0)
-    found = one_threshold_a_layer(exits, right_before, start)
+    start = outcome_of(exits, 0.0)
+    found = one_threshold_a_layer(exits, start)
     assert found.accuracy == 1
     assert found.mean_exit_layer == 2
     assert found.exit_threshold[0] < 0.08 < 0.46 < found.exit_threshold[1] < 0.48
-    nobody = outcome_of(exits, right_before, None)
-    assert one_threshold_a_layer(exits, right_before, nobody) == found
+    nobody = outcome_of(exits, None)
+    assert one_threshold_a_layer(exits, nobody) == found
 
 
 def outcome(accuracy: float, executed: float, factor: float = 1.0, threshold: float = 0.5) -> Outcome:
@@ -179,10 +178,10 @@ def test_what_leaving_is_expected_to_cost() -> None:
     assert cost > 0
     assert exits.expected_cost(exits.predictions[0]) == pytest.approx(cost / 4)
     assert exits.expected_cost(exits.predictions[1]) == 0
-    found = outcome_of(exits, right_without_exits(exits), 1.0)
+    found = outcome_of(exits, 1.0)
     assert (found.accuracy, found.expected_accuracy) == (1.0, pytest.approx(0.75 - cost / 4))
     assert found.smoothed_accuracy == pytest.approx((1.75 - cost / 4) / 2)
-    nobody = outcome_of(exits, right_without_exits(exits), None)
+    nobody = outcome_of(exits, None)
     assert nobody.accuracy == nobody.expected_accuracy == 0.75
 
 
@@ -216,7 +215,7 @@ def test_lucky_settings_are_passed_over() -> None:
         for counted, lost in losses.items():
             chosen = offers.fastest(0.005, counted=counted)
             assert chosen.accuracy >= offers.reference.accuracy - 0.005 - 1e-9
-            there = outcome_of(everything, right_everywhere, chosen.exit_threshold)
+            there = outcome_of(everything, chosen.exit_threshold)
             lost.append(right_everywhere.double().mean().item() - there.accuracy)
     assert statistics.mean(losses[False]) < 0.0065 < 0.0075 < statistics.mean(losses[True])
     assert statistics.stdev(losses[False]) < statistics.stdev(losses[True])
@@ -242,7 +241,7 @@ def test_stronger_pruning_is_on_offer() -> None:
     own, strong = (random_exits(200, 0, noise=0.7) for _ in range(2))
     strong.survivors = strong.survivors // 2
     offers = trade_off({1.0: own, 2.0: strong}, layered=False, steps=10)
-    assert offers.reference == outcome_of(own, right_without_exits(own), None)
+    assert offers.reference == outcome_of(own, None)
     assert {x.factor for x in offers.one_threshold} == {1.0, 2.0}
     assert offers.fastest(0.05).factor == 2.0
 
@@ -271,14 +270,13 @@ def test_binomial_tail(count: int, texts: int, probability: float, expected: flo
 def test_a_guarantee_holds_as_often_as_it_says() -> None:
     """Among texts of a kind whose true harm is known, at most one choice in ten may exceed what was promised."""
     everything = random_exits(40_000, 0, noise=0.7)
-    right_everywhere = right_without_exits(everything)
     path = [outcome(0.0, 1.0, threshold=step / 40) for step in range(41)]
-    true_harm = [outcome_of(everything, right_everywhere, x.exit_threshold).harm for x in path]
+    true_harm = [outcome_of(everything, x.exit_threshold).harm for x in path]
     broken = useful = 0
     trials = 100
     for seed in range(trials):
         rows = torch.randperm(len(everything), generator=torch.Generator().manual_seed(seed))[:400]
-        chosen = guaranteed({1.0: everything.select(rows)}, right_everywhere[rows], path, 0.05, 0.9)
+        chosen = guaranteed({1.0: everything.select(rows)}, path, 0.05, 0.9)
         if chosen is not None:
             broken += true_harm[round(chosen.exit_threshold * 40)] > 0.05
             useful += chosen.exit_threshold > 0
@@ -305,7 +303,7 @@ def test_disagreement_is_counted_against_the_last_layer(kind: str) -> None:
     """The same as text by text; a text that leaves with the last layer's wrong answer does not count."""
     exits = with_confidence(random_exits(200, 0, noise=0.7)).by(kind)
     for threshold in (None, 0.05, 0.2, [0.1] * (len(exits.layers) - 1), 1.0):
-        found = outcome_of(exits, right_without_exits(exits), threshold)
+        found = outcome_of(exits, threshold)
         others = 0
         for text in range(200):
             place = len(exits.layers) - 1
@@ -322,15 +320,14 @@ def test_disagreement_is_counted_against_the_last_layer(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["entropy", "disagreement"])
 def test_a_bound_of_disagreement_holds_as_often_as_it_says(kind: str) -> None:
     everything = with_confidence(random_exits(40_000, 0, noise=0.7)).by(kind)
-    right_everywhere = right_without_exits(everything)
-    path = outcomes_of_one_threshold(everything, right_everywhere, 40)
+    path = outcomes_of_one_threshold(everything, 40)
     true = {x.exit_threshold: x.disagreement for x in path}
     broken = useful = 0
     trials = 100
     for seed in range(trials):
         rows = torch.randperm(len(everything), generator=torch.Generator().manual_seed(seed))[:400]
         few = everything.select(rows)
-        chosen = guaranteed({1.0: few}, right_everywhere[rows], path, 0.05, 0.9, "disagreement")
+        chosen = guaranteed({1.0: few}, path, 0.05, 0.9, "disagreement")
         if chosen is not None:
             broken += true[chosen.exit_threshold] > 0.05
             useful += bool(chosen.exit_threshold)
@@ -365,13 +362,13 @@ def test_steps_are_closer_where_probabilities_are() -> None:
 
 def test_what_cannot_be_guaranteed() -> None:
     few = random_exits(20, 0)
-    path = outcomes_of_one_threshold(few, right_without_exits(few), 10)
-    assert guaranteed({1.0: few}, right_without_exits(few), path, 0.01, 0.9) is None
+    path = outcomes_of_one_threshold(few, 10)
+    assert guaranteed({1.0: few}, path, 0.01, 0.9) is None
     assert texts_needed(0.01, 0.9) == 230
     assert binomial_tail(0, 230, 0.01) <= 0.1 < binomial_tail(0, 229, 0.01)
     for wrong in ({"max_harm": 0.0, "confidence": 0.9}, {"max_harm": 0.1, "confidence": 1.0}):
         with pytest.raises(ValueError, match="must lie between 0 and 1"):
-            guaranteed({1.0: few}, right_without_exits(few), path, **wrong)
+            guaranteed({1.0: few}, path, **wrong)
 
 
 # Depth
@@ -392,11 +389,11 @@ def test_a_depth_is_chosen_by_the_same_rule() -> None:
     assert (chosen.depth, chosen.accuracy, chosen.harm) == (2, steps.reference.accuracy, 0.0)
     assert chosen.executed_gflops < steps.reference.executed_gflops
     assert offers.reference == steps.reference
-    capped = outcome_of(exits.capped(2), right_without_exits(exits), chosen.exit_threshold)
+    capped = outcome_of(exits.capped(2), chosen.exit_threshold)
     assert capped == chosen
     assert trade_off({1.0: exits}, layered=True, depths=True).fastest(0.005).executed_gflops <= chosen.executed_gflops
     path = [offers.reference, chosen]
-    passed = guaranteed({1.0: exits}, right_without_exits(exits), path, 0.02, 0.9)
+    passed = guaranteed({1.0: exits}, path, 0.02, 0.9)
     assert passed is not None
     assert passed.depth == 2
 
@@ -407,21 +404,20 @@ def test_losses_by_a_depth_count_from_the_whole_model() -> None:
         {1: logits_of(0.9, 0.1, 0.9, 0.1), 2: logits_of(0.9, 0.9, 0.9, 0.9), 3: logits_of(0.9, 0.9, 0.1, 0.1)},
         [0, 0, 1, 1],
     )
-    outcome = outcome_of(exits.capped(1), right_without_exits(exits.capped(1)), None)
+    outcome = outcome_of(exits.capped(1), None)
     assert (outcome.accuracy, outcome.harm, outcome.mean_exit_layer) == (0.5, 0.5, 1.0)
     assert outcome.expected_accuracy < 0.6
     alone = exits_of({1: logits_of(0.9, 0.1, 0.9, 0.1), 2: logits_of(0.9, 0.1, 0.9, 0.1)}, [0, 0, 1, 1])
-    assert outcome_of(alone, right_without_exits(alone), 1.0).expected_accuracy == 0.5
+    assert outcome_of(alone, 1.0).expected_accuracy == 0.5
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_threshold_a_layer_under_a_depth_has_one_for_each_exit(seed: int) -> None:
     exits = random_exits(150, seed)
-    right_before = right_without_exits(exits)
     for depth in exits.layers[:-1]:
         capped = exits.capped(depth)
-        start = outcome_of(capped, right_before, 0.6)
-        found = one_threshold_a_layer(capped, right_before, start)
+        start = outcome_of(capped, 0.6)
+        found = one_threshold_a_layer(capped, start)
         assert found.depth == depth
         assert found.accuracy >= start.accuracy
         assert found.executed_gflops <= start.executed_gflops
