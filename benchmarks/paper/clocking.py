@@ -100,7 +100,7 @@ def clock(
     twin = padded_twin(bert)
     padded: dict[str, Way] = {PADDED: one_by_one(lambda inputs: twin(**inputs))}
     words = BagOfWords(task.train, len(task.label_names)) if TFIDF in result["systems"] else None
-    smaller = smaller_of(first_job(runs, backbone, corpus, "bert"))
+    smaller = first_job(runs, backbone, corpus, "bert").of_smaller()
     times: dict[str, Any] = {"texts": len(texts), "threads": torch.get_num_threads(), "batch_size": BATCH_SIZE}
     for order, parts in zip(ORDERS, (len(texts), BATCH_SIZE), strict=True):
         timed = batches_of(texts, readers["bert"], parts)
@@ -124,12 +124,6 @@ def shortened(texts: list[Text], read: Reader) -> list[Text]:
     return texts[: int((lengths.cumsum(0) <= TOKENS).sum())]
 
 
-def smaller_of(bert: Job) -> Path | None:
-    """The folder of the fine-tuned BERT of fewer layers; None: there is none."""
-    job = bert.of_smaller()
-    return job.model if job is not None and job.model.is_dir() else None
-
-
 def system_ways(
     result: dict[str, Any],
     systems: dict[str, PyramidForSequenceClassification],
@@ -149,7 +143,7 @@ def rival_ways(
     systems: dict[str, PyramidForSequenceClassification],
     inputs_of: dict[str, dict[int, Inputs]],
     words: BagOfWords | None,
-    smaller: Path | None,
+    smaller: Job | None,
     timed: Timed,
 ) -> dict[str, Way]:
     """The ways of the rivals that were measured, at each of their settings.
@@ -159,7 +153,7 @@ def rival_ways(
         systems: the trained systems.
         inputs_of: the inputs of each.
         words: logistic regression on TF-IDF; None: it was not measured.
-        smaller: folder of the BERT of fewer layers; None: there is none.
+        smaller: the BERT of fewer layers; None: there is none.
         timed: the batches that will be timed.
     """
     bert, choice = systems["bert"], systems["bert"].config.choice
@@ -177,7 +171,7 @@ def rival_ways(
         for way, threshold in settings_of(result, rival).items()
     }
     if SMALLER in result["systems"] and smaller is not None:
-        model = PyramidForSequenceClassification.from_pretrained(smaller).eval()
-        read = reader_of(smaller, model.config)
+        model = PyramidForSequenceClassification.from_pretrained(smaller.model).eval()
+        read = reader_of(smaller.model, model.config)
         ways[SMALLER] = translated(way_at(model, None), timed.as_read(read))
     return ways

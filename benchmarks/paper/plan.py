@@ -281,9 +281,10 @@ class Job:
         return replace(self, fit=next(fit for fit in self.backbone.fits if fit.name == name))
 
     def of_smaller(self) -> Job | None:
-        """The fit of the same name from the backbone of fewer layers; None: there is none."""
+        """The finished fit of the same name from the backbone of fewer layers; None: there is none."""
         smaller = self.backbone.smaller
-        return smaller and replace(self, backbone=smaller).beside(self.fit.name)
+        job = smaller and replace(self, backbone=smaller).beside(self.fit.name)
+        return job if job is not None and job.model.is_dir() else None
 
 
 def first_job(runs: Path, backbone: Backbone, corpus: Corpus, name: str) -> Job:

@@ -115,7 +115,7 @@ def layer_0_cascade(pyramid: Reading, whole: Reading) -> Reading | None:
 def smaller_bert(bert: Job, whole: Reading, corpora: Path | None, console: Console) -> Reading | None:
     """The fine-tuned BERT of the backbone of fewer layers, whole; None: there is no such backbone, or it is not trained."""
     job = bert.of_smaller()
-    if job is None or not job.model.is_dir():
+    if job is None:
         return None
     reading = read_job(job, corpora, console)
     check_same_texts(reading.test, whole.test, f"{job} and {bert}")

@@ -49,9 +49,11 @@ class Plan:
 
     def arguments(self) -> dict[str, Any]:
         """The same as arguments of :func:`mp_model.training.preparing.prepare`."""
+        from ..exits import AUTO, DISAGREEMENT
+
         given = {name: value for name, value in asdict(self).items() if name != "exit_uncertainty"}
         stages = None if self.stages is None else words_of(self.stages)
-        return {**given, "stages": stages, "confidence": self.exit_uncertainty in ("disagreement", "auto")}
+        return {**given, "stages": stages, "confidence": self.exit_uncertainty in (AUTO, DISAGREEMENT)}
 
 
 @takes_dataclasses
