@@ -421,7 +421,8 @@ def _sentence(choice: Choice, goal: Goal, where: str) -> str:
 
     reference, chosen = choice.offers.reference, choice.chosen
     counted, expected = (_points(reference.accuracy - x) for x in (chosen.accuracy, chosen.expected_accuracy))
-    said = f"{chosen.speed_up:.2f} times less work at {counted}, {expected} expected"
+    texts = reference.texts
+    said = f"{chosen.speed_up:.2f} times less work; {counted} on these {texts} texts, {expected} expected on others"
     if chosen.depth is not None:
         said += f"; everybody leaves by layer {chosen.depth}"
     if len(choice.tried) > 1:
