@@ -200,7 +200,9 @@ def _train(
         for line in lines:
             console.print(line, highlight=False, markup=False, soft_wrap=True)
 
-    say([f"Recipe {prepared.recipe_name}: {prepared.recipe.about}"])
+    recipe, stages = prepared.recipe, prepared.stages
+    about = recipe.about if stages == recipe.stages else f"of its stages {' and '.join(stages)} alone"
+    say([f"Recipe {prepared.recipe_name}: {about}"])
     console.print(data_table(prepared))
     say(prepared.notes)
     summary = run_fit(prepared, max_drop, precision, exit_uncertainty)

@@ -26,6 +26,7 @@ from mp_model.data.tokens import Tokeniser
 from mp_model.training import fit, folder, load_task
 from mp_model.training.folder import claimed
 from mp_model.training.identity import changes, checkpoint_identity
+from mp_model.training.recipes import RECIPES
 from mp_model.training.tasks import held_out_places
 from support import wordpiece
 from support.checkpoints import change_json
@@ -168,6 +169,8 @@ def test_a_stage_without_passes_is_no_stage_of_0_steps(
     assert done.exit_code == 0, done.exception
     assert "soft: left out, with 0 passes" in done.stderr
     assert "0 steps" not in done.stderr
+    assert "Recipe ltp: of its stages fine-tune and soft alone" in done.stderr
+    assert RECIPES["ltp"].about not in done.stderr
 
 
 @pytest.fixture
