@@ -76,7 +76,8 @@ def _exits(model: Evaluation) -> str:
     through = "none goes" if share == 0 else "fewer than 1% go" if share < 0.005 else f"{share:.0%} go"
     if half == last:
         return f"Of the texts {through} through all {last} layers; the others leave before."
-    return f"Half of the texts leave {where}; {through} through all {last} layers."
+    left = sum(model.exits[: half + 1]) / model.texts
+    return f"{left:.0%} of the texts leave {where}; {through} through all {last} layers."
 
 
 def _tokens(model: Evaluation) -> str:

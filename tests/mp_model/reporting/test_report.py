@@ -363,6 +363,6 @@ def test_everybody_leaves_at_once(table: Path, tmp_path: Path) -> None:
     report(tmp_path / "model", table, "--output", tmp_path / "report.html", "--no-time", "--shown", 1)
     written = (tmp_path / "report.html").read_text()
     page = Page(written).text
-    assert "Half of the texts leave before any layer; none goes through all 4 layers." in page
+    assert "100% of the texts leave before any layer; none goes through all 4 layers." in page
     assert written.count("<svg ") == 4
     assert "mean exit 0.0 of 4" in page
