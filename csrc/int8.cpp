@@ -7,6 +7,7 @@
 #include <array>
 #include <optional>
 #include <tuple>
+#include <vector>
 
 #include "arguments.h"
 #include "checks.h"
@@ -36,13 +37,37 @@ Tensor matrix(const char* op, const char* name, const Tensor& x, ScalarType dtyp
   return torch::stable::contiguous(x);
 }
 
-// New int8 rows with their scales.
+// Columns of rows that are kept as floats; none where there is no tensor.
+class Columns {
+ public:
+  Columns(const char* op, const std::optional<Tensor>& columns, int64_t width)
+      : index_(op, "columns", columns, width), others_(columns ? width : 0, 1.0f) {
+    for (int64_t k = 0; k < count(); ++k) others_[index_.data()[k]] = 0.0f;
+  }
+  int64_t count() const { return index_.data() ? index_.rows() : 0; }
+  const int64_t* data() const { return index_.data(); }
+  const float* others() const { return others_.data(); }
+
+ private:
+  RowIndex index_;
+  std::vector<float> others_;
+};
+
+// New int8 rows with their scales, and what is kept of them as floats.
 struct NewInt8Rows {
-  Tensor rows, scales;
-  NewInt8Rows(const Tensor& like, int64_t count, int64_t width)
+  Tensor rows, scales, kept;
+  NewInt8Rows(const Tensor& like, int64_t count, int64_t width, const Columns& columns)
       : rows(torch::stable::new_empty(like, {count, width}, ScalarType::Char)),
-        scales(torch::stable::new_empty(like, {count}, ScalarType::Float)) {}
-  mp::Int8Rows pointers() { return {static_cast<int8_t*>(rows.data_ptr()), scales.mutable_data_ptr<float>()}; }
+        scales(torch::stable::new_empty(like, {count}, ScalarType::Float)),
+        kept(torch::stable::new_empty(like, {count, columns.count()}, ScalarType::Float)) {}
+  mp::Int8Rows pointers(const Columns& columns) {
+    return {static_cast<int8_t*>(rows.data_ptr()),
+            scales.mutable_data_ptr<float>(),
+            columns.data(),
+            columns.others(),
+            kept.mutable_data_ptr<float>(),
+            columns.count()};
+  }
 };
 
 // torch's product of int8 matrices, int32 [rows, outputs].
@@ -57,7 +82,8 @@ Tensor product_of_torch(const Tensor& rows, const Tensor& weight) {
 class Linear {
  public:
   Linear(const char* op, const Tensor& rows, const Tensor& row_scales, const Tensor& weight,
-         const Tensor& column_scales, const std::optional<Tensor>& bias)
+         const Tensor& column_scales, const std::optional<Tensor>& bias, const std::optional<Tensor>& kept,
+         const std::optional<Tensor>& kept_weight)
       : rows_(matrix(op, "rows", rows, ScalarType::Char, "int8")),
         weight_(matrix(op, "weight", weight, ScalarType::Char, "int8")),
         row_scales_(float_vector(op, "row_scales", row_scales, count())),
@@ -65,11 +91,19 @@ class Linear {
     require(rows_.size(1) == features(), op, ": rows and weight must have the same features; got ", shape_of(rows),
             " and ", shape_of(weight));
     if (bias) bias_ = float_vector(op, "bias", *bias, width());
+    require(kept.has_value() == kept_weight.has_value(), op, ": kept and kept_weight must be given together");
+    if (!kept) return;
+    kept_ = matrix(op, "kept", *kept, ScalarType::Float, "float32");
+    const Tensor by_output = matrix(op, "kept_weight", *kept_weight, ScalarType::Float, "float32");
+    require(kept_->size(0) == count() && by_output.size(0) == width() && by_output.size(1) == kept_->size(1), op,
+            ": kept must be [rows, columns] and kept_weight [outputs, columns]; got ", shape_of(*kept), " and ",
+            shape_of(by_output));
+    kept_weight_ = torch::stable::contiguous(torch::stable::transpose(by_output, 0, 1));
   }
   int64_t count() const { return rows_.size(0); }
   int64_t width() const { return weight_.size(0); }
   Tensor new_floats() const { return torch::stable::new_empty(row_scales_, {count(), width()}); }
-  NewInt8Rows new_rows() const { return NewInt8Rows(row_scales_, count(), width()); }
+  NewInt8Rows new_rows(const Columns& columns) const { return NewInt8Rows(row_scales_, count(), width(), columns); }
 
   // Calls finish(product, begin, end) for all rows of the product.
   template <typename Finish>
@@ -90,7 +124,10 @@ class Linear {
             row_scales_.const_data_ptr<float>(),
             column_scales_.const_data_ptr<float>(),
             bias_ ? bias_->const_data_ptr<float>() : nullptr,
-            width()};
+            width(),
+            kept_ ? kept_->const_data_ptr<float>() : nullptr,
+            kept_ ? kept_weight_->const_data_ptr<float>() : nullptr,
+            kept_ ? kept_->size(1) : 0};
   }
 
   template <typename Finish>
@@ -131,20 +168,22 @@ class Linear {
   }
 
   Tensor rows_, weight_, row_scales_, column_scales_;
-  std::optional<Tensor> bias_;
+  std::optional<Tensor> bias_, kept_, kept_weight_;
 };
 
-std::tuple<Tensor, Tensor> quantize_rows(const Tensor& x, std::optional<Tensor> index) {
+std::tuple<Tensor, Tensor, Tensor> quantize_rows(const Tensor& x, std::optional<Tensor> index,
+                                                 std::optional<Tensor> columns) {
   const char* op = "quantize_rows";
   const Tensor source = matrix(op, "x", x, ScalarType::Float, "float32");
   const RowIndex rows(op, "index", index, source.size(0));
   const int64_t width = source.size(1);
-  NewInt8Rows result(source, rows.rows(), width);
-  const mp::Int8Rows out = result.pointers();
+  const Columns kept(op, columns, width);
+  NewInt8Rows result(source, rows.rows(), width, kept);
+  const mp::Int8Rows out = result.pointers(kept);
   torch::stable::parallel_for(0, rows.rows(), rows_per_thread(width * 4), [&](int64_t begin, int64_t end) {
     mp::kernels().quantize_rows(source.const_data_ptr<float>(), rows.data(), width, out, begin, end);
   });
-  return {result.rows, result.scales};
+  return {result.rows, result.scales, result.kept};
 }
 
 Tensor dequantize_rows(const Tensor& rows, const Tensor& scales, std::optional<Tensor> index) {
@@ -163,8 +202,8 @@ Tensor dequantize_rows(const Tensor& rows, const Tensor& scales, std::optional<T
 }
 
 Tensor int8_linear(const Tensor& rows, const Tensor& row_scales, const Tensor& weight, const Tensor& column_scales,
-                   std::optional<Tensor> bias) {
-  const Linear linear("int8_linear", rows, row_scales, weight, column_scales, bias);
+                   std::optional<Tensor> bias, std::optional<Tensor> kept, std::optional<Tensor> kept_weight) {
+  const Linear linear("int8_linear", rows, row_scales, weight, column_scales, bias, kept, kept_weight);
   Tensor result = linear.new_floats();
   float* out = result.mutable_data_ptr<float>();
   linear.run([&](const mp::Int8Product& product, int64_t begin, int64_t end) {
@@ -173,23 +212,27 @@ Tensor int8_linear(const Tensor& rows, const Tensor& row_scales, const Tensor& w
   return result;
 }
 
-std::tuple<Tensor, Tensor> int8_linear_gelu(const Tensor& rows, const Tensor& row_scales, const Tensor& weight,
-                                            const Tensor& column_scales, std::optional<Tensor> bias) {
-  const Linear linear("int8_linear_gelu", rows, row_scales, weight, column_scales, bias);
-  NewInt8Rows result = linear.new_rows();
-  const mp::Int8Rows out = result.pointers();
+std::tuple<Tensor, Tensor, Tensor> int8_linear_gelu(const Tensor& rows, const Tensor& row_scales, const Tensor& weight,
+                                                    const Tensor& column_scales, std::optional<Tensor> bias,
+                                                    std::optional<Tensor> kept, std::optional<Tensor> kept_weight,
+                                                    std::optional<Tensor> columns) {
+  const char* op = "int8_linear_gelu";
+  const Linear linear(op, rows, row_scales, weight, column_scales, bias, kept, kept_weight);
+  const Columns kept_next(op, columns, linear.width());
+  NewInt8Rows result = linear.new_rows(kept_next);
+  const mp::Int8Rows out = result.pointers(kept_next);
   linear.run([&](const mp::Int8Product& product, int64_t begin, int64_t end) {
     mp::kernels().dequantize_gelu(product, out, begin, end);
   });
-  return {result.rows, result.scales};
+  return {result.rows, result.scales, result.kept};
 }
 
 Tensor int8_linear_add_layer_norm(const Tensor& rows, const Tensor& row_scales, const Tensor& weight,
                                   const Tensor& column_scales, std::optional<Tensor> bias, const Tensor& residual,
                                   std::optional<Tensor> index, const Tensor& norm_weight, const Tensor& norm_bias,
-                                  double eps) {
+                                  double eps, std::optional<Tensor> kept, std::optional<Tensor> kept_weight) {
   const char* op = "int8_linear_add_layer_norm";
-  const Linear linear(op, rows, row_scales, weight, column_scales, bias);
+  const Linear linear(op, rows, row_scales, weight, column_scales, bias, kept, kept_weight);
   const int64_t width = linear.width();
   const Tensor residuals = matrix(op, "residual", residual, ScalarType::Float, "float32");
   require(residuals.size(1) == width, op, ": residual must be as wide as weight has rows; got ", shape_of(residual),

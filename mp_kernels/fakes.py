@@ -154,13 +154,15 @@ def ordered_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return x.new_empty(x.shape[0], weight.shape[0])
 
 
-def _int8_rows(like: Tensor, count: int, width: int) -> tuple[Tensor, Tensor]:
-    return like.new_empty(count, width, dtype=torch.int8), like.new_empty(count, dtype=torch.float32)
+def _int8_rows(like: Tensor, count: int, width: int, columns: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    kept = 0 if columns is None else columns.shape[0]
+    floats = like.new_empty(count, dtype=torch.float32), like.new_empty(count, kept, dtype=torch.float32)
+    return like.new_empty(count, width, dtype=torch.int8), *floats
 
 
 @_fakes
-def quantize_rows(x: Tensor, index: Tensor | None) -> tuple[Tensor, Tensor]:
-    return _int8_rows(x, x.shape[0] if index is None else index.shape[0], x.shape[1])
+def quantize_rows(x: Tensor, index: Tensor | None, columns: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    return _int8_rows(x, x.shape[0] if index is None else index.shape[0], x.shape[1], columns)
 
 
 @_fakes
@@ -169,15 +171,30 @@ def dequantize_rows(rows: Tensor, scales: Tensor, index: Tensor | None) -> Tenso
 
 
 @_fakes
-def int8_linear(rows: Tensor, row_scales: Tensor, weight: Tensor, column_scales: Tensor, bias: Tensor | None) -> Tensor:
+def int8_linear(
+    rows: Tensor,
+    row_scales: Tensor,
+    weight: Tensor,
+    column_scales: Tensor,
+    bias: Tensor | None,
+    kept: Tensor | None = None,
+    kept_weight: Tensor | None = None,
+) -> Tensor:
     return row_scales.new_empty(rows.shape[0], weight.shape[0])
 
 
 @_fakes
 def int8_linear_gelu(
-    rows: Tensor, row_scales: Tensor, weight: Tensor, column_scales: Tensor, bias: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    return _int8_rows(rows, rows.shape[0], weight.shape[0])
+    rows: Tensor,
+    row_scales: Tensor,
+    weight: Tensor,
+    column_scales: Tensor,
+    bias: Tensor | None,
+    kept: Tensor | None = None,
+    kept_weight: Tensor | None = None,
+    columns: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _int8_rows(rows, rows.shape[0], weight.shape[0], columns)
 
 
 @_fakes
@@ -192,6 +209,8 @@ def int8_linear_add_layer_norm(
     norm_weight: Tensor,
     norm_bias: Tensor,
     eps: float,
+    kept: Tensor | None = None,
+    kept_weight: Tensor | None = None,
 ) -> Tensor:
     return row_scales.new_empty(rows.shape[0], weight.shape[0])
 

@@ -2,11 +2,14 @@
 
 A float32 matrix becomes int8 rows with a scale a row, so that no row depends on its companions; the weights of a linear
 layer are rows too, one an output. Their products are exact, and become floats on their way through the step that comes
-next. On a processor with AMX they are computed in its tiles, else by torch. All this is for inference: nothing here has a
-gradient.
+next. On a processor with AMX they are computed in its tiles, else by torch. Columns whose values are far larger than the
+others' would leave these few of the 255 integers: such columns can be kept as floats, and are 0 in the int8 rows. All this
+is for inference: nothing here has a gradient.
 """
 
 from __future__ import annotations
+
+from typing import overload
 
 import torch
 
@@ -41,25 +44,39 @@ def ordered_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) ->
     return _ops.ordered_linear(x, weight, bias)
 
 
-def quantize_rows(x: torch.Tensor, index: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+@overload
+def quantize_rows(x: torch.Tensor, index: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]: ...
+
+
+@overload
+def quantize_rows(
+    x: torch.Tensor, index: torch.Tensor | None = None, *, columns: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]: ...
+
+
+def quantize_rows(
+    x: torch.Tensor, index: torch.Tensor | None = None, *, columns: torch.Tensor | None = None
+) -> tuple[torch.Tensor, ...]:
     """Rounds each row to integers of -127 to 127, the row's largest magnitude being 127.
 
     Args:
         x: float32 ``[rows, width]``, or with ``index`` ``[any, width]``.
         index: int64 ``[rows]``, the row of ``x`` for each row of the result; None: the same row.
+        columns: int64 ``[columns]``, columns that are kept as floats, 0 taking their places; None: none is.
 
     Returns:
         ``rows``, int8 ``[rows, width]``, and ``scales``, float32 ``[rows]``: ``x`` is about ``rows * scales[:, None]``. The
-        scale of a row with a value that is not finite is NaN.
+        scale of a row with a value that is not finite is NaN. With ``columns`` also ``kept``, float32 ``[rows, columns]``.
 
     Raises:
         TypeError, ValueError: a wrong dtype, device or shape.
-        RuntimeError: an index outside ``x``'s rows; a gradient is asked for.
+        RuntimeError: an index outside ``x``'s rows, or columns outside its width; a gradient is asked for.
     """
     check_tensor("x", x, 2, _FLOAT32, x)
-    _check_index(index, x)
+    _check_index("index", index, x)
+    _check_index("columns", columns, x)
     _refuse_gradient(x)
-    return _ops.quantize_rows(x, index)
+    return _ops.quantize_rows(x, index, columns)[: 2 if columns is None else 3]
 
 
 def dequantize_rows(rows: torch.Tensor, scales: torch.Tensor, index: torch.Tensor | None = None) -> torch.Tensor:
@@ -76,7 +93,7 @@ def dequantize_rows(rows: torch.Tensor, scales: torch.Tensor, index: torch.Tenso
     """
     check_tensor("rows", rows, 2, _INT8, rows)
     _check_vector("scales", scales, rows.shape[0], rows)
-    _check_index(index, rows)
+    _check_index("index", index, rows)
     _refuse_gradient(scales)
     return _ops.dequantize_rows(rows, scales, index)
 
@@ -87,8 +104,10 @@ def int8_linear(
     weight: torch.Tensor,
     column_scales: torch.Tensor,
     bias: torch.Tensor | None = None,
+    kept: torch.Tensor | None = None,
+    kept_weight: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """``(rows @ weight.T) * row_scales[:, None] * column_scales + bias``, float32 ``[rows, outputs]``.
+    """``(rows @ weight.T) * row_scales[:, None] * column_scales + bias + kept @ kept_weight.T``.
 
     Args:
         rows: int8 ``[rows, features]``.
@@ -96,13 +115,45 @@ def int8_linear(
         weight: int8 ``[outputs, features]``.
         column_scales: float32 ``[outputs]``, the scales of the weight's rows.
         bias: float32 ``[outputs]``; None: no bias is added.
+        kept, kept_weight: float32 ``[rows, columns]`` and ``[outputs, columns]``, the columns of both that are floats; None:
+            there are none.
+
+    Returns:
+        float32 ``[rows, outputs]``.
 
     Raises:
         TypeError, ValueError: a wrong dtype, device or shape.
         RuntimeError: a gradient is asked for.
     """
     _check_linear(rows, row_scales, weight, column_scales, bias)
-    return _ops.int8_linear(rows, row_scales, weight, column_scales, bias)
+    _check_kept(kept, kept_weight, rows, weight)
+    return _ops.int8_linear(rows, row_scales, weight, column_scales, bias, kept, kept_weight)
+
+
+@overload
+def int8_linear_gelu(
+    rows: torch.Tensor,
+    row_scales: torch.Tensor,
+    weight: torch.Tensor,
+    column_scales: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    kept: torch.Tensor | None = None,
+    kept_weight: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]: ...
+
+
+@overload
+def int8_linear_gelu(
+    rows: torch.Tensor,
+    row_scales: torch.Tensor,
+    weight: torch.Tensor,
+    column_scales: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    kept: torch.Tensor | None = None,
+    kept_weight: torch.Tensor | None = None,
+    *,
+    columns: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]: ...
 
 
 def int8_linear_gelu(
@@ -111,20 +162,28 @@ def int8_linear_gelu(
     weight: torch.Tensor,
     column_scales: torch.Tensor,
     bias: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    kept: torch.Tensor | None = None,
+    kept_weight: torch.Tensor | None = None,
+    *,
+    columns: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, ...]:
     """The exact GELU of :func:`int8_linear`, quantised again as by :func:`quantize_rows`.
 
     Args:
-        rows, row_scales, weight, column_scales, bias: as for :func:`int8_linear`.
+        rows, row_scales, weight, column_scales, bias, kept, kept_weight: as for :func:`int8_linear`.
+        columns: as for :func:`quantize_rows`.
 
     Returns:
-        int8 ``[rows, outputs]``, and float32 ``[rows]``.
+        int8 ``[rows, outputs]``, float32 ``[rows]``, and with ``columns`` float32 ``[rows, columns]``.
 
     Raises:
-        TypeError, ValueError, RuntimeError: as for :func:`int8_linear`.
+        TypeError, ValueError, RuntimeError: as for :func:`int8_linear` and :func:`quantize_rows`.
     """
     _check_linear(rows, row_scales, weight, column_scales, bias)
-    return _ops.int8_linear_gelu(rows, row_scales, weight, column_scales, bias)
+    _check_kept(kept, kept_weight, rows, weight)
+    _check_index("columns", columns, rows)
+    result = _ops.int8_linear_gelu(rows, row_scales, weight, column_scales, bias, kept, kept_weight, columns)
+    return result[: 2 if columns is None else 3]
 
 
 def int8_linear_add_layer_norm(
@@ -138,6 +197,8 @@ def int8_linear_add_layer_norm(
     norm_bias: torch.Tensor,
     eps: float,
     index: torch.Tensor | None = None,
+    kept: torch.Tensor | None = None,
+    kept_weight: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """``LayerNorm(int8_linear(...) + residual[index])``, float32 ``[rows, outputs]``.
 
@@ -147,17 +208,19 @@ def int8_linear_add_layer_norm(
         norm_weight, norm_bias: float32 ``[outputs]``.
         eps: number added to the variance.
         index: int64 ``[rows]``, the row of ``residual`` for each row of the result; None: the same row.
+        kept, kept_weight: as for :func:`int8_linear`.
 
     Raises:
         TypeError, ValueError: a wrong dtype, device or shape.
         RuntimeError: an index outside ``residual``'s rows; a gradient is asked for.
     """
     _check_linear(rows, row_scales, weight, column_scales, bias)
+    _check_kept(kept, kept_weight, rows, weight)
     outputs = weight.shape[0]
     check_tensor("residual", residual, 2, _FLOAT32, rows)
     _check_vector("norm_weight", norm_weight, outputs, rows)
     _check_vector("norm_bias", norm_bias, outputs, rows)
-    _check_index(index, rows)
+    _check_index("index", index, rows)
     residual_rows = (residual if index is None else index).shape[0]
     if residual_rows != rows.shape[0] or residual.shape[1] != outputs:
         raise ValueError(
@@ -166,7 +229,8 @@ def int8_linear_add_layer_norm(
         )
     _refuse_gradient(residual, norm_weight, norm_bias)
     return _ops.int8_linear_add_layer_norm(
-        rows, row_scales, weight, column_scales, bias, residual, index, norm_weight, norm_bias, eps
+        *(rows, row_scales, weight, column_scales, bias),
+        *(residual, index, norm_weight, norm_bias, eps, kept, kept_weight),
     )
 
 
@@ -194,9 +258,27 @@ def _check_vector(name: str, x: torch.Tensor, length: int, like: torch.Tensor) -
         raise ValueError(f"{name} must be [{length}]; got {describe(x)}")
 
 
-def _check_index(index: torch.Tensor | None, like: torch.Tensor) -> None:
+def _check_index(name: str, index: torch.Tensor | None, like: torch.Tensor) -> None:
     if index is not None:
-        check_tensor("index", index, 1, _INT64, like)
+        check_tensor(name, index, 1, _INT64, like)
+
+
+def _check_kept(
+    kept: torch.Tensor | None, kept_weight: torch.Tensor | None, rows: torch.Tensor, weight: torch.Tensor
+) -> None:
+    if kept is None and kept_weight is None:
+        return
+    if kept is None or kept_weight is None:
+        raise ValueError("kept and kept_weight must be given together, or neither")
+    check_tensor("kept", kept, 2, _FLOAT32, rows)
+    check_tensor("kept_weight", kept_weight, 2, _FLOAT32, rows)
+    columns = kept.shape[1]
+    if kept.shape[0] != rows.shape[0] or kept_weight.shape != (weight.shape[0], columns):
+        raise ValueError(
+            f"kept must be [{rows.shape[0]}, columns] and kept_weight [{weight.shape[0]}, columns]; "
+            f"got {describe(kept)} and {describe(kept_weight)}"
+        )
+    _refuse_gradient(kept, kept_weight)
 
 
 def _refuse_gradient(*floats: torch.Tensor | None) -> None:

@@ -477,9 +477,14 @@ def unpack(ragged: Ragged, fill: float = 0.0) -> torch.Tensor:
     return torch.stack(rows) if rows else empty
 
 
-def quantize_rows(x: torch.Tensor, index: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+def quantize_rows(
+    x: torch.Tensor, index: torch.Tensor | None = None, columns: torch.Tensor | None = None
+) -> tuple[torch.Tensor, ...]:
     """Definition of :func:`mp_kernels.quantize_rows`."""
     rows = _rows(x, index, "index")
+    if columns is not None:
+        others = torch.ones(rows.shape[1], dtype=rows.dtype).index_fill_(0, columns, 0)
+        return *quantize_rows(rows * others), rows[:, columns]
     largest = rows.abs().amax(1) if rows.shape[1] else rows.new_zeros(rows.shape[0])
     factors = (127 / largest).clamp(max=torch.finfo(rows.dtype).max).nan_to_num(0.0)
     scales = torch.where(rows.isfinite().all(1), largest / 127, torch.nan)
@@ -498,11 +503,14 @@ def int8_linear(
     weight: torch.Tensor,
     column_scales: torch.Tensor,
     bias: torch.Tensor | None = None,
+    kept: torch.Tensor | None = None,
+    kept_weight: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Definition of :func:`mp_kernels.int8_linear`. Sums of products of int8 are exact in float64."""
     product = rows.double() @ weight.double().t()
     values = product.to(row_scales.dtype) * row_scales[:, None] * column_scales
-    return values if bias is None else values + bias
+    values = values if bias is None else values + bias
+    return values if kept is None or kept_weight is None else values + kept @ kept_weight.t()
 
 
 def int8_linear_gelu(
@@ -511,9 +519,13 @@ def int8_linear_gelu(
     weight: torch.Tensor,
     column_scales: torch.Tensor,
     bias: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    kept: torch.Tensor | None = None,
+    kept_weight: torch.Tensor | None = None,
+    columns: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, ...]:
     """Definition of :func:`mp_kernels.int8_linear_gelu`."""
-    return quantize_rows(F.gelu(int8_linear(rows, row_scales, weight, column_scales, bias)))
+    grown = F.gelu(int8_linear(rows, row_scales, weight, column_scales, bias, kept, kept_weight))
+    return quantize_rows(grown, columns=columns)
 
 
 def int8_linear_add_layer_norm(
@@ -527,7 +539,9 @@ def int8_linear_add_layer_norm(
     norm_bias: torch.Tensor,
     eps: float,
     index: torch.Tensor | None = None,
+    kept: torch.Tensor | None = None,
+    kept_weight: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Definition of :func:`mp_kernels.int8_linear_add_layer_norm`."""
-    x = int8_linear(rows, row_scales, weight, column_scales, bias)
+    x = int8_linear(rows, row_scales, weight, column_scales, bias, kept, kept_weight)
     return add_layer_norm(x, residual, norm_weight, norm_bias, eps, index)

@@ -33,6 +33,7 @@ library = torch.library.Library("mp_kernels", "DEF")
 
 _COMPACTION = "(Tensor index, Tensor cu_seqlens, Tensor samples, Tensor extents)"
 _PLACES = "Tensor? positions_q=None, Tensor? positions=None, Tensor? bias=None, Tensor? buckets=None, int window=-1)"
+_KEPT = "Tensor? kept=None, Tensor? kept_weight=None"
 
 SCHEMAS = {
     "ragged_attention": "(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens_q, Tensor cu_seqlens, Tensor? stays, "
@@ -62,13 +63,16 @@ SCHEMAS = {
     "gelu_gate": "(Tensor x) -> Tensor",
     "rotary_embedding": "(Tensor x, Tensor positions, Tensor cos, Tensor sin) -> Tensor",
     "ordered_linear": "(Tensor x, Tensor weight, Tensor bias) -> Tensor",
-    "quantize_rows": "(Tensor x, Tensor? index) -> (Tensor rows, Tensor scales)",
+    "quantize_rows": "(Tensor x, Tensor? index, Tensor? columns=None) -> (Tensor rows, Tensor scales, Tensor kept)",
     "dequantize_rows": "(Tensor rows, Tensor scales, Tensor? index) -> Tensor",
-    "int8_linear": "(Tensor rows, Tensor row_scales, Tensor weight, Tensor column_scales, Tensor? bias) -> Tensor",
-    "int8_linear_gelu": "(Tensor rows, Tensor row_scales, Tensor weight, Tensor column_scales, Tensor? bias) "
-    "-> (Tensor rows, Tensor scales)",
+    "int8_linear": "(Tensor rows, Tensor row_scales, Tensor weight, Tensor column_scales, Tensor? bias, "
+    + _KEPT
+    + ") -> Tensor",
+    "int8_linear_gelu": "(Tensor rows, Tensor row_scales, Tensor weight, Tensor column_scales, Tensor? bias, "
+    + _KEPT
+    + ", Tensor? columns=None) -> (Tensor rows, Tensor scales, Tensor kept)",
     "int8_linear_add_layer_norm": "(Tensor rows, Tensor row_scales, Tensor weight, Tensor column_scales, Tensor? bias, "
-    "Tensor residual, Tensor? index, Tensor norm_weight, Tensor norm_bias, float eps) -> Tensor",
+    "Tensor residual, Tensor? index, Tensor norm_weight, Tensor norm_bias, float eps, " + _KEPT + ") -> Tensor",
     "normalized_entropy": "(Tensor logits) -> Tensor",
     "label_entropy": "(Tensor logits) -> Tensor",
     "exit_head": "(Tensor features, Tensor dense_weight, Tensor dense_bias, Tensor weight, Tensor bias, "
@@ -249,9 +253,15 @@ def ordered_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return reference.ordered_linear(x, weight, bias)
 
 
+def _with_kept(like: Tensor, result: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    """Int8 rows, their scales, and what was kept of them: no columns where the definition kept none."""
+    rows, scales, *kept = result
+    return rows, scales, kept[0] if kept else like.new_empty(rows.shape[0], 0)
+
+
 @_implements
-def quantize_rows(x: Tensor, index: Tensor | None) -> tuple[Tensor, Tensor]:
-    return reference.quantize_rows(x, index)
+def quantize_rows(x: Tensor, index: Tensor | None, columns: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    return _with_kept(x, reference.quantize_rows(x, index, columns))
 
 
 @_implements
@@ -260,15 +270,31 @@ def dequantize_rows(rows: Tensor, scales: Tensor, index: Tensor | None) -> Tenso
 
 
 @_implements
-def int8_linear(rows: Tensor, row_scales: Tensor, weight: Tensor, column_scales: Tensor, bias: Tensor | None) -> Tensor:
-    return reference.int8_linear(rows, row_scales, weight, column_scales, bias)
+def int8_linear(
+    rows: Tensor,
+    row_scales: Tensor,
+    weight: Tensor,
+    column_scales: Tensor,
+    bias: Tensor | None,
+    kept: Tensor | None = None,
+    kept_weight: Tensor | None = None,
+) -> Tensor:
+    return reference.int8_linear(rows, row_scales, weight, column_scales, bias, kept, kept_weight)
 
 
 @_implements
 def int8_linear_gelu(
-    rows: Tensor, row_scales: Tensor, weight: Tensor, column_scales: Tensor, bias: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    return reference.int8_linear_gelu(rows, row_scales, weight, column_scales, bias)
+    rows: Tensor,
+    row_scales: Tensor,
+    weight: Tensor,
+    column_scales: Tensor,
+    bias: Tensor | None,
+    kept: Tensor | None = None,
+    kept_weight: Tensor | None = None,
+    columns: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    result = reference.int8_linear_gelu(rows, row_scales, weight, column_scales, bias, kept, kept_weight, columns)
+    return _with_kept(row_scales, result)
 
 
 @_implements
@@ -283,9 +309,12 @@ def int8_linear_add_layer_norm(
     norm_weight: Tensor,
     norm_bias: Tensor,
     eps: float,
+    kept: Tensor | None = None,
+    kept_weight: Tensor | None = None,
 ) -> Tensor:
+    factors = rows, row_scales, weight, column_scales, bias
     return reference.int8_linear_add_layer_norm(
-        rows, row_scales, weight, column_scales, bias, residual, norm_weight, norm_bias, eps, index
+        *factors, residual, norm_weight, norm_bias, eps, index, kept, kept_weight
     )
 
 

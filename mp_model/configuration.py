@@ -44,6 +44,7 @@ class PyramidConfig(PreTrainedConfig):
             the sample came with), or a number (LTP's released code: its padded width).
         precision: form of the weights of layers and word embeddings: ``"float"``, of the checkpoint's dtype; for inference
             alone ``"bfloat16"``, or ``"int8"`` (:func:`mp_model.backbones.int8.to_int8`).
+        int8_kept_columns: inputs of a layer with int8 weights that are multiplied as floats.
         untrained_exits: exit layers whose heads are as they were drawn. Loading adds those that the checkpoint has no
             weights for, and it is saved with the model; whoever trains heads takes them out again. None: all are trained.
         tuned_for: the record of what ``exit_threshold`` was tuned for (:mod:`mp_model.checkpoints.tuned_for`); None: nobody
@@ -65,6 +66,7 @@ class PyramidConfig(PreTrainedConfig):
     depth: Any = None
     importance_normalizer: Any = "alive"
     precision: str = "float"
+    int8_kept_columns: int = 0
     untrained_exits: Any = None
     tuned_for: dict[str, Any] | None = None
 
@@ -113,6 +115,9 @@ class PyramidConfig(PreTrainedConfig):
             raise ValueError("prune_thresholds and top_k are two ways to prune; set one of them to None")
         if self.precision not in ("float", "bfloat16", "int8"):
             raise ValueError(f"precision must be 'float', 'bfloat16' or 'int8'; got {self.precision!r}")
+        kept = self.int8_kept_columns
+        if isinstance(kept, bool) or not isinstance(kept, int) or kept < 0:
+            raise ValueError(f"int8_kept_columns must be an integer from 0 on; got {kept!r}")
         normalizer = self.importance_normalizer
         if normalizer not in ("alive", "input") and not (_is_number(normalizer) and 0 < normalizer < math.inf):
             raise ValueError(f"importance_normalizer must be 'alive', 'input' or a positive number; got {normalizer!r}")

@@ -59,12 +59,27 @@ inline float quantize_row(const Values& values, int64_t width, int8_t* out) {
   return largest / 127.0f;
 }
 
+// Quantises row `row` of `out`, and keeps some of its values as floats.
+template <typename Values>
+inline void quantize_and_keep(const Values& values, int64_t width, Int8Rows out, int64_t row) {
+  int8_t* rounded = out.rows + row * width;
+  if (!out.kept_columns) {
+    out.scales[row] = quantize_row(values, width, rounded);
+    return;
+  }
+  const auto others = [&](int64_t i) { return values(i) * load_some(out.others + i, width - i); };
+  out.scales[row] = quantize_row(others, width, rounded);
+  for (int64_t k = 0; k < out.kept_columns; ++k) {
+    const int64_t lane = out.columns[k] % kWidth;
+    out.kept[row * out.kept_columns + k] = values(out.columns[k] - lane)[lane];
+  }
+}
+
 inline void quantize_float_rows(const float* x, const int64_t* index, int64_t width, Int8Rows out, int64_t begin,
                                 int64_t end) {
   for (int64_t row = begin; row < end; ++row) {
     const float* from = x + (index ? index[row] : row) * width;
-    const auto values = [&](int64_t i) { return load_some(from + i, width - i); };
-    out.scales[row] = quantize_row(values, width, out.rows + row * width);
+    quantize_and_keep([&](int64_t i) { return load_some(from + i, width - i); }, width, out, row);
   }
 }
 
@@ -82,13 +97,26 @@ inline void dequantize_int8_rows(Int8Rows from, const int64_t* index, int64_t wi
 struct ProductRow {
   const Int8Product& p;
   const int32_t* product;
+  const float* kept;
   float scale;
   ProductRow(const Int8Product& p, int64_t row)
-      : p(p), product(p.product + (row - p.first) * p.width), scale(p.row_scales[row]) {}
+      : p(p),
+        product(p.product + (row - p.first) * p.width),
+        kept(p.kept + row * p.kept_columns),
+        scale(p.row_scales[row]) {}
   Vec operator()(int64_t i) const {
     const int64_t lanes = p.width - i;
-    const Vec v = load_integers<IntVec>(product + i, lanes) * (load_some(p.column_scales + i, lanes) * scale);
-    return p.bias ? v + load_some(p.bias + i, lanes) : v;
+    Vec v = load_integers<IntVec>(product + i, lanes) * (load_some(p.column_scales + i, lanes) * scale);
+    if (p.bias) v += load_some(p.bias + i, lanes);
+    const float* weight = p.kept_weight + i;
+    int64_t k = 0;
+    for (; k + 4 <= p.kept_columns; k += 4, weight += 4 * p.width) {  // two sums, neither of which waits for the other
+      const Vec more = load_some(weight, lanes) * kept[k] + load_some(weight + p.width, lanes) * kept[k + 1];
+      v += load_some(weight + 2 * p.width, lanes) * kept[k + 2] + load_some(weight + 3 * p.width, lanes) * kept[k + 3];
+      v += more;
+    }
+    for (; k < p.kept_columns; ++k, weight += p.width) v += load_some(weight, lanes) * kept[k];
+    return v;
   }
 };
 
@@ -102,8 +130,7 @@ inline void dequantize_product(const Int8Product& p, float* out, int64_t begin, 
 inline void gelu_of_product(const Int8Product& p, Int8Rows out, int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row) {
     const ProductRow values(p, row);
-    const auto grown = [&](int64_t i) { return gelu(values(i)); };
-    out.scales[row] = quantize_row(grown, p.width, out.rows + row * p.width);
+    quantize_and_keep([&](int64_t i) { return gelu(values(i)); }, p.width, out, row);
   }
 }
 

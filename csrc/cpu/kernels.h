@@ -112,20 +112,28 @@ struct Dense {
   int64_t rows, features, outputs;
 };
 
-// Rows of int8 [rows, width], each with a scale: a value is its integer times the scale of its row.
+// Rows of int8 [rows, width], each with a scale: a value is its integer times the scale of its row. The values of some
+// columns may be kept as floats instead, and are 0 in the rows.
 struct Int8Rows {
   int8_t* rows;
-  float* scales;  // [rows]
+  float* scales;                     // [rows]
+  const int64_t* columns = nullptr;  // [kept_columns]
+  const float* others = nullptr;     // [width], 0 at the columns that are kept and 1 elsewhere; null where none is
+  float* kept = nullptr;             // [rows, kept_columns]
+  int64_t kept_columns = 0;
 };
 
 // Rows of the product of two int8 matrices, from row `first` on: as a float, an element is its integer x its row's
-// scale x its column's scale + bias.
+// scale x its column's scale + bias + the product of the floats that were kept of the rows.
 struct Int8Product {
   const int32_t* product;  // [rows - first, width]
   int64_t first;
   const float* row_scales;
   const float *column_scales, *bias;  // [width]; bias may be null
   int64_t width;
+  const float* kept = nullptr;         // [rows, kept_columns]
+  const float* kept_weight = nullptr;  // [kept_columns, width]
+  int64_t kept_columns = 0;
 };
 
 // One sample of two parts, rows begin to middle and middle to end of x [total, width]. out [4 * width] gets the row

@@ -169,6 +169,10 @@ class RaggedLayer(nn.Module):
     plain: ClassVar[frozenset[type]]
     """Types of the layer and its modules whose weights say everything."""
 
+    def outlying(self) -> Sequence[tuple[nn.Module, ...]]:
+        """Linear layers some of whose inputs may be far larger than the others; those that read the same rows together."""
+        return ()
+
     def why_modules(self, device: torch.device) -> str | None:
         """The reason why the layer runs in module form just now on rows of a device; None: in prepared form."""
         raise NotImplementedError

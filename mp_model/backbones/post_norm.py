@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ from mp_kernels.memory import cache_blocks
 
 from .attention import Relation
 from .forms import Block, KeysValues, ModuleBlock, RaggedLayer, modules_within, why_modules, why_modules_now
-from .int8 import Int8Linear
+from .int8 import Int8Linear, Int8Rows, linear_of, quantised
 from .prepared import PreparedBlock
 from .products import product
 from .projections import Projections, why_apart
@@ -71,6 +72,10 @@ class PostNormLayer(RaggedLayer):
     def relation(self) -> Relation | None:
         """The part that places play in the layer's attention; None: none."""
         return None
+
+    def outlying(self) -> Sequence[tuple[nn.Module, ...]]:
+        parts = self.parts()
+        return parts.projections, (parts.grow,), (parts.shrink,)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "projections": None}
@@ -166,33 +171,43 @@ class Int8PostNormBlock(PostNormBlock):
     """The prepared form on int8 weights: rows are quantised on their way into each product, with a scale of their own."""
 
     def _project(self, values: Tensor, outputs: slice) -> Tensor:
-        rows, scales = mp_kernels.quantize_rows(values)
-        own = self.packed.rows(outputs)
-        return mp_kernels.int8_linear(rows, scales, own["weight"], own["scale"], own["bias"])
+        return linear_of(quantised(values, self.parts.query.columns), self.packed.rows(outputs))
 
     def _feed_forward(self, attended: Tensor) -> Tensor:
         parts = self.parts
         if type(parts.activation) is not GELUActivation:
             grown = parts.activation(parts.grow(attended))
             return self._add_and_norm(parts.shrink, parts.norm, grown, attended)
-        rows, scales = mp_kernels.quantize_rows(attended)
-        grow = parts.grow
-        quantised = mp_kernels.int8_linear_gelu(rows, scales, grow.weight, grow.scale, grow.bias)
-        return _normed_product(parts.shrink, parts.norm, *quantised, attended)
+        grow, columns = parts.grow, parts.shrink.columns
+        rows = quantised(attended, grow.columns)
+        factors = (
+            rows.rows,
+            rows.scales,
+            grow.weight,
+            grow.scale,
+            grow.bias,
+            rows.kept,
+            grow._parameters.get("kept_weight"),
+        )
+        if columns is None:
+            grown = Int8Rows(*mp_kernels.int8_linear_gelu(*factors))
+        else:
+            grown = Int8Rows(*mp_kernels.int8_linear_gelu(*factors, columns=columns))
+        return _normed_product(parts.shrink, parts.norm, grown, attended)
 
     def _add_and_norm(
         self, dense: Any, norm: nn.LayerNorm, x: Tensor, residual: Tensor, index: Tensor | None = None
     ) -> Tensor:
-        return _normed_product(dense, norm, *mp_kernels.quantize_rows(x), residual, index)
+        return _normed_product(dense, norm, quantised(x, dense.columns), residual, index)
 
 
 def _normed_product(
-    dense: Any, norm: nn.LayerNorm, rows: Tensor, scales: Tensor, residual: Tensor, index: Tensor | None = None
+    dense: Any, norm: nn.LayerNorm, rows: Int8Rows, residual: Tensor, index: Tensor | None = None
 ) -> Tensor:
     """LayerNorm of an int8 layer's product with quantised rows, with the residual ``residual[index]``."""
     return mp_kernels.int8_linear_add_layer_norm(
-        rows,
-        scales,
+        rows.rows,
+        rows.scales,
         dense.weight,
         dense.scale,
         dense.bias,
@@ -201,4 +216,6 @@ def _normed_product(
         norm.bias,
         norm.eps,
         index,
+        rows.kept,
+        dense._parameters.get("kept_weight"),
     )

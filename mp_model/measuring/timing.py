@@ -60,6 +60,8 @@ def padded_twin(model: PyramidForSequenceClassification) -> PreTrainedModel:
     weights = {name: x for name, x in model.state_dict().items() if not name.startswith("exits.")}
     for part in [name.removesuffix(".scale") for name in weights if name.endswith(".scale")]:  # int8
         weights[f"{part}.weight"] = weights[f"{part}.weight"] * weights.pop(f"{part}.scale").unsqueeze(1)
+        if f"{part}.kept_weight" in weights:
+            weights[f"{part}.weight"][:, weights.pop(f"{part}.columns")] = weights.pop(f"{part}.kept_weight")
     biases = {name for name in weights.keys() - twin.state_dict().keys() if name.endswith(".bias")}
     twin.load_state_dict({name: x for name, x in weights.items() if name not in biases})  # int8 adds some, all 0
     return twin.to(model.device)

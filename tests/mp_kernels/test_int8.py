@@ -127,6 +127,37 @@ def test_large_products_are_exact() -> None:
     assert torch.equal(found[0], wanted.float())
 
 
+@pytest.mark.parametrize("width", WIDTHS)
+def test_columns_are_kept(width: int) -> None:
+    """The rest of a row is rounded as if they were 0, and they come back as they are, in the order asked for."""
+    x, columns = torch.randn(5, width), torch.tensor([width - 1, 0, width // 2])
+    x[:, 0] *= 1000
+    rows, scales, kept = mp_kernels.quantize_rows(x, torch.tensor([4, 0]), columns=columns)
+    x = x[[4, 0]]
+    assert_same_bits(kept, x[:, columns])
+    for got, wanted in zip((rows, scales), mp_kernels.quantize_rows(x.index_fill(1, columns, 0)), strict=True):
+        assert_same_bits(got, wanted)
+
+
+@pytest.mark.parametrize("columns", [0, 1, 4, 5, 9])
+@pytest.mark.parametrize(("rows", "outputs", "features"), [(5, 7, 7), (40, 48, 128), (33, 50, 65)])
+def test_kept_columns_are_multiplied(rows: int, outputs: int, features: int, columns: int) -> None:
+    inputs = (*factors(rows, outputs, features), torch.randn(outputs))
+    kept, kept_weight = torch.randn(rows, columns), torch.randn(outputs, columns)
+    wide = [x.double() if x.is_floating_point() else x for x in (*inputs, kept, kept_weight)]
+    exact = reference.int8_linear(*wide)
+    torch.testing.assert_close(mp_kernels.int8_linear(*inputs, kept, kept_weight).double(), exact, rtol=1e-5, atol=1e-5)
+    ends = torch.tensor([outputs - 1, 0])
+    found, scales, ends_kept = mp_kernels.int8_linear_gelu(*inputs, kept, kept_weight, columns=ends)
+    grown = torch.nn.functional.gelu(exact)
+    assert_quantised(found, scales, grown.index_fill(1, ends, 0))
+    torch.testing.assert_close(ends_kept.double(), grown[:, ends], rtol=1e-5, atol=1e-5)
+    residual, norm = torch.randn(rows, outputs), (torch.randn(outputs), torch.randn(outputs))
+    normed = mp_kernels.int8_linear_add_layer_norm(*inputs, residual, *norm, 1e-2, None, kept, kept_weight)
+    wanted = reference.add_layer_norm(exact, residual.double(), *(x.double() for x in norm), 1e-2)
+    torch.testing.assert_close(normed.double(), wanted, rtol=1e-4, atol=1e-4)
+
+
 def test_rows_come_back() -> None:
     x = torch.randn(6, 33)
     rows, scales = mp_kernels.quantize_rows(x)
@@ -183,11 +214,24 @@ BAD: list[tuple[Callable, tuple, type[Exception], str]] = [
     (mp_kernels.quantize_rows, (torch.ones(3, 5).double(),), TypeError, "x must be float32"),
     (mp_kernels.quantize_rows, (torch.ones(5),), ValueError, "x must have 2 dimensions"),
     (mp_kernels.quantize_rows, (torch.ones(3, 5), torch.tensor([3])), RuntimeError, "index must lie in 0..2; got 3"),
+    (
+        lambda x: mp_kernels.quantize_rows(x, columns=torch.tensor([5])),
+        (torch.ones(3, 5),),
+        RuntimeError,
+        r"columns must lie in 0\.\.4; got 5",
+    ),
     (mp_kernels.dequantize_rows, (torch.ones(3, 5), torch.ones(3)), TypeError, "rows must be int8"),
     (mp_kernels.dequantize_rows, (int8(3, 5), torch.ones(2)), ValueError, r"scales must be \[3\]"),
     (mp_kernels.int8_linear, (torch.ones(3, 7), *factors(3, 5)[1:]), TypeError, "rows must be int8"),
     (mp_kernels.int8_linear, (int8(3, 8), *factors(3, 5)[1:]), ValueError, "the same features"),
     (mp_kernels.int8_linear, (*factors(3, 5), torch.ones(4)), ValueError, r"bias must be \[5\]"),
+    (mp_kernels.int8_linear, (*factors(3, 5), None, torch.ones(3, 2)), ValueError, "given together"),
+    (
+        mp_kernels.int8_linear,
+        (*factors(3, 5), None, torch.ones(3, 2), torch.ones(5, 3)),
+        ValueError,
+        r"kept_weight \[5, columns\]",
+    ),
     (mp_kernels.int8_linear_gelu, (int8(3, 7), VECTOR, *factors(3, 5)[2:]), ValueError, r"row_scales must be \[3\]"),
     (
         mp_kernels.int8_linear_add_layer_norm,

@@ -183,13 +183,23 @@ SAMPLES: dict[str, Callable[[], list[tuple]]] = {
     "gelu_gate": lambda: [(grown(4, 10),)],
     "rotary_embedding": lambda: [(grown(4, 2, 6), torch.tensor([0, 4, 1, 1], dtype=torch.int32), *turns(5, 3))],
     "ordered_linear": lambda: [(torch.randn(4, 7), torch.randn(5, 7), torch.randn(5))],
-    "quantize_rows": lambda: [(torch.randn(4, 5), None), (torch.randn(4, 5), torch.tensor([3, 1]))],
+    "quantize_rows": lambda: [
+        (torch.randn(4, 5), None),
+        (torch.randn(4, 5), torch.tensor([3, 1])),
+        (torch.randn(4, 5), None, torch.tensor([3, 0])),
+    ],
     "dequantize_rows": lambda: [
         (int8(4, 5), torch.rand(4), None),
         (int8(4, 5), torch.rand(4), torch.tensor([3, 1])),
     ],
-    "int8_linear": lambda: [(*factors(4, 5), torch.randn(5)), (*factors(4, 16, 64), None)],
-    "int8_linear_gelu": lambda: [(*factors(4, 5), torch.randn(5)), (*factors(4, 16, 64), None)],
+    "int8_linear": lambda: [
+        (*factors(4, 5), torch.randn(5)),
+        (*factors(4, 16, 64), None, torch.randn(4, 2), torch.randn(16, 2)),
+    ],
+    "int8_linear_gelu": lambda: [
+        (*factors(4, 5), torch.randn(5)),
+        (*factors(4, 16, 64), None, torch.randn(4, 2), torch.randn(16, 2), torch.tensor([3, 0, 15])),
+    ],
     "int8_linear_add_layer_norm": lambda: [
         (*factors(4, 5), torch.randn(5), torch.randn(4, 5), None, torch.randn(5), torch.randn(5), 1e-5),
         (*factors(2, 16, 64), None, torch.randn(4, 16), torch.tensor([3, 1]), torch.randn(16), torch.randn(16), 1e-5),

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 from mp_kernels import reference
 from mp_model import PyramidBert, PyramidBertForSequenceClassification
-from mp_model.backbones import why_layer_modules
+from mp_model.backbones import int8, why_layer_modules
 from mp_model.backbones.forms import ModuleBlock, block_of
-from mp_model.backbones.int8 import Int8Embedding, Int8Linear, to_int8
+from mp_model.backbones.int8 import KEPT_COLUMNS, Int8Embedding, Int8Linear, to_int8
+from mp_model.backbones.outliers import largest_columns
 from mp_model.backbones.post_norm import Int8PostNormBlock
 from support import tiny
 from support.accuracy import assert_same_bits
@@ -89,6 +92,59 @@ def test_answers_stay_close_to_float32(batch: tiny.Batch) -> None:
     settings = {"prune_thresholds": [0.0] * 4}
     wanted, got = (answers(model, batch.padded(), **settings)[0] for model in (exact, rounded))
     assert 0 < (got - wanted).abs().max() < 0.1 * wanted.abs().max()
+
+
+def with_outliers() -> PyramidBertForSequenceClassification:
+    """A model with a channel, and a neuron of each layer, beside which the others of a row are a hundredth."""
+    made = tiny.classifier(exit_threshold=None, exit_head="pooled", exit_layers=[0, 1, 2, 3])
+    with torch.no_grad():
+        for norm in (part for part in made.bert.modules() if isinstance(part, torch.nn.LayerNorm)):
+            norm.weight[5] *= 100
+        for layer in made.bert.stack:
+            layer.intermediate.dense.bias[9] = 300
+            for linear in (layer.attention.self.query, layer.attention.self.key, layer.attention.self.value):
+                linear.weight[:, 5] /= 100
+            layer.intermediate.dense.weight[:, 5] /= 100
+            layer.output.dense.weight[:, 9] /= 300
+    return made
+
+
+def test_few_large_channels_leave_the_others_their_digits(batch: tiny.Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kept as floats they leave less than a fifth of the error that rows rounded whole have."""
+    errors = []
+    for columns in (KEPT_COLUMNS, 0):
+        monkeypatch.setattr(int8, "KEPT_COLUMNS", columns)
+        exact = with_outliers()
+        rounded = copy.deepcopy(exact)
+        to_int8(rounded)
+        assert rounded.config.int8_kept_columns == columns
+        wanted, got = (answers(model, batch.padded(), prune_thresholds=[0.0] * 4)[0] for model in (exact, rounded))
+        errors.append((got - wanted).square().mean().sqrt())
+    assert errors[0] < errors[1] / 5
+
+
+def test_models_of_before_columns_were_kept(batch: tiny.Batch, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Their configuration does not name the columns, and their weights have none."""
+    monkeypatch.setattr(int8, "KEPT_COLUMNS", 0)
+    before = tiny.classifier(**SETTINGS)
+    to_int8(before)
+    before.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    assert config.pop("int8_kept_columns", 0) == 0
+    path.write_text(json.dumps(config))
+    assert not any("kept" in name or "columns" in name for name in load_file(tmp_path / "model.safetensors"))
+    again = PyramidBertForSequenceClassification.from_pretrained(tmp_path).eval()
+    for got, wanted in zip(answers(again, batch.padded()), answers(before, batch.padded()), strict=True):
+        assert_same_bits(got, wanted)
+
+
+def test_the_largest_columns_are_found() -> None:
+    x = torch.randn(50, 20)
+    x[:, 7] *= 30
+    x[:5, 3] *= 100
+    assert largest_columns(x, 2).tolist() == [7, 3]
+    assert largest_columns(torch.zeros(4, 3), 3).tolist() == [0, 1, 2]
 
 
 @given(seed=st.integers(0, 10_000), side=st.sampled_from(["left", "right", "mixed"]))
