@@ -74,7 +74,7 @@ struct NewInt8Rows {
 Tensor product_of_torch(const Tensor& rows, const Tensor& weight) {
   std::array<StableIValue, 2> stack{torch::stable::detail::from(rows),
                                     torch::stable::detail::from(torch::stable::transpose(weight, 0, 1))};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::_int_mm", "", stack.data(), TORCH_ABI_VERSION));
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::_int_mm", "", stack.data(), TORCH_ABI_VERSION));
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
