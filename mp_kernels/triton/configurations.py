@@ -79,6 +79,8 @@ _ONE_PASS = {
 # the narrowest there are none left for more than 128 keys.
 _ONE_PASS_NARROWEST = {"others": ((32, 128, 4),)}
 _ONE_PASS_NARROW = {
+    "sm_86": ((16, 128, 4), (16, 256, 8)),
+    "sm_89": ((16, 128, 4), (16, 256, 8)),
     "gfx942": ((32, 128, 4), (16, 256, 4)),
     "others": ((32, 128, 4), (16, 256, 8)),
 }
@@ -116,7 +118,7 @@ def streaming(architecture: str, width: int, itemsize: int, placed: bool = False
     if itemsize > 2 or architecture == "gfx942":
         return Tile(32, 32, 4)
     if architecture == "sm_100" and width < 64:  # a block loaded ahead would spill
-        return Tile(64, 32, 4)
+        return Tile(64, 32, 8 if placed else 4)
     return Tile(64, 64, 4, 2) if width == 64 and not placed else Tile(64, 32, 4, 2)
 
 
@@ -130,7 +132,11 @@ def backward(architecture: str, width: int, itemsize: int, placed: bool = False)
         tile = Tile(16, 32, 4)
     else:
         tile = Tile(64, 32, 4) if width == 64 else Tile(32, 32, 4)
-    return Tile(16, 16, 4) if itemsize > 2 and placed else tile, tile
+    if placed and itemsize > 2:
+        return Tile(16, 16, 4), tile
+    if placed and architecture in ("sm_100", "sm_120"):  # 64 queries would spill
+        return Tile(min(32, tile.rows), tile.columns, 4), tile
+    return tile, tile
 
 
 # A row, or a piece of one, that passes through registers once: a few accesses of 16 bytes for each thread.
