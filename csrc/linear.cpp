@@ -134,7 +134,7 @@ class Norm {
 // enough for every thread to get some.
 template <typename Work>
 void run_in_tiles(int64_t rows, int64_t features, int64_t grown, int64_t outputs, const Work& work) {
-  constexpr int64_t kLeast = 32, kMost = 256;
+  constexpr int64_t kLeast = 32, kMost = 128;
   int64_t step = kMost;
   while (step > kLeast && rows < step * torch::stable::get_num_threads()) step /= 2;
   const size_t scratch = mp::kernels().linear_scratch(std::min(step, rows), features, grown, outputs);

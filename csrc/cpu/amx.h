@@ -157,9 +157,15 @@ struct Block {
   bool more = false;  // whether to add to the sums that are there
 };
 
+// Work for the vector units while the tiles multiply: none.
+struct Nothing {
+  void operator()() const {}
+};
+
 // One block of a product, of one or two tiles each way, whose sums are added up in the order of the features.
-template <typename T, bool kTwoHigh, bool kTwoWide>
-inline void multiply_block(const Block<T>& b) {
+// `meanwhile` is called at each step.
+template <typename T, bool kTwoHigh, bool kTwoWide, typename Meanwhile = Nothing>
+inline void multiply_block(const Block<T>& b, Meanwhile&& meanwhile = {}) {
   constexpr int64_t kBytes = sizeof(T), kStep = Tiles<T>::kElements;
   const T *lower = b.rows + kTileHeight * b.row_stride, *right = b.panel + b.panel_stride;
   auto* below = b.out + kTileHeight * b.out_stride;
@@ -188,6 +194,7 @@ inline void multiply_block(const Block<T>& b) {
       MP_MULTIPLY_TILES(T, MP_LOWER_LEFT, MP_LOWER_ROWS, MP_LEFT_PANEL);
       if constexpr (kTwoWide) MP_MULTIPLY_TILES(T, MP_LOWER_RIGHT, MP_LOWER_ROWS, MP_RIGHT_PANEL);
     }
+    meanwhile();
   }
   _tile_stored(MP_UPPER_LEFT, b.out, out_stride);
   if constexpr (kTwoWide) _tile_stored(MP_UPPER_RIGHT, b.out + kTileHeight, out_stride);

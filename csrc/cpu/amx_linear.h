@@ -13,7 +13,7 @@ namespace mp::MP_ISA {
 
 constexpr int64_t kBlockSize = 2 * kTileHeight;  // rows, and outputs, of a block
 constexpr int64_t kBlockSums = kBlockSize * kBlockSize;
-constexpr int64_t kGrownAtOnce = 768;  // features of a feed-forward's inner layer that are kept at a time
+constexpr int64_t kGrownAtOnce = 384;  // features of a feed-forward's inner layer that are kept at a time
 
 inline int64_t blocks_of(int64_t count) {
   return (count + kBlockSize - 1) / kBlockSize;
@@ -33,7 +33,7 @@ struct LinearScratch {
     panels = take_halves(height * features);
     grown = take_halves(height * grown_features);
     grown_panels = take_halves(height * grown_features);
-    block = take(kBlockSums);
+    block = take(2 * kBlockSums);
     sums = take(blocks_of(rows) * blocks_of(outputs) * kBlockSums);
   }
 };
@@ -60,18 +60,41 @@ struct RowBlocks {
   int64_t rows_in(int64_t block) const { return std::min(kBlockSize, count - block * kBlockSize); }
 };
 
-template <bool kTwoHigh>
-inline void multiply_block(const Block<BFloat16>& block, bool two_wide) {
-  if (two_wide)
-    multiply_block<BFloat16, kTwoHigh, true>(block);
-  else
-    multiply_block<BFloat16, kTwoHigh, false>(block);
-}
+// Calls the next block of outputs' weights into the cache, the share of one block of rows at each step of its product.
+class Ahead {
+ public:
+  Ahead(const TileLinear& layer, const RowBlocks& x, int64_t block, int64_t output, int64_t first)
+      : begin_(block * kBlockSize / x.blocks()), end_((block + 1) * kBlockSize / x.blocks()) {
+    constexpr int64_t kBytes = sizeof(BFloat16);
+    const int64_t next = output + kBlockSize, width = layer.features;
+    if (next + kBlockSize > layer.outputs) end_ = begin_;
+    const BFloat16* from = layer.packed ? layer.packed + first * kTileHeight : layer.weight + first;
+    next_ = reinterpret_cast<const char*>(from + next * width);
+    half_ = kTileHeight * width * kBytes;
+    line_ = layer.packed ? kTileBytes : width * kBytes;
+    step_ = layer.packed ? kTileHeight * kTileBytes : kTileBytes;
+  }
+  void operator()() {
+    for (int64_t line = begin_; line < end_; ++line)
+      _mm_prefetch(next_ + line / kTileHeight * half_ + line % kTileHeight * line_, _MM_HINT_T1);
+    next_ += step_;
+  }
+
+ private:
+  int64_t begin_, end_, half_, line_, step_;  // lines of 64 bytes of a step; bytes from one to the next
+  const char* next_;
+};
 
 // Sums [32, 32] of a block of rows by a block of outputs from `output` on; x's features are the layer's from `first`
 // on.
+template <typename Meanwhile = Nothing>
 inline void multiply(const TileLinear& layer, const RowBlocks& x, int64_t block, int64_t output, int64_t first,
-                     float* sums, bool more) {
+                     float* sums, bool more, Meanwhile&& others = {}) {
+  Ahead ahead(layer, x, block, output, first);
+  const auto meanwhile = [&] {
+    others();
+    ahead();
+  };
   const bool two_outputs = output + kTileHeight<layer.outputs, two_rows = x.rows_in(block)> kTileHeight;
   const int64_t width = layer.features, row = block * kBlockSize;
   Block<BFloat16> b{};
@@ -85,10 +108,14 @@ inline void multiply(const TileLinear& layer, const RowBlocks& x, int64_t block,
     b.panel = x.panels + row * x.features, b.panel_stride = kTileHeight * x.features;
   }
   const bool two_high = layer.packed ? two_rows : two_outputs, two_wide = layer.packed ? two_outputs : two_rows;
-  if (two_high)
-    multiply_block<true>(b, two_wide);
+  if (two_high && two_wide)
+    multiply_block<BFloat16, true, true>(b, meanwhile);
+  else if (two_high)
+    multiply_block<BFloat16, true, false>(b, meanwhile);
+  else if (two_wide)
+    multiply_block<BFloat16, false, true>(b, meanwhile);
   else
-    multiply_block<false>(b, two_wide);
+    multiply_block<BFloat16, false, false>(b, meanwhile);
 }
 
 // Turns sums [outputs, rows] of a block into [rows, outputs].
@@ -104,24 +131,56 @@ inline void transpose_block(float* sums) {
     std::copy_n(lower_left + row * kTileHeight, kTileHeight, below + row * kBlockSize);
 }
 
+// The sums of a block on their way to bfloat16, through bias and, with kGelu, GELU: a few rows at each step of the next
+// block's product.
+template <bool kGelu>
+class Rounding {
+ public:
+  explicit Rounding(int64_t steps) : rows_a_step_((kBlockSize + steps - 1) / steps) {}
+
+  // bias: of the block's outputs, or null; width: 16 or 32 outputs.
+  void begin(const float* sums, const BFloat16* bias, BFloat16* out, int64_t out_stride, int64_t rows, int64_t width) {
+    sums_ = sums, out_ = out, out_stride_ = out_stride, left_ = rows, width_ = width;
+    for (int64_t i = 0; i < width; i += kWidth) biases_[i / kWidth] = bias ? load_as_float(bias + i) : Vec{};
+  }
+  void operator()() { round(std::min(left_, rows_a_step_)); }
+  void finish() { round(left_); }
+
+ private:
+  void round(int64_t rows) {
+    left_ -= rows;
+    for (; rows > 0; --rows, sums_ += kBlockSize, out_ += out_stride_)
+      for (int64_t i = 0; i < width_; i += kWidth) {
+        const Vec v = load(sums_ + i) + biases_[i / kWidth];
+        store_from_float(out_ + i, kGelu ? rough_gelu(v) : v);
+      }
+  }
+
+  const int64_t rows_a_step_;
+  const float* sums_ = nullptr;
+  BFloat16* out_ = nullptr;
+  int64_t out_stride_ = 0, left_ = 0, width_ = 0;
+  Vec biases_[kBlockSize / kWidth];
+};
+
 // Outputs begin..end of all rows, after bias and, with kGelu, GELU, into columns 0.. of `out`. All rows of the last
-// block are written where `out` has room for them.
+// block are written where `out` has room for them. sums: memory for two blocks.
 template <bool kGelu>
 inline void linear_blocks(const TileLinear& layer, const RowBlocks& x, int64_t begin, int64_t end, float* sums,
                           BFloat16* out, int64_t out_stride, bool has_room) {
+  Rounding<kGelu> rounding(x.features / Tiles<BFloat16>::kElements);
+  float* other = sums + kBlockSums;
   for (int64_t output = begin; output < end; output += kBlockSize)
     for (int64_t block = 0; block < x.blocks(); ++block) {
-      multiply(layer, x, block, output, 0, sums, false);
+      multiply(layer, x, block, output, 0, sums, false, rounding);
+      rounding.finish();
       if (!layer.packed) transpose_block(sums);
-      const int64_t rows = has_room ? kBlockSize : x.rows_in(block), width = std::min(kBlockSize, end - output);
-      for (int64_t row = 0; row < rows; ++row)
-        for (int64_t i = 0; i < width; i += kWidth) {
-          Vec v = load(sums + row * kBlockSize + i);
-          if (layer.bias) v += load_as_float(layer.bias + output + i);
-          if constexpr (kGelu) v = gelu(v);
-          store_from_float(out + (block * kBlockSize + row) * out_stride + output - begin + i, v);
-        }
+      rounding.begin(sums, layer.bias ? layer.bias + output : nullptr,
+                     out + block * kBlockSize * out_stride + output - begin, out_stride,
+                     has_room ? kBlockSize : x.rows_in(block), std::min(kBlockSize, end - output));
+      std::swap(sums, other);
     }
+  rounding.finish();
 }
 
 // Adds the product of x and the layer's features from `first` on to sums, a block for each block of outputs and of

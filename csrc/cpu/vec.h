@@ -2,6 +2,10 @@
 // MP_VECTOR_BYTES set by the build (16: SSE2 or NEON, 32: AVX2, 64: AVX-512).
 #pragma once
 
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
 #include <cstdint>
 #include <cstring>
 #include <utility>
@@ -27,11 +31,21 @@ inline void store(float* p, Vec v) {
 inline Vec broadcast(float x) {
   return x - Vec{};
 }
+// The second, where one is not a number. GCC compares and blends unless told the instruction (with a mask of ones, as
+// GCC 12 warns of its own intrinsics without).
 inline Vec max(Vec a, Vec b) {
+#if defined(__AVX512F__)
+  return _mm512_maskz_max_ps(0xFFFF, a, b);
+#else
   return a > b ? a : b;
+#endif
 }
 inline Vec min(Vec a, Vec b) {
+#if defined(__AVX512F__)
+  return _mm512_maskz_min_ps(0xFFFF, a, b);
+#else
   return a < b ? a : b;
+#endif
 }
 
 // e^x to 2 units in the last place. Below -87.3 (the smallest normal float) the result is exactly 0; NaN stays NaN.
