@@ -137,7 +137,7 @@ wheels: $(READY) ## build wheels for machines without a compiler into build/whee
 	PATH=$(abspath $(CLEAN)) $(CLEAN)/magic-pyramid doctor
 	PATH=$(abspath $(CLEAN)) $(CLEAN)/python -P -m pytest -o "pythonpath=benchmarks tests" -p no:cacheprovider $(OPERATORS)
 OPERATORS = $(addprefix tests/mp_kernels/test_,$(addsuffix .py,operators attention attention_places compaction entropy \
-	exit_head extension gather info int8 pack rotary rows))
+	exit_head extension gather info int8 pack products rotary rows))
 .PHONY: wheel-aarch64
 wheel-aarch64:
 	$(call wheel,aarch64,-DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++)

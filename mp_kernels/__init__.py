@@ -35,6 +35,7 @@ from .int8 import (
     ordered_linear,
     quantize_rows,
 )
+from .products import feed_forward, linear, linear_add_layer_norm
 from .ragged import Kept, Ragged
 
 __all__ = [
@@ -44,11 +45,14 @@ __all__ = [
     "bias_gelu",
     "dequantize_rows",
     "exit_head",
+    "feed_forward",
     "gelu_gate",
     "int8_linear",
     "int8_linear_add_layer_norm",
     "int8_linear_gelu",
     "label_entropy",
+    "linear",
+    "linear_add_layer_norm",
     "measure_padded",
     "normalized_entropy",
     "ordered_linear",

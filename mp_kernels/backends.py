@@ -18,8 +18,9 @@ from .schemas import SCHEMAS, library
 
 # They move the rows of several tensors, of whatever widths, in one launch; index_select takes one for each.
 COMPILED_FOR_CUDA = ("ragged_gather", "ragged_gather_backward")
-# The steps of int8 models have no Triton kernels.
+# The steps of int8 models, and linear layers with the steps around them, have no Triton kernels.
 FOR_CPUS = (
+    *("linear", "linear_add_layer_norm", "feed_forward"),
     *("ordered_linear", "quantize_rows", "dequantize_rows"),
     *("int8_linear", "int8_linear_gelu", "int8_linear_add_layer_norm"),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import warnings
 from pathlib import Path
@@ -30,6 +31,8 @@ def _load() -> ctypes.CDLL | None:
         return None
     library = ctypes.CDLL(str(PATH))
     library.mp_runnable_isa.restype = library.mp_chosen_isa.restype = ctypes.c_char_p
+    library.mp_multiplies_in_tiles.restype = ctypes.c_bool
+    library.mp_multiplies_in_tiles.argtypes = (ctypes.c_int64, ctypes.c_int64)
     return library
 
 
@@ -83,6 +86,12 @@ def chosen_instruction_set() -> str | None:
         return None
     name: bytes = _library.mp_chosen_isa()
     return name.decode()
+
+
+@functools.cache
+def multiplies_in_tiles(outputs: int, features: int) -> bool:
+    """Whether weights ``[outputs, features]`` of bfloat16 are multiplied in the processor's tiles."""
+    return _library is not None and _library.mp_multiplies_in_tiles(outputs, features)
 
 
 _wanted = os.environ.get("MP_KERNELS_ISA")

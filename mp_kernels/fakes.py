@@ -154,6 +154,21 @@ def ordered_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return x.new_empty(x.shape[0], weight.shape[0])
 
 
+@_fakes
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return x.new_empty(x.shape[0], weight.shape[0])
+
+
+@_fakes
+def linear_add_layer_norm(x: Tensor, weight: Tensor, *others: Any) -> Tensor:
+    return x.new_empty(x.shape[0], weight.shape[0])
+
+
+@_fakes
+def feed_forward(x: Tensor, *layers: Any) -> Tensor:
+    return x.new_empty(x.shape)
+
+
 def _int8_rows(like: Tensor, count: int, width: int, columns: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     kept = 0 if columns is None else columns.shape[0]
     floats = like.new_empty(count, dtype=torch.float32), like.new_empty(count, kept, dtype=torch.float32)

@@ -477,6 +477,46 @@ def unpack(ragged: Ragged, fill: float = 0.0) -> torch.Tensor:
     return torch.stack(rows) if rows else empty
 
 
+def _wide_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    wide_bias = None if bias is None else _at_least_float32(bias)
+    return F.linear(_at_least_float32(x), _at_least_float32(weight), wide_bias)
+
+
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """Definition of :func:`mp_kernels.linear`."""
+    return _wide_linear(x, weight, bias).to(x.dtype)
+
+
+def linear_add_layer_norm(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    residual: torch.Tensor,
+    norm_weight: torch.Tensor,
+    norm_bias: torch.Tensor,
+    eps: float,
+    index: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Definition of :func:`mp_kernels.linear_add_layer_norm`."""
+    residual, norm_weight, norm_bias = map(_at_least_float32, (residual, norm_weight, norm_bias))
+    return add_layer_norm(_wide_linear(x, weight, bias), residual, norm_weight, norm_bias, eps, index).to(x.dtype)
+
+
+def feed_forward(
+    x: torch.Tensor,
+    grow_weight: torch.Tensor,
+    grow_bias: torch.Tensor | None,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    norm_weight: torch.Tensor,
+    norm_bias: torch.Tensor,
+    eps: float,
+) -> torch.Tensor:
+    """Definition of :func:`mp_kernels.feed_forward`."""
+    grown = F.gelu(_wide_linear(x, grow_weight, grow_bias)).to(x.dtype)
+    return linear_add_layer_norm(grown, weight, bias, x, norm_weight, norm_bias, eps)
+
+
 def quantize_rows(
     x: torch.Tensor, index: torch.Tensor | None = None, columns: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, ...]:

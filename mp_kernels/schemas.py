@@ -63,6 +63,11 @@ SCHEMAS = {
     "gelu_gate": "(Tensor x) -> Tensor",
     "rotary_embedding": "(Tensor x, Tensor positions, Tensor cos, Tensor sin) -> Tensor",
     "ordered_linear": "(Tensor x, Tensor weight, Tensor bias) -> Tensor",
+    "linear": "(Tensor x, Tensor weight, Tensor? bias) -> Tensor",
+    "linear_add_layer_norm": "(Tensor x, Tensor weight, Tensor? bias, Tensor residual, Tensor? index, "
+    "Tensor norm_weight, Tensor norm_bias, float eps) -> Tensor",
+    "feed_forward": "(Tensor x, Tensor grow_weight, Tensor? grow_bias, Tensor weight, Tensor? bias, "
+    "Tensor norm_weight, Tensor norm_bias, float eps) -> Tensor",
     "quantize_rows": "(Tensor x, Tensor? index, Tensor? columns=None) -> (Tensor rows, Tensor scales, Tensor kept)",
     "dequantize_rows": "(Tensor rows, Tensor scales, Tensor? index) -> Tensor",
     "int8_linear": "(Tensor rows, Tensor row_scales, Tensor weight, Tensor column_scales, Tensor? bias, "
@@ -257,6 +262,30 @@ def _with_kept(like: Tensor, result: tuple[Tensor, ...]) -> tuple[Tensor, Tensor
     """Int8 rows, their scales, and what was kept of them: no columns where the definition kept none."""
     rows, scales, *kept = result
     return rows, scales, kept[0] if kept else like.new_empty(rows.shape[0], 0)
+
+
+@_implements
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return reference.linear(x, weight, bias)
+
+
+@_implements
+def linear_add_layer_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor,
+    index: Tensor | None,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    eps: float,
+) -> Tensor:
+    return reference.linear_add_layer_norm(x, weight, bias, residual, norm_weight, norm_bias, eps, index)
+
+
+@_implements
+def feed_forward(x: Tensor, *layers: Any) -> Tensor:
+    return reference.feed_forward(x, *layers)
 
 
 @_implements

@@ -1,4 +1,5 @@
-// Exact products of int8 matrices in the processor's tiles of 16 rows of 64 bytes.
+// Products of matrices in the processor's tiles of 16 rows of 64 bytes: blocks of int8 or bfloat16, and whole products
+// of int8, which are exact.
 #pragma once
 
 #include <immintrin.h>
@@ -64,10 +65,12 @@ class TileShapes {
 
 typedef int32_t Words __attribute__((vector_size(64)));
 
-// Transposes a 16 x 16 matrix of 4-byte elements, whose rows are `stride` bytes apart in `from` and 64 in `to`.
-inline void transpose_tile(const int8_t* from, int64_t stride, int8_t* to) {
+// Transposes a 16 x 16 matrix of 4-byte elements, whose rows are so many bytes apart. `to` may be `from`.
+inline void transpose_tile(const void* from, int64_t from_stride, void* to, int64_t to_stride) {
+  const char* source = static_cast<const char*>(from);
+  char* target = static_cast<char*>(to);
   Words rows[16], turned[16];
-  for (int i = 0; i < 16; ++i) std::memcpy(&rows[i], from + i * stride, sizeof(Words));
+  for (int i = 0; i < 16; ++i) std::memcpy(&rows[i], source + i * from_stride, sizeof(Words));
   // In round after round, rows that are 1, 2, 4 and 8 apart exchange the elements that lie as far apart.
   for (int i = 0; i < 16; i += 2) {
     turned[i] =
@@ -91,51 +94,112 @@ inline void transpose_tile(const int8_t* from, int64_t stride, int8_t* to) {
     const Words a = turned[i], b = turned[i + 8];
     const Words upper = __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23);
     const Words lower = __builtin_shufflevector(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
-    std::memcpy(to + i * kTileBytes, &upper, sizeof upper);
-    std::memcpy(to + (i + 8) * kTileBytes, &lower, sizeof lower);
+    std::memcpy(target + i * to_stride, &upper, sizeof upper);
+    std::memcpy(target + (i + 8) * to_stride, &lower, sizeof lower);
   }
 }
 
-inline bool takes_int8_weight(int64_t outputs, int64_t features) {
-  return outputs > 0 && outputs % kTileHeight == 0 && features > 0 && features % kTileBytes == 0;
+// Elements of a type in a row of a tile, and the type that their products are added up in.
+template <typename T>
+struct Tiles;
+template <>
+struct Tiles<int8_t> {
+  static constexpr int64_t kElements = kTileBytes;
+  using Sum = int32_t;
+};
+template <>
+struct Tiles<BFloat16> {
+  static constexpr int64_t kElements = kTileBytes / 2;
+  using Sum = float;
+};
+
+template <typename T>
+inline bool takes_weight(int64_t outputs, int64_t features) {
+  return outputs > 0 && outputs % kTileHeight == 0 && features > 0 && features % Tiles<T>::kElements == 0;
 }
 
-// Panels begin..end of 16 outputs each, in the order in which tiles take them: [panel, features / 64, 16, 16, 4].
-inline void pack_int8_weight(const int8_t* weight, int64_t features, int8_t* packed, int64_t begin, int64_t end) {
-  for (int64_t panel = begin; panel < end; ++panel)
-    for (int64_t i = 0; i < features; i += kTileBytes)
-      transpose_tile(weight + panel * kTileHeight * features + i, features,
-                     packed + (panel * features + i) * kTileHeight);
+// Panels of 16 rows each, in the order in which tiles take them as the right factor: [panel, width / kElements, 16, 16,
+// kElements / 16]. `stride`: elements from one row to the next.
+template <typename T>
+inline void pack_rows(const T* rows, int64_t stride, int64_t width, T* packed, int64_t panels) {
+  for (int64_t panel = 0; panel < panels; ++panel)
+    for (int64_t i = 0; i < width; i += Tiles<T>::kElements)
+      transpose_tile(rows + panel * kTileHeight * stride + i, stride * static_cast<int64_t>(sizeof(T)),
+                     packed + (panel * width + i) * kTileHeight, kTileBytes);
 }
 
-// One block of the product, of one or two tiles each way.
-template <bool kTwoHigh, bool kTwoWide>
-inline void multiply_block(const int8_t* rows, int64_t features, const int8_t* panel, int32_t* out, int64_t outputs) {
-  const int8_t *lower = rows + kTileHeight * features, *right = panel + kTileHeight * features;
-  _tile_zero(MP_UPPER_LEFT);
-  if constexpr (kTwoWide) _tile_zero(MP_UPPER_RIGHT);
-  if constexpr (kTwoHigh) _tile_zero(MP_LOWER_LEFT);
-  if constexpr (kTwoHigh && kTwoWide) _tile_zero(MP_LOWER_RIGHT);
-  for (int64_t i = 0; i < features; i += kTileBytes) {
-    _tile_loadd(MP_UPPER_ROWS, rows + i, features);
-    _tile_loadd(MP_LEFT_PANEL, panel + i * kTileHeight, kTileBytes);
-    _tile_dpbssd(MP_UPPER_LEFT, MP_UPPER_ROWS, MP_LEFT_PANEL);
+// Panels begin..end of a weight, of 16 outputs each.
+template <typename T>
+inline void pack_weight(const T* weight, int64_t features, T* packed, int64_t begin, int64_t end) {
+  const int64_t first = begin * kTileHeight * features;
+  pack_rows(weight + first, features, features, packed + first, end - begin);
+}
+
+#define MP_MULTIPLY_TILES(T, sums, rows, panel) \
+  do {                                          \
+    if constexpr (sizeof(T) == 1)               \
+      _tile_dpbssd(sums, rows, panel);          \
+    else                                        \
+      _tile_dpbf16ps(sums, rows, panel);        \
+  } while (false)
+
+// Factors of a block of a product, and where its sums go; strides count elements. The left factor has rows, the right
+// one panels.
+template <typename T>
+struct Block {
+  const T* rows;
+  int64_t row_stride;
+  const T* panel;
+  int64_t panel_stride;  // from one panel to the next
+  int64_t features;
+  typename Tiles<T>::Sum* out;
+  int64_t out_stride;
+  bool more = false;  // whether to add to the sums that are there
+};
+
+// Work for the vector units while the tiles multiply: none.
+struct Nothing {
+  void operator()() const {}
+};
+
+// One block of a product, of one or two tiles each way, whose sums are added up in the order of the features.
+// `meanwhile` is called at each step.
+template <typename T, bool kTwoHigh, bool kTwoWide, typename Meanwhile = Nothing>
+inline void multiply_block(const Block<T>& b, Meanwhile&& meanwhile = {}) {
+  constexpr int64_t kBytes = sizeof(T), kStep = Tiles<T>::kElements;
+  const T *lower = b.rows + kTileHeight * b.row_stride, *right = b.panel + b.panel_stride;
+  auto* below = b.out + kTileHeight * b.out_stride;
+  const int64_t stride = b.row_stride * kBytes, out_stride = b.out_stride * 4;
+  if (b.more) {
+    _tile_loadd(MP_UPPER_LEFT, b.out, out_stride);
+    if constexpr (kTwoWide) _tile_loadd(MP_UPPER_RIGHT, b.out + kTileHeight, out_stride);
+    if constexpr (kTwoHigh) _tile_loadd(MP_LOWER_LEFT, below, out_stride);
+    if constexpr (kTwoHigh && kTwoWide) _tile_loadd(MP_LOWER_RIGHT, below + kTileHeight, out_stride);
+  } else {
+    _tile_zero(MP_UPPER_LEFT);
+    if constexpr (kTwoWide) _tile_zero(MP_UPPER_RIGHT);
+    if constexpr (kTwoHigh) _tile_zero(MP_LOWER_LEFT);
+    if constexpr (kTwoHigh && kTwoWide) _tile_zero(MP_LOWER_RIGHT);
+  }
+  for (int64_t i = 0; i < b.features; i += kStep) {
+    _tile_loadd(MP_UPPER_ROWS, b.rows + i, stride);
+    _tile_loadd(MP_LEFT_PANEL, b.panel + i * kTileHeight, kTileBytes);
+    MP_MULTIPLY_TILES(T, MP_UPPER_LEFT, MP_UPPER_ROWS, MP_LEFT_PANEL);
     if constexpr (kTwoWide) {
       _tile_loadd(MP_RIGHT_PANEL, right + i * kTileHeight, kTileBytes);
-      _tile_dpbssd(MP_UPPER_RIGHT, MP_UPPER_ROWS, MP_RIGHT_PANEL);
+      MP_MULTIPLY_TILES(T, MP_UPPER_RIGHT, MP_UPPER_ROWS, MP_RIGHT_PANEL);
     }
     if constexpr (kTwoHigh) {
-      _tile_loadd(MP_LOWER_ROWS, lower + i, features);
-      _tile_dpbssd(MP_LOWER_LEFT, MP_LOWER_ROWS, MP_LEFT_PANEL);
-      if constexpr (kTwoWide) _tile_dpbssd(MP_LOWER_RIGHT, MP_LOWER_ROWS, MP_RIGHT_PANEL);
+      _tile_loadd(MP_LOWER_ROWS, lower + i, stride);
+      MP_MULTIPLY_TILES(T, MP_LOWER_LEFT, MP_LOWER_ROWS, MP_LEFT_PANEL);
+      if constexpr (kTwoWide) MP_MULTIPLY_TILES(T, MP_LOWER_RIGHT, MP_LOWER_ROWS, MP_RIGHT_PANEL);
     }
+    meanwhile();
   }
-  const int64_t stride = outputs * static_cast<int64_t>(sizeof(int32_t));
-  int32_t* below = out + kTileHeight * outputs;
-  _tile_stored(MP_UPPER_LEFT, out, stride);
-  if constexpr (kTwoWide) _tile_stored(MP_UPPER_RIGHT, out + kTileHeight, stride);
-  if constexpr (kTwoHigh) _tile_stored(MP_LOWER_LEFT, below, stride);
-  if constexpr (kTwoHigh && kTwoWide) _tile_stored(MP_LOWER_RIGHT, below + kTileHeight, stride);
+  _tile_stored(MP_UPPER_LEFT, b.out, out_stride);
+  if constexpr (kTwoWide) _tile_stored(MP_UPPER_RIGHT, b.out + kTileHeight, out_stride);
+  if constexpr (kTwoHigh) _tile_stored(MP_LOWER_LEFT, below, out_stride);
+  if constexpr (kTwoHigh && kTwoWide) _tile_stored(MP_LOWER_RIGHT, below + kTileHeight, out_stride);
 }
 
 // `blocks` blocks of rows, one below the other, by all panels.
@@ -145,12 +209,17 @@ inline void multiply_blocks(const int8_t* rows, int64_t blocks, int64_t features
   constexpr int64_t kHeight = kTwoHigh ? 2 * kTileHeight : kTileHeight;
   for (int64_t output = 0; output < outputs; output += 2 * kTileHeight)
     for (int64_t block = 0; block < blocks; ++block) {
-      const int8_t *from = rows + block * kHeight * features, *panel = packed + output * features;
-      int32_t* to = out + block * kHeight * outputs + output;
+      const Block<int8_t> factors{rows + block * kHeight * features,
+                                  features,
+                                  packed + output * features,
+                                  kTileHeight * features,
+                                  features,
+                                  out + block * kHeight * outputs + output,
+                                  outputs};
       if (output + kTileHeight < outputs)
-        multiply_block<kTwoHigh, true>(from, features, panel, to, outputs);
+        multiply_block<int8_t, kTwoHigh, true>(factors);
       else
-        multiply_block<kTwoHigh, false>(from, features, panel, to, outputs);
+        multiply_block<int8_t, kTwoHigh, false>(factors);
     }
 }
 

@@ -29,11 +29,13 @@ extern const Kernels kKernels;
 
 namespace {
 
-// Whether the processor has tiles for int8, and the system lets this process use them.
+// Whether the processor has tiles for int8 and bfloat16 (and vectors to round to the latter), and the system lets this
+// process use them.
 bool has_tiles() {
   unsigned a, b, c, d;
-  constexpr unsigned kTiles = 1u << 24, kInt8 = 1u << 25;
-  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & kTiles) == 0 || (d & kInt8) == 0) return false;
+  constexpr unsigned kTiles = 1u << 22 | 1u << 24 | 1u << 25, kHalfVectors = 1u << 5;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & kTiles) != kTiles) return false;
+  if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || (a & kHalfVectors) == 0) return false;
   constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
   return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 }

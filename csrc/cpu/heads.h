@@ -25,7 +25,7 @@ inline void dense_tile(const Dense& d, const T* x, const T* weight, int64_t row,
   }
   for (int r = 0; r < kRows; ++r)
     for (int o = 0; o < kOutputs; ++o) {
-      const float bias = to_float(static_cast<const T*>(d.bias)[output + o]);
+      const float bias = d.bias ? to_float(static_cast<const T*>(d.bias)[output + o]) : 0.0f;
       static_cast<T*>(d.out)[(row + r) * d.outputs + output + o] = from_float<T>(horizontal_sum(sums[r][o]) + bias);
     }
 }

@@ -6,6 +6,7 @@
 #include "rows.h"
 #ifdef __AMX_INT8__
 #include "amx.h"
+#include "amx_linear.h"
 #endif
 
 #define MP_STRINGIZE_(x) #x
@@ -94,10 +95,22 @@ const Kernels kKernels = {MP_STRINGIZE(MP_ISA),
                           quantize_float_rows,
                           dequantize_int8_rows,
 #ifdef __AMX_INT8__
-                          takes_int8_weight,
-                          pack_int8_weight,
+                          takes_weight<int8_t>,
+                          pack_weight<int8_t>,
                           multiply_int8,
+                          takes_weight<BFloat16>,
+                          pack_weight<BFloat16>,
+                          linear_scratch,
+                          linear_rows,
+                          linear_norm_rows,
+                          feed_forward_rows,
 #else
+                          nullptr,
+                          nullptr,
+                          nullptr,
+                          nullptr,
+                          nullptr,
+                          nullptr,
                           nullptr,
                           nullptr,
                           nullptr,

@@ -107,9 +107,23 @@ struct Dense {
   Dtype dtype;
   const void* x;       // [rows, features]
   const void* weight;  // [outputs, features]
-  const void* bias;    // [outputs]
+  const void* bias;    // [outputs], or null
   void* out;           // [rows, outputs]
   int64_t rows, features, outputs;
+};
+
+// Rows of bfloat16 whose elements lie together, `stride` elements from one to the next.
+struct HalfRows {
+  const BFloat16* data;
+  int64_t stride;
+};
+
+// A linear layer of bfloat16 for products in tiles.
+struct TileLinear {
+  const BFloat16* weight;  // [outputs, features]
+  const BFloat16* packed;  // the same in panels; null: the rows that are multiplied are packed instead
+  const BFloat16* bias;    // [outputs], or null
+  int64_t outputs, features;
 };
 
 // Rows of int8 [rows, width], each with a scale: a value is its integer times the scale of its row. The values of some
@@ -174,6 +188,18 @@ struct Kernels {
   void (*pack_int8_weight)(const int8_t* weight, int64_t features, int8_t* packed, int64_t begin, int64_t end);
   void (*multiply_int8)(const int8_t* rows, int64_t count, int64_t features, const int8_t* packed, int64_t outputs,
                         int32_t* out);
+  // Linear layers of bfloat16; null in builds that have none. A weight is packed as one of int8 is. scratch: as many
+  // floats as linear_scratch says for that number of rows, features of x, features between the two layers, and outputs.
+  bool (*takes_half_weight)(int64_t outputs, int64_t features);
+  void (*pack_half_weight)(const BFloat16* weight, int64_t features, BFloat16* packed, int64_t begin, int64_t end);
+  size_t (*linear_scratch)(int64_t rows, int64_t features, int64_t grown, int64_t outputs);
+  void (*linear)(const TileLinear&, HalfRows x, BFloat16* out, int64_t begin, int64_t end, float* scratch);
+  // The product takes the place of the norm's x.
+  void (*linear_add_layer_norm)(const TileLinear&, HalfRows x, const LayerNorm&, int64_t begin, int64_t end,
+                                float* scratch);
+  // With GELU between the two layers.
+  void (*feed_forward)(const TileLinear& grow, const TileLinear& shrink, HalfRows x, const LayerNorm&, int64_t begin,
+                       int64_t end, float* scratch);
   void (*dequantize)(const Int8Product&, float* out, int64_t begin, int64_t end);
   void (*dequantize_gelu)(const Int8Product&, Int8Rows out, int64_t begin, int64_t end);
   // The product takes the place of the norm's x.

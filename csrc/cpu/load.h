@@ -1,7 +1,7 @@
 // Vectors of floats from and to memory of any element type.
 #pragma once
 
-#if defined(__F16C__)
+#if defined(__F16C__) || defined(__AVX512BF16__)
 #include <immintrin.h>
 #endif
 
@@ -31,12 +31,17 @@ inline Vec load_as_float(const BFloat16* p) {
   std::memcpy(&v, &bits, sizeof v);
   return v;
 }
-inline void store_from_float(BFloat16* p, Vec v) {  // rounds as from_float does
+inline void store_from_float(BFloat16* p, Vec v) {  // rounds as from_float does, but for what is no normal number
+#if defined(__AVX512BF16__)
+  const __m256bh halves = _mm512_cvtneps_pbh(v);
+  std::memcpy(p, &halves, sizeof halves);
+#else
   WordVec bits;
   std::memcpy(&bits, &v, sizeof bits);
   const WordVec rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16, quiet = (bits >> 16) | 0x40u;
   const HalfWordVec halves = __builtin_convertvector(v == v ? rounded : quiet, HalfWordVec);
   std::memcpy(p, &halves, sizeof halves);
+#endif
 }
 
 // Masks of ones, as GCC 12 warns of its own intrinsics without masks.

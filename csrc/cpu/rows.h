@@ -61,6 +61,25 @@ inline Vec gelu(Vec x) {
   return 0.5f * x * (1.0f + erf(x * 0.70710678118654752f));
 }
 
+// GELU within 1e-5, for results of a half type, at half the cost: max(x, 0) - |x| P(X > |x|) for a normal X, by a
+// minimax polynomial on [0, 4.5].
+inline Vec rough_gelu(Vec x) {
+  constexpr float kEnd = 4.5f;
+  const Vec distance = min(max(x, -x), broadcast(kEnd)), t = distance * (2 / kEnd) - 1.0f;
+  Vec p = broadcast(4.001857713e-03f);
+  p = p * t - 2.372211963e-02f;
+  p = p * t + 2.266718633e-02f;
+  p = p * t + 5.763927475e-02f;
+  p = p * t - 1.255895346e-01f;
+  p = p * t + 3.291878477e-02f;
+  p = p * t + 1.559337229e-01f;
+  p = p * t - 2.456043363e-01f;
+  p = p * t + 1.809206307e-01f;
+  p = p * t - 7.138571143e-02f;
+  p = p * t + 1.222204138e-02f;
+  return max(broadcast(0.0f), x) - distance * p;  // max gives its second where that is not a number
+}
+
 template <typename T>
 inline void bias_gelu_rows(const T* x, const T* bias, T* out, int64_t width, int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row)

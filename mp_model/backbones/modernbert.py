@@ -13,6 +13,7 @@ from transformers.models.modernbert import modeling_modernbert as stock
 
 import mp_kernels
 from mp_kernels import Ragged
+from mp_kernels.products import in_blocks
 
 from . import post_norm
 from .attention import MaskedBatch, Relation, attend, going_on
@@ -32,7 +33,6 @@ from .forms import (
 )
 from .int8 import Int8Linear
 from .prepared import PreparedBlock
-from .products import in_blocks, product
 
 CHANGING = "dynamic", "longrope"  # kinds of rotary positions whose frequencies depend on the longest text of a batch
 
@@ -174,7 +174,7 @@ class ModernBertBlock(PreparedBlock):
         if isinstance(linear, Int8Linear):
             return linear.part(normed, outputs)
         bias = None if linear.bias is None else linear.bias[outputs]
-        return product(normed, linear.weight[outputs], bias)
+        return mp_kernels.linear(normed, linear.weight[outputs], bias)
 
     def _rotated(self, x: Tensor, places: Tensor | None) -> Tensor:
         assert places is not None
@@ -192,7 +192,7 @@ class ModernBertBlock(PreparedBlock):
 
 def _product(linear: Any, x: Tensor) -> Tensor:
     """``linear(x)``, by its weights where they are not int8."""
-    return product(x, linear.weight, linear.bias) if type(linear) is nn.Linear else linear(x)
+    return mp_kernels.linear(x, linear.weight, linear.bias) if type(linear) is nn.Linear else linear(x)
 
 
 def _added(residual: Tensor, linear: Any, x: Tensor) -> Tensor:

@@ -11,13 +11,11 @@ from transformers.activations import GELUActivation
 
 import mp_kernels
 from mp_kernels import Ragged
-from mp_kernels.memory import cache_blocks
 
 from .attention import Relation
 from .forms import Block, KeysValues, ModuleBlock, RaggedLayer, modules_within, why_modules, why_modules_now
 from .int8 import Int8Linear, Int8Rows, linear_of, quantised
 from .prepared import PreparedBlock
-from .products import product
 from .projections import Projections, why_apart
 
 
@@ -142,29 +140,29 @@ class PostNormBlock(PreparedBlock):
     def _project(self, values: Tensor, outputs: slice) -> Tensor:
         """A range of the outputs of queries, keys and values, in this order: ``[rows, outputs]``."""
         own = self.packed.rows(outputs)
-        return product(values, own["weight"], own["bias"])
+        return mp_kernels.linear(values, own["weight"], own["bias"])
 
     def finish(self, context: Tensor, residual: Tensor, index: Tensor | None = None) -> Tensor:
         parts = self.parts
         attended = self._add_and_norm(parts.context, parts.context_norm, context, residual, index)
-        blocks = cache_blocks(attended, parts.grow.out_features * parts.grow.weight.element_size())
-        done = [self._feed_forward(block) for block in blocks]
-        return done[0] if len(done) == 1 else torch.cat(done)
+        return self._feed_forward(attended)
 
     def _feed_forward(self, attended: Tensor) -> Tensor:
-        parts = self.parts
+        parts, norm = self.parts, self.parts.norm
         if type(parts.activation) is GELUActivation:
-            # The bias is added on the way through the GELU, not copied into the product's memory before it.
-            grown = mp_kernels.bias_gelu(product(attended, parts.grow.weight), parts.grow.bias)
-        else:
-            grown = parts.activation(product(attended, parts.grow.weight, parts.grow.bias))
-        return self._add_and_norm(parts.shrink, parts.norm, grown, attended)
+            grow, shrink = parts.grow, parts.shrink
+            return mp_kernels.feed_forward(
+                attended, grow.weight, grow.bias, shrink.weight, shrink.bias, norm.weight, norm.bias, norm.eps
+            )
+        grown = parts.activation(mp_kernels.linear(attended, parts.grow.weight, parts.grow.bias))
+        return self._add_and_norm(parts.shrink, norm, grown, attended)
 
     def _add_and_norm(
         self, dense: Any, norm: nn.LayerNorm, x: Tensor, residual: Tensor, index: Tensor | None = None
     ) -> Tensor:
-        multiplied = product(x, dense.weight, dense.bias)
-        return mp_kernels.add_layer_norm(multiplied, residual, norm.weight, norm.bias, norm.eps, index)
+        return mp_kernels.linear_add_layer_norm(
+            x, dense.weight, dense.bias, residual, norm.weight, norm.bias, norm.eps, index
+        )
 
 
 class Int8PostNormBlock(PostNormBlock):

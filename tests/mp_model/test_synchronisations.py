@@ -20,9 +20,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import mp_kernels.functional
 import mp_model.inputs
 from ahead_of_time import compiling
+from mp_kernels import products
 from mp_kernels.triton import IMPLEMENTATIONS
 from mp_model import engine, schedule
-from mp_model.backbones import products
 from support import tiny
 from support.pyramids import BATCH, calibrated
 
@@ -90,7 +90,8 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, list[int]]]:
             return x.tolist()
 
     monkeypatch.setattr(mp_kernels.functional, "MOVE_WHILE_PRUNING", {"cpu"})
-    monkeypatch.setattr(products, "in_blocks", lambda _: False)  # nor are they on a GPU
+    for name in ("in_blocks", "in_tiles"):  # nor are products so on a GPU
+        monkeypatch.setattr(products, name, lambda *_: False)
     for module in (mp_kernels.functional, mp_model.inputs):
         monkeypatch.setattr(module, "read_by_host", counted_read)
 

@@ -307,6 +307,57 @@ void test_int8_product(const mp::Kernels& kernels, int64_t rows, int64_t feature
   expect_close("product of int8", kernels, {product.begin(), product.end()}, wanted, 0);
 }
 
+void test_half_layers(const mp::Kernels& kernels, int64_t rows, int64_t width, int64_t grown) {
+  if (!kernels.takes_half_weight || !kernels.takes_half_weight(grown, width)) return;
+  const auto halves = [](int64_t n, unsigned seed, float factor) {
+    std::vector<mp::BFloat16> rounded;
+    for (const float x : random_floats(n, seed)) rounded.push_back(mp::from_float<mp::BFloat16>(x * factor));
+    return rounded;
+  };
+  const auto x = halves(rows * width, 1, 1), grow = halves(grown * width, 2, 0.1f), grow_bias = halves(grown, 3, 1);
+  const auto shrink = halves(grown * width, 4, 0.1f), bias = halves(width, 5, 1), factor = halves(width, 6, 1);
+  std::vector<mp::BFloat16> packed(grow.size()), packed_shrink(shrink.size()), half_out(rows * grown), normed(x.size());
+  kernels.pack_half_weight(grow.data(), width, packed.data(), 0, 1);
+  kernels.pack_half_weight(grow.data(), width, packed.data(), 1, grown / 16);
+  kernels.pack_half_weight(shrink.data(), grown, packed_shrink.data(), 0, width / 16);
+  std::vector<float> scratch(kernels.linear_scratch(rows, width, grown, width) + 16);
+  float* memory = scratch.data() + (64 - reinterpret_cast<uintptr_t>(scratch.data()) % 64) / 4;
+  const mp::LayerNorm norm{mp::Dtype::kBFloat16, nullptr,     nullptr,       x.data(), nullptr,
+                           factor.data(),        bias.data(), normed.data(), width,    1e-2f};
+  std::vector<double> want_out, want_normed;
+  for (int64_t r = 0; r < rows; ++r) {
+    std::vector<double> inner, added;
+    for (int64_t o = 0; o < grown; ++o) {
+      double sum = mp::to_float(grow_bias[o]);
+      for (int64_t i = 0; i < width; ++i) sum += mp::to_float(x[r * width + i]) * mp::to_float(grow[o * width + i]);
+      want_out.push_back(sum);
+      inner.push_back(sum * 0.5 * std::erfc(-sum / std::sqrt(2.0)));
+    }
+    double mean = 0, squares = 0;
+    for (int64_t o = 0; o < width; ++o) {
+      double sum = static_cast<double>(mp::to_float(bias[o])) + mp::to_float(x[r * width + o]);
+      for (int64_t i = 0; i < grown; ++i) sum += inner[i] * mp::to_float(shrink[o * grown + i]);
+      added.push_back(sum);
+      mean += sum / static_cast<double>(width);
+    }
+    for (const double v : added) squares += (v - mean) * (v - mean) / static_cast<double>(width);
+    for (int64_t o = 0; o < width; ++o)
+      want_normed.push_back((added[o] - mean) / std::sqrt(squares + 1e-2) * mp::to_float(factor[o]) +
+                            mp::to_float(bias[o]));
+  }
+  for (const bool pack : {true, false}) {
+    const mp::TileLinear growing{grow.data(), pack ? packed.data() : nullptr, grow_bias.data(), grown, width};
+    const mp::TileLinear shrinking{shrink.data(), pack ? packed_shrink.data() : nullptr, bias.data(), width, grown};
+    std::vector<float> out, norms;
+    kernels.linear(growing, {x.data(), width}, half_out.data(), 0, rows, memory);
+    kernels.feed_forward(growing, shrinking, {x.data(), width}, norm, 0, rows, memory);
+    for (const mp::BFloat16 v : half_out) out.push_back(mp::to_float(v));
+    for (const mp::BFloat16 v : normed) norms.push_back(mp::to_float(v));
+    expect_close("bfloat16 layer", kernels, out, want_out, 0.03);
+    expect_close("bfloat16 feed-forward", kernels, norms, want_normed, 0.05);
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -319,6 +370,7 @@ int main() {
     for (const int64_t width : {64, 50, 4100}) test_rows(**kernels, width);
     for (const int64_t width : {64, 50, 4100}) test_int8(**kernels, width);
     for (const int64_t rows : {1, 16, 31, 32, 50, 64}) test_int8_product(**kernels, rows, 128, 48);
+    for (const int64_t rows : {1, 16, 31, 32, 50, 64}) test_half_layers(**kernels, rows, 64, 416);
     test_dense(**kernels, 7, 50, 9);
     test_dense(**kernels, 33, 64, 20);
   }

@@ -35,6 +35,16 @@ def factors(rows: int, outputs: int, features: int = 7) -> tuple[torch.Tensor, .
     return int8(rows, features), torch.rand(rows) / 127, int8(outputs, features), torch.rand(outputs) / 127
 
 
+def halves(*shape: int) -> torch.Tensor:
+    """Random bfloat16 numbers."""
+    return torch.randn(shape).bfloat16()
+
+
+def layer(rows: int, outputs: int, features: int = 7, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, ...]:
+    """Random rows ``[rows, features]`` and weight ``[outputs, features]`` of a linear layer."""
+    return torch.randn(rows, features).to(dtype), (torch.randn(outputs, features) / features**0.5).to(dtype)
+
+
 def turns(places: int, pairs: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Cosine and sine of random angles, ``[places, pairs]`` each."""
     angles = torch.randn(places, pairs)
@@ -183,6 +193,15 @@ SAMPLES: dict[str, Callable[[], list[tuple]]] = {
     "gelu_gate": lambda: [(grown(4, 10),)],
     "rotary_embedding": lambda: [(grown(4, 2, 6), torch.tensor([0, 4, 1, 1], dtype=torch.int32), *turns(5, 3))],
     "ordered_linear": lambda: [(torch.randn(4, 7), torch.randn(5, 7), torch.randn(5))],
+    "linear": lambda: [(*layer(4, 5), torch.randn(5)), (*layer(33, 48, 64, torch.bfloat16), None)],
+    "linear_add_layer_norm": lambda: [
+        (*layer(4, 5), torch.randn(5), torch.randn(4, 5), None, torch.randn(5), torch.randn(5), 1e-5),
+        (*layer(2, 16, 64, torch.bfloat16), None, halves(4, 16), torch.tensor([3, 1]), halves(16), halves(16), 1e-5),
+    ],
+    "feed_forward": lambda: [
+        (*layer(4, 5), None, torch.randn(7, 5), torch.randn(7), torch.randn(7), torch.randn(7), 1e-5),
+        (*layer(4, 96, 64, torch.bfloat16), halves(96), halves(64, 96), None, halves(64), halves(64), 1e-5),
+    ],
     "quantize_rows": lambda: [
         (torch.randn(4, 5), None),
         (torch.randn(4, 5), torch.tensor([3, 1])),

@@ -44,7 +44,15 @@ def _cases() -> dict[str, tuple[Callable, list[torch.Tensor]]]:
     weight = torch.randint(-127, 128, (37, 37), dtype=torch.int8)
     linear = (rows, torch.rand(9) / 100, weight, torch.rand(37) / 100, torch.randn(37))
     angles = (torch.randn(9, 19).cos(), torch.randn(9, 19).sin())
+    wide = torch.randn(9, 20)
     norm = (torch.randn(9, 37), torch.randn(37), torch.randn(37), 1e-2, nine)
+
+    whole, halves = torch.randint(-3, 4, (40, 64)).float(), torch.randint(-1, 2, (48, 64)).float()
+
+    def in_halves(m) -> torch.Tensor:
+        """Small integers, whose products bfloat16 holds exactly; its tiles take these shapes."""
+        with torch.no_grad():
+            return m.linear(whole.bfloat16(), halves.bfloat16())
 
     def fields(kept) -> list:
         return [kept.index, kept.cu_seqlens, kept.max_seqlen, kept.samples]
@@ -93,6 +101,12 @@ def _cases() -> dict[str, tuple[Callable, list[torch.Tensor]]]:
         "gelu_gate": (lambda m, x: m.gelu_gate(x), [torch.randn(9, 74)]),
         "rotary_embedding": (lambda m, x: m.rotary_embedding(x, nine.int(), *angles), [torch.randn(9, 3, 38)]),
         "ordered_linear": (lambda m: m.ordered_linear(*head[:3]), []),
+        "linear": (lambda m: (m.linear(*head[:3]), in_halves(m)), []),
+        "linear_add_layer_norm": (
+            lambda m, *xs: m.linear_add_layer_norm(*xs, wide, head[2], head[2], 1e-2, nine),
+            head[:3],
+        ),
+        "feed_forward": (lambda m, *xs: m.feed_forward(*xs, head[1].t(), *norm[1:3], norm[1], 1e-2), head[:3]),
         "quantize_rows": (lambda m: m.quantize_rows(x, nine), []),
         "dequantize_rows": (lambda m: m.dequantize_rows(rows, linear[1], nine), []),
         "int8_linear": (lambda m: m.int8_linear(*linear), []),

@@ -1,0 +1,207 @@
+"""The public functions for linear layers and the steps around them, by the products that are fastest for their tensors.
+
+bfloat16 on a processor with AMX is multiplied in its tiles: sums become bfloat16 only after the step that comes next, and
+no row depends on its companions, bit by bit. All else, and whatever gradients are wanted of, takes torch's own product; in
+half precision on a CPU, torch's library compiles a kernel for every number of rows that it meets.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import extension
+from .checks import FLOATING, check_tensor, describe
+from .functional import add_layer_norm, bias_gelu
+from .memory import cache_blocks
+
+# Rows are multiplied in blocks of multiples of these, and the last of them filled up to a multiple of FILLED: the library
+# keeps 1,024 kernels, and to compile one takes milliseconds, as long as the product itself.
+UNITS = (1024, 64)
+FILLED = 16
+
+
+class RowBlock(NamedTuple):
+    """Rows ``begin`` to ``end`` of a matrix, multiplied as ``rows`` rows, some of which may be filling."""
+
+    begin: int
+    end: int
+    rows: int
+
+
+def row_blocks(count: int) -> list[RowBlock]:
+    """Blocks that cover ``count`` rows in order; few numbers of rows occur in all of them, whatever the counts."""
+    blocks, begin = [], 0
+    for unit in UNITS:
+        end = begin + (count - begin) // unit * unit
+        if end > begin:
+            blocks.append(RowBlock(begin, end, end - begin))
+        begin = end
+    if begin < count:
+        blocks.append(RowBlock(begin, count, math.ceil((count - begin) / FILLED) * FILLED))
+    return blocks
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``x @ weight.T + bias``.
+
+    Args:
+        x: ``[rows, features]``, floating. Rows may lie apart in memory.
+        weight: ``[outputs, features]`` of ``x``'s dtype.
+        bias: ``[outputs]`` of ``x``'s dtype; None: no bias is added.
+
+    Returns:
+        ``[rows, outputs]`` of ``x``'s dtype. Differentiable.
+
+    Raises:
+        TypeError, ValueError: a wrong dtype, device or shape.
+    """
+    _check_layer(x, x.shape[-1], "weight", weight, "bias", bias)
+    return torch.ops.mp_kernels.linear(x, weight, bias) if in_tiles(x, weight) else _product(x, weight, bias)
+
+
+def linear_add_layer_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    eps: float,
+    index: Tensor | None = None,
+) -> Tensor:
+    """``LayerNorm(linear(x, weight, bias) + residual[index])``; mean and variance are computed in float32.
+
+    Args:
+        x, weight, bias: as for :func:`linear`.
+        residual: ``[rows, outputs]``, or with ``index`` ``[any, outputs]``, of ``x``'s dtype.
+        norm_weight, norm_bias: ``[outputs]`` of ``x``'s dtype.
+        eps: number added to the variance.
+        index: int64 ``[rows]``, the row of ``residual`` for each row of the result; None: the same row.
+
+    Returns:
+        ``[rows, outputs]`` of ``x``'s dtype. Differentiable.
+
+    Raises:
+        TypeError, ValueError: a wrong dtype, device or shape.
+        RuntimeError: an index outside ``residual``'s rows.
+    """
+    _check_layer(x, x.shape[-1], "weight", weight, "bias", bias)
+    _check_norm(x, weight.shape[0], residual, norm_weight, norm_bias, index)
+    if in_tiles(x, weight):
+        return torch.ops.mp_kernels.linear_add_layer_norm(x, weight, bias, residual, index, norm_weight, norm_bias, eps)
+    return add_layer_norm(_product(x, weight, bias), residual, norm_weight, norm_bias, eps, index)
+
+
+def feed_forward(
+    x: Tensor,
+    grow_weight: Tensor,
+    grow_bias: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    eps: float,
+) -> Tensor:
+    """``LayerNorm(linear(gelu(linear(x, grow_weight, grow_bias)), weight, bias) + x)``, with the exact GELU.
+
+    Args:
+        x: ``[rows, outputs]``, floating. Rows may lie apart in memory.
+        grow_weight: ``[features, outputs]`` of ``x``'s dtype.
+        grow_bias: ``[features]`` of ``x``'s dtype; None: no bias is added.
+        weight: ``[outputs, features]`` of ``x``'s dtype.
+        bias, norm_weight, norm_bias: ``[outputs]`` of ``x``'s dtype; bias may be None.
+        eps: number added to the variance.
+
+    Returns:
+        ``[rows, outputs]`` of ``x``'s dtype. Differentiable.
+
+    Raises:
+        TypeError, ValueError: a wrong dtype, device or shape.
+    """
+    _check_layer(x, x.shape[-1], "grow_weight", grow_weight, "grow_bias", grow_bias)
+    if weight.shape[:1] != x.shape[1:]:
+        raise ValueError(f"weight must have as many rows as x has columns, {x.shape[1]}; got {describe(weight)}")
+    _check_layer(x, grow_weight.shape[0], "weight", weight, "bias", bias)
+    _check_norm(x, weight.shape[0], x, norm_weight, norm_bias, None)
+    if in_tiles(x, grow_weight, weight):
+        return torch.ops.mp_kernels.feed_forward(x, grow_weight, grow_bias, weight, bias, norm_weight, norm_bias, eps)
+    done = []
+    for block in cache_blocks(x, grow_weight.shape[0] * x.element_size()):
+        # The bias is added on the way through the GELU, not copied into the product's memory before it.
+        grown = bias_gelu(_product(block, grow_weight), grow_bias)
+        done.append(add_layer_norm(_product(grown, weight, bias), block, norm_weight, norm_bias, eps))
+    return done[0] if len(done) == 1 else torch.cat(done)
+
+
+def _check_layer(x: Tensor, features: int, name: str, weight: Tensor, bias_name: str, bias: Tensor | None) -> None:
+    check_tensor("x", x, 2, FLOATING, x)
+    check_tensor(name, weight, 2, (x.dtype,), x)
+    if weight.shape[1] != features:
+        raise ValueError(f"{name} must be [outputs, {features}]; got {describe(weight)}")
+    if bias is not None:
+        _check_vector(bias_name, bias, weight.shape[0], x)
+
+
+def _check_vector(name: str, x: Tensor, length: int, like: Tensor) -> None:
+    check_tensor(name, x, 1, (like.dtype,), like)
+    if x.shape[0] != length:
+        raise ValueError(f"{name} must be [{length}]; got {describe(x)}")
+
+
+def _check_norm(
+    x: Tensor, width: int, residual: Tensor, norm_weight: Tensor, norm_bias: Tensor, index: Tensor | None
+) -> None:
+    check_tensor("residual", residual, 2, (x.dtype,), x)
+    _check_vector("norm_weight", norm_weight, width, x)
+    _check_vector("norm_bias", norm_bias, width, x)
+    if index is not None:
+        check_tensor("index", index, 1, (torch.int64,), x)
+    rows = (residual if index is None else index).shape[0]
+    if rows != x.shape[0] or residual.shape[1] != width:
+        raise ValueError(
+            f"residual must have the same rows as x, after index, and the width {width}; "
+            f"got {describe(x)}, and {rows} rows of {describe(residual)}"
+        )
+
+
+def in_tiles(x: Tensor, *weights: Tensor) -> bool:
+    """Whether ``x`` is multiplied in tiles by all of these."""
+    return (
+        x.dtype == torch.bfloat16
+        and x.device.type == "cpu"
+        and not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and all(extension.multiplies_in_tiles(*weight.shape) for weight in weights)
+    )
+
+
+def in_blocks(x: Tensor) -> bool:
+    """Whether the rows of ``x`` are multiplied in blocks."""
+    on_cpu = x.device.type == "cpu" and x.element_size() == 2
+    return on_cpu and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``x @ weight.T + bias`` by torch."""
+    if not in_blocks(x):
+        return F.linear(x, weight, bias)
+    blocks = row_blocks(x.shape[0])
+    if len(blocks) == 1 and blocks[0].rows == x.shape[0]:
+        return F.linear(x, weight, bias)
+    out = x.new_empty(x.shape[0], weight.shape[0])
+    for begin, end, rows in blocks:
+        part, into = x[begin:end], out[begin:end]
+        if rows > end - begin:
+            filled = x.new_zeros(rows, x.shape[1])
+            filled[: end - begin] = part
+            into.copy_(F.linear(filled, weight, bias)[: end - begin])
+        elif bias is None:
+            torch.mm(part, weight.t(), out=into)
+        else:
+            torch.addmm(bias, part, weight.t(), out=into)
+    return out

@@ -1,0 +1,290 @@
+"""Linear layers and the steps around them: in tiles where the processor has them, else by torch's products."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+import mp_kernels
+from mp_kernels import extension, products, reference
+from mp_kernels.products import row_blocks
+from support.accuracy import assert_accurate, assert_no_worse_than_plain, assert_same_bits
+
+COUNTS = (0, 1, 15, 16, 17, 48, 49, 63, 64, 65, 80, 81, 127, 1023, 1024, 1025, 1088, 2047, 5000)
+TILES = pytest.mark.skipif(not extension.multiplies_in_tiles(64, 64), reason="this processor has no tiles for bfloat16")
+
+
+def test_blocks_cover_all_rows_and_their_sizes_recur() -> None:
+    sizes = set()
+    for count in range(20_001):
+        blocks = row_blocks(count)
+        places = [place for block in blocks for place in (block.begin, block.end)]
+        assert places[1:-1:2] == places[2::2], count
+        assert not places or (places[0], places[-1]) == (0, count), count
+        assert all(0 <= block.rows - (block.end - block.begin) < 16 for block in blocks), count
+        assert len(blocks) <= 3
+        sizes |= {block.rows for block in blocks}
+    assert len(sizes) == 3 + 15 + 19  # 16 to 48; 64 to 960; 1,024 to 19 x 1,024
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("count", COUNTS)
+def test_product_is_exact_to_its_type(count: int, with_bias: bool, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(count)
+    x, weight, bias = (torch.randn(shape, generator=generator).to(dtype) for shape in ((count, 40), (24, 40), (24,)))
+    with torch.inference_mode():
+        found = mp_kernels.linear(x, weight, bias if with_bias else None)
+    wanted = x.double() @ weight.double().t() + (bias.double() if with_bias else 0)
+    assert found.dtype == dtype
+    assert found.shape == (count, 24)
+    summands = x.double().abs() @ weight.double().abs().t() + bias.double().abs()
+    assert ((found.double() - wanted).abs() <= 2 * torch.finfo(dtype).eps * summands).all()
+
+
+def test_rows_of_a_wider_matrix_are_read_where_they_lie() -> None:
+    rows = torch.randn(70, 96).bfloat16()
+    with torch.inference_mode():
+        found = mp_kernels.linear(rows[:, 32:64], torch.eye(32).bfloat16())
+    assert torch.equal(found, rows[:, 32:64])
+
+
+def test_gradients_go_through_one_product() -> None:
+    x, weight = torch.randn(70, 8).bfloat16(), torch.randn(4, 8).bfloat16().requires_grad_()
+    mp_kernels.linear(x, weight).sum().backward()
+    torch.testing.assert_close(weight.grad, x.sum(0).expand(4, 8), rtol=0.02, atol=0.1)
+
+
+# Around tiles of 16 rows by 32 features, blocks of two by two of them, and the rows of a task; for few rows the rows are
+# packed, for many the weight.
+SHAPES = (
+    *((rows, 48, 64) for rows in (0, 1, 15, 16, 17, 31, 32, 33, 63, 64, 65, 255, 256, 257)),
+    *((rows, 256, 96) for rows in (40, 41, 300)),
+    *((40, outputs, 64) for outputs in (16, 32, 15, 17, 33)),
+    *((40, 32, features) for features in (32, 96, 63, 65, 100)),
+    *((rows, 768, 1600) for rows in (33, 700)),  # a feed-forward's inner layer is not kept whole
+    (1760, 256, 64),
+)
+WIDE = 1e-2  # added to the variance
+
+
+def layer(rows: int, outputs: int, features: int, dtype: torch.dtype = torch.bfloat16) -> list[torch.Tensor]:
+    """Rows, weight and bias."""
+    x, weight, bias = torch.randn(rows, features), torch.randn(outputs, features) / features**0.5, torch.randn(outputs)
+    return [t.to(dtype) for t in (x, weight, bias)]
+
+
+def norm(width: int, dtype: torch.dtype = torch.bfloat16) -> list[torch.Tensor]:
+    """Weight and bias of a LayerNorm."""
+    return [torch.randn(width).to(dtype), torch.randn(width).to(dtype)]
+
+
+def plain_norm(x, weight, bias, residual, norm_weight, norm_bias, index=None):
+    added = F.linear(x, weight, bias) + (residual if index is None else residual[index])
+    return F.layer_norm(added, weight.shape[:1], norm_weight, norm_bias, WIDE)
+
+
+def plain_feed_forward(x, grow_weight, grow_bias, *rest):
+    return plain_norm(F.gelu(F.linear(x, grow_weight, grow_bias)), *rest[:2], x, *rest[2:])
+
+
+def assert_near(function: Callable, plain: Callable, definition: Callable, inputs: list[torch.Tensor]) -> None:
+    """Without gradients, as :func:`support.accuracy.assert_accurate` is with them."""
+    with torch.inference_mode():
+        exact = definition(*(x.double() for x in inputs))
+        assert_no_worse_than_plain(function(*inputs), plain(*inputs), exact)
+
+
+@pytest.mark.parametrize(("rows", "outputs", "features"), SHAPES)
+def test_layers_of_every_shape(rows: int, outputs: int, features: int) -> None:
+    inputs, index = layer(rows, outputs, features), torch.randint(0, 9, (rows,))
+    assert_near(mp_kernels.linear, F.linear, reference.linear, inputs)
+    assert_near(mp_kernels.linear, F.linear, reference.linear, inputs[:2])
+    assert_near(
+        lambda *xs: mp_kernels.linear_add_layer_norm(*xs, WIDE, index),
+        lambda *xs: plain_norm(*xs, index),
+        lambda *xs: reference.linear_add_layer_norm(*xs, WIDE, index),
+        [*inputs, torch.randn(9, outputs).bfloat16(), *norm(outputs)],
+    )
+    assert_near(
+        lambda *xs: mp_kernels.feed_forward(*xs, WIDE),
+        plain_feed_forward,
+        lambda *xs: reference.feed_forward(*xs, WIDE),
+        [*inputs, *layer(0, features, outputs)[1:], *norm(features)],
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_gradients(dtype: torch.dtype) -> None:
+    index = torch.tensor([1, 0, 0, 2, 1])
+    inputs = layer(5, 48, 32, dtype)
+    assert_accurate(mp_kernels.linear, reference.linear, F.linear, inputs)
+    assert_accurate(
+        lambda *xs: mp_kernels.linear_add_layer_norm(*xs, WIDE, index),
+        lambda *xs: reference.linear_add_layer_norm(*xs, WIDE, index),
+        lambda *xs: plain_norm(*xs, index),
+        [*inputs, torch.randn(3, 48).to(dtype), *norm(48, dtype)],
+    )
+
+
+def test_gradients_of_a_feed_forward() -> None:
+    """In float32; in half types the definition rounds the inner layer, whose gradient is another one."""
+    inputs = [*layer(5, 48, 32, torch.float32), *layer(0, 32, 48, torch.float32)[1:], *norm(32, torch.float32)]
+    assert_accurate(
+        lambda *xs: mp_kernels.feed_forward(*xs, WIDE), lambda *xs: reference.feed_forward(*xs, WIDE), None, inputs
+    )
+
+
+@pytest.mark.parametrize("count", [1, 200])
+def test_layers_without_biases(count: int) -> None:
+    (x, weight, _), (_, shrink, _) = layer(count, 64, 96), layer(0, 96, 64)
+    no = torch.zeros(64).bfloat16(), torch.zeros(96).bfloat16()
+    with torch.inference_mode():
+        assert_same_bits([mp_kernels.linear(x, weight)], [mp_kernels.linear(x, weight, no[0])])
+        residual, own, inner = torch.randn(count, 64).bfloat16(), norm(64), norm(96)
+        assert_same_bits(
+            [mp_kernels.linear_add_layer_norm(x, weight, None, residual, *own, WIDE)],
+            [mp_kernels.linear_add_layer_norm(x, weight, no[0], residual, *own, WIDE)],
+        )
+        assert_same_bits(
+            [mp_kernels.feed_forward(x, weight, None, shrink, None, *inner, WIDE)],
+            [mp_kernels.feed_forward(x, weight, no[0], shrink, no[1], *inner, WIDE)],
+        )
+
+
+def steps(x: torch.Tensor, weights: list[torch.Tensor]) -> torch.Tensor:
+    """All three operators, one after the other, on rows of 64."""
+    middle = mp_kernels.linear(x, *weights[:2])
+    normed = mp_kernels.linear_add_layer_norm(middle, *weights[2:4], x, *weights[4:6], WIDE)
+    return mp_kernels.feed_forward(normed, *weights[6:10], *weights[4:6], WIDE)
+
+
+def weights_of_steps() -> list[torch.Tensor]:
+    pairs = (layer(0, outputs, features)[1:] for outputs, features in ((96, 64), (64, 96), (160, 64), (64, 160)))
+    (first, second, *others) = pairs
+    return [*first, *second, *norm(64), *others[0], *others[1]]
+
+
+@TILES
+@given(seed=st.integers(0, 1000), count=st.integers(1, 70))
+def test_a_row_does_not_depend_on_its_companions(seed: int, count: int) -> None:
+    """Few rows are packed and many are not, and a row's place in its block differs: all give the same bits."""
+    generator, weights = torch.Generator().manual_seed(seed), weights_of_steps()
+    x = torch.randn(count, 64, generator=generator).bfloat16()
+    order = torch.randperm(count, generator=generator)
+    with torch.inference_mode():
+        whole = steps(x, weights)
+        assert_same_bits([steps(x[order], weights)], [whole[order]])
+        assert_same_bits([torch.cat([steps(row[None], weights) for row in x])], [whole])
+
+
+@TILES
+@pytest.mark.parametrize("count", [33, 1760])
+def test_threads_and_companions_change_nothing(count: int, with_threads: Callable) -> None:
+    x, weights = torch.randn(count, 64).bfloat16(), weights_of_steps()
+    with torch.inference_mode():
+        alone = steps(x, weights)
+        assert_same_bits([with_threads(3, lambda: steps(x, weights))], [alone])
+        assert_same_bits([steps(x[7:8], weights)], [alone[7:8]])
+
+
+@TILES
+def test_strided_rows() -> None:
+    """Rows within wider ones are read where they lie, and others are copied."""
+    weights, apart = weights_of_steps(), torch.randn(2, 50, 128).bfloat16()
+    with torch.inference_mode():
+        for x in (apart[0, :, 32:96], apart[0].t()[:64].t(), apart[1, :, ::2], apart[0, :, :64].expand(50, 64)):
+            assert_same_bits([steps(x, weights)], [steps(x.contiguous(), weights)])
+
+
+@TILES
+@pytest.mark.parametrize("count", [40, 400])
+def test_sums_are_rounded_once(count: int) -> None:
+    """Sums that bfloat16 would lose survive until the bias, or the residual, has cancelled what hides them."""
+    x, weight = torch.zeros(count, 64), torch.zeros(32, 64)
+    x[:, 0], x[:, 33], weight[:, 0], weight[:, 33] = 1024, 1, 1, 1
+    halves = [t.bfloat16() for t in (x, weight, torch.full((32,), -1024.0))]
+    with torch.inference_mode():
+        assert (mp_kernels.linear(*halves) == 1).all()
+        ones, zeros = torch.ones(32).bfloat16(), torch.zeros(32).bfloat16()
+        residual = torch.arange(32).bfloat16().expand(count, 32) - 1024
+        normed = mp_kernels.linear_add_layer_norm(*halves[:2], None, residual.bfloat16(), ones, zeros, 1e-5)
+        wanted = F.layer_norm(residual.bfloat16().float() + 1025, (32,))
+        torch.testing.assert_close(normed.float(), wanted, rtol=2**-8, atol=1e-6)
+
+
+@TILES
+def test_values_that_are_not_finite_stay_in_their_row() -> None:
+    x, weights = torch.randn(40, 64).bfloat16(), weights_of_steps()
+    with torch.inference_mode():
+        clean = steps(x, weights)
+        x[7, 3], x[21, 40] = torch.nan, torch.inf
+        spoilt = steps(x, weights)
+    assert spoilt[[7, 21]].isnan().all()
+    others = [row for row in range(40) if row not in (7, 21)]
+    assert_same_bits([spoilt[others]], [clean[others]])
+
+
+@TILES
+def test_no_tiles_where_gradients_are_recorded() -> None:
+    x, weight, bias = (t.requires_grad_() for t in layer(5, 48, 64))
+    with torch.no_grad():
+        assert products.in_tiles(x, weight)
+    assert not products.in_tiles(x, weight)
+    assert mp_kernels.linear(x, weight, bias).requires_grad
+
+
+X, SQUARE, VECTOR = torch.zeros(3, 4), torch.zeros(4, 4), torch.zeros(4)
+GOOD = {"x": X, "weight": SQUARE, "bias": VECTOR, "norm_weight": VECTOR, "norm_bias": VECTOR, "eps": 1e-5}
+BAD: list[tuple[Callable, dict, type[Exception], str]] = [
+    (mp_kernels.linear, {"x": VECTOR}, ValueError, r"x must have 2 dimensions; got float32 \[4\]"),
+    (mp_kernels.linear, {"x": X.int()}, TypeError, r"x must be float32 or .* got int32 \[3, 4\]"),
+    (mp_kernels.linear, {"weight": SQUARE.half()}, TypeError, r"weight must be float32; got float16 \[4, 4\]"),
+    (mp_kernels.linear, {"weight": X.t()}, ValueError, r"weight must be \[outputs, 4\]; got float32 \[4, 3\]"),
+    (mp_kernels.linear, {"bias": VECTOR[:3]}, ValueError, r"bias must be \[4\]; got float32 \[3\]"),
+    (mp_kernels.linear, {"bias": VECTOR.to("meta")}, ValueError, "bias must be on cpu .* on meta"),
+    (mp_kernels.linear_add_layer_norm, {"residual": X.half()}, TypeError, "residual must be float32; got float16"),
+    (mp_kernels.linear_add_layer_norm, {"residual": X[:2]}, ValueError, "the same rows as x, .* got .*, and 2 rows of"),
+    (mp_kernels.linear_add_layer_norm, {"residual": X[:, :3]}, ValueError, r"the width 4; got .*\[3, 3\]"),
+    (mp_kernels.linear_add_layer_norm, {"norm_bias": VECTOR[:3]}, ValueError, r"norm_bias must be \[4\]"),
+    (mp_kernels.linear_add_layer_norm, {"index": torch.tensor([0, 1])}, ValueError, "and 2 rows of"),
+    (
+        mp_kernels.linear_add_layer_norm,
+        {"index": torch.tensor([0, 1, 3])},
+        RuntimeError,
+        "index must lie in 0..2; got 3",
+    ),
+    (mp_kernels.feed_forward, {"grow_weight": X.t()}, ValueError, r"grow_weight must be \[outputs, 4\]"),
+    (mp_kernels.feed_forward, {"grow_bias": VECTOR[:3]}, ValueError, r"grow_bias must be \[4\]"),
+    (mp_kernels.feed_forward, {"weight": X}, ValueError, "as many rows as x has columns, 4; got"),
+    (mp_kernels.feed_forward, {"norm_weight": X}, ValueError, "norm_weight must have 1 dimension"),
+]
+
+
+@pytest.mark.parametrize(("function", "changed", "error", "message"), BAD)
+def test_bad_arguments(function: Callable, changed: dict, error: type[Exception], message: str) -> None:
+    own: dict = {"linear_add_layer_norm": {"residual": X}, "feed_forward": {"grow_weight": SQUARE, "grow_bias": VECTOR}}
+    arguments = GOOD | own.get(function.__name__, {}) | changed
+    if function is mp_kernels.linear:
+        arguments = {name: arguments[name] for name in ("x", "weight", "bias")}
+    with pytest.raises(error, match=message):
+        function(**arguments)
+
+
+HALVES = {
+    name: x.bfloat16()
+    for name, x in {"x": torch.zeros(3, 64), "weight": torch.zeros(64, 64), "bias": torch.zeros(64)}.items()
+}
+
+
+def test_bad_rows_are_refused_before_tiles_read_them() -> None:
+    ones, index = torch.ones(64).bfloat16(), torch.tensor([0, 1, 3])
+    with torch.inference_mode(), pytest.raises(RuntimeError, match=r"index must lie in 0\.\.2; got 3"):
+        mp_kernels.linear_add_layer_norm(
+            **HALVES, residual=HALVES["x"], norm_weight=ones, norm_bias=ones, eps=1e-5, index=index
+        )
