@@ -71,7 +71,9 @@ def test_compiled_kernel_agrees_with_the_fallback(name: str) -> None:
     for sample in SAMPLES[name]():
         got = results_of(getattr(torch.ops.mp_kernels, name), sample)
         for x, y in zip(got, results_of(getattr(schemas, name), sample), strict=True):
-            torch.testing.assert_close(x, y, atol=1e-5, rtol=0)
+            # What lies between two steps may be rounded to the next number of bfloat16.
+            half = x.dtype == torch.bfloat16
+            torch.testing.assert_close(x, y, atol=2**-7 if half else 1e-5, rtol=2**-7 if half else 0)
 
 
 @pytest.mark.parametrize("module", [torch.ops.mp_kernels, schemas], ids=["compiled", "fallback"])
