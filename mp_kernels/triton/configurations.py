@@ -134,8 +134,8 @@ def backward(architecture: str, width: int, itemsize: int, placed: bool = False)
         tile = Tile(64, 32, 4) if width == 64 else Tile(32, 32, 4)
     if placed and itemsize > 2:
         return Tile(16, 16, 4), tile
-    if placed and architecture in ("sm_100", "sm_120"):  # 64 queries would spill
-        return Tile(min(32, tile.rows), tile.columns, 4), tile
+    if placed and width == 64 and architecture in ("sm_100", "sm_120"):  # more would spill
+        return Tile(32, 16, 4), tile
     return tile, tile
 
 

@@ -104,10 +104,10 @@ def main(
     console.print(f"{len(made)} kernels in {time.monotonic() - begin:.0f} s, {len(wrong)} breaches")
     for problem in wrong:
         console.print(problem, style="red", highlight=False, markup=False)
-    if wrong:
-        raise typer.Exit(1)
     if write:
         BUDGET.write_text(json.dumps(budget, indent=1) + "\n")
+    if wrong:
+        raise typer.Exit(1)
 
 
 def _compiled(core: bool, jobs: int) -> Iterator[tuple[tuple[str, str], Compiled | str]]:
