@@ -81,6 +81,13 @@ def measured(
     return results
 
 
+def keep(results: dict[str, Any], backbone: Backbone, document: dict[str, Any], path: Path) -> None:
+    """Writes the document with these results of a backbone."""
+    document["backbones"][backbone.name] = {name: results[name] for name in CORPORA if name in results}
+    with whole_file(path) as stream:
+        json.dump(document, stream)
+
+
 @app.command()
 def main(
     backbone_name: Annotated[
@@ -136,14 +143,11 @@ def main(
     results = document["backbones"].get(backbone.name, {})
     if "measure" in steps:
         results = measured(results, backbone, names, runs, folder, console)
+        keep(results, backbone, document, path)
     if "clock" in steps:
-        for name in names:
-            if name in results:
-                results[name]["clock"] = clock(results[name], backbone, runs, folder, console)
-    if "measure" in steps or "clock" in steps:
-        document["backbones"][backbone.name] = {name: results[name] for name in CORPORA if name in results}
-        with whole_file(path) as stream:
-            json.dump(document, stream)
+        for name in (name for name in names if name in results):
+            results[name]["clock"] = clock(results[name], backbone, runs, folder, console)
+            keep(results, backbone, document, path)
     if "report" in steps:
         write_report(document, output)
 

@@ -23,7 +23,7 @@ from .rivals import LAYER_0, SMALLER, TFIDF, BagOfWords
 from .training import task_of, test_texts
 from .ways import Inputs, cascade_way, first_exit, translated
 
-TOKENS, MOST_TEXTS, BATCH_SIZE, ROUNDS = 32_000, 512, 32, 3
+TOKENS, MOST_TEXTS, BATCH_SIZE, ROUNDS = 16_000, 256, 32, 3
 PADDED = "transformers, padded"
 ORDERS = ("sorted", "as they come")
 Reader = Callable[[Sequence[Text]], list[TextBatch]]  # batches of texts of similar length
