@@ -15,7 +15,7 @@ from mp_kernels import reference
 from mp_kernels.triton import configurations, launching
 from support import tiny
 from support.accuracy import assert_accurate, assert_no_worse_than_plain, assert_same_bits, with_gradients
-from support.operator_samples import SAMPLES, on_cuda, opcheck, results_of
+from support.operator_samples import SAMPLES, assert_same_results, on_cuda, opcheck, results_of
 from support.places import placed, plain_placed, positions_of, with_bias
 from support.ragged_batches import cu_seqlens_of, random_heads, rows_of_samples
 
@@ -39,8 +39,7 @@ def full_precision() -> Iterator[None]:
 def test_operators_give_the_cpu_results(name: str) -> None:
     operator = getattr(torch.ops.mp_kernels, name)
     for sample in SAMPLES[name]():
-        for x, y in zip(results_of(operator, on_cuda(sample)), results_of(operator, sample), strict=True):
-            torch.testing.assert_close(x.cpu(), y, atol=1e-5, rtol=0)
+        assert_same_results([x.cpu() for x in results_of(operator, on_cuda(sample))], results_of(operator, sample))
 
 
 @pytest.mark.parametrize("name", SAMPLES)
