@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from triton.compiler import make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
+from mp_kernels import products
 from mp_kernels.triton import IMPLEMENTATIONS, configurations, launching
 
 from .compiling import TARGETS
@@ -59,6 +60,8 @@ def variants(architecture: str, processors: int) -> Iterator[Variants]:
         found[kernel.__name__].add(str((specialization, sorted(constants.items()), options)))
 
     actual = launching.launch, configurations.architecture_of, configurations.processors_of
+    in_tiles = products.in_tiles
+    products.in_tiles = lambda x, *weights: False  # products are torch's own on a GPU
     launching.launch = record
     configurations.architecture_of = lambda device: architecture
     configurations.processors_of = lambda device: processors
@@ -67,3 +70,4 @@ def variants(architecture: str, processors: int) -> Iterator[Variants]:
             yield found
     finally:
         launching.launch, configurations.architecture_of, configurations.processors_of = actual
+        products.in_tiles = in_tiles
