@@ -31,6 +31,28 @@ def check_tensor(name: str, x: torch.Tensor, dims: int, dtypes: Sequence[torch.d
         raise ValueError(f"{name} must be on {like.device} like the other arguments; got {describe(x)}")
 
 
+def check_vector(name: str, x: torch.Tensor, length: int, dtypes: Sequence[torch.dtype], like: torch.Tensor) -> None:
+    """Raises TypeError or ValueError unless ``x`` is a vector of so many elements of one of ``dtypes``."""
+    check_tensor(name, x, 1, dtypes, like)
+    if x.shape[0] != length:
+        raise ValueError(f"{name} must be [{length}]; got {describe(x)}")
+
+
+def check_residual(
+    residual: torch.Tensor, index: torch.Tensor | None, width: int, dtype: torch.dtype, name: str, x: torch.Tensor
+) -> None:
+    """Raises TypeError or ValueError unless ``residual`` has that width, and after ``index`` as many rows as ``x``."""
+    check_tensor("residual", residual, 2, (dtype,), x)
+    if index is not None:
+        check_tensor("index", index, 1, (torch.int64,), x)
+    rows = (residual if index is None else index).shape[0]
+    if rows != x.shape[0] or residual.shape[1] != width:
+        raise ValueError(
+            f"residual must have the same rows as {name}, after index, and the width {width}; "
+            f"got {describe(x)}, and {rows} rows of {describe(residual)}"
+        )
+
+
 def check_heads(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
     """Raises TypeError or ValueError unless q, k and v are ``[rows, heads, head_dim]`` and fit each other."""
     check_tensor("q", q, 3, FLOATING, q)

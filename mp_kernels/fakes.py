@@ -186,15 +186,7 @@ def dequantize_rows(rows: Tensor, scales: Tensor, index: Tensor | None) -> Tenso
 
 
 @_fakes
-def int8_linear(
-    rows: Tensor,
-    row_scales: Tensor,
-    weight: Tensor,
-    column_scales: Tensor,
-    bias: Tensor | None,
-    kept: Tensor | None = None,
-    kept_weight: Tensor | None = None,
-) -> Tensor:
+def int8_linear(rows: Tensor, row_scales: Tensor, weight: Tensor, *others: Any) -> Tensor:
     return row_scales.new_empty(rows.shape[0], weight.shape[0])
 
 
@@ -213,20 +205,7 @@ def int8_linear_gelu(
 
 
 @_fakes
-def int8_linear_add_layer_norm(
-    rows: Tensor,
-    row_scales: Tensor,
-    weight: Tensor,
-    column_scales: Tensor,
-    bias: Tensor | None,
-    residual: Tensor,
-    index: Tensor | None,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    eps: float,
-    kept: Tensor | None = None,
-    kept_weight: Tensor | None = None,
-) -> Tensor:
+def int8_linear_add_layer_norm(rows: Tensor, row_scales: Tensor, weight: Tensor, *others: Any) -> Tensor:
     return row_scales.new_empty(rows.shape[0], weight.shape[0])
 
 

@@ -9,11 +9,9 @@ is for inference: nothing here has a gradient.
 
 from __future__ import annotations
 
-from typing import overload
-
 import torch
 
-from .checks import check_tensor, describe
+from .checks import check_residual, check_tensor, check_vector, describe
 
 _ops = torch.ops.mp_kernels
 _FLOAT32, _INT8, _INT64 = (torch.float32,), (torch.int8,), (torch.int64,)
@@ -37,21 +35,11 @@ def ordered_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) ->
     """
     check_tensor("x", x, 2, _FLOAT32, x)
     check_tensor("weight", weight, 2, _FLOAT32, x)
-    _check_vector("bias", bias, weight.shape[0], x)
+    check_vector("bias", bias, weight.shape[0], _FLOAT32, x)
     if weight.shape[1] != x.shape[1]:
         raise ValueError(f"x and weight must have the same features; got {describe(x)} and {describe(weight)}")
     _refuse_gradient(x, weight, bias)
     return _ops.ordered_linear(x, weight, bias)
-
-
-@overload
-def quantize_rows(x: torch.Tensor, index: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]: ...
-
-
-@overload
-def quantize_rows(
-    x: torch.Tensor, index: torch.Tensor | None = None, *, columns: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]: ...
 
 
 def quantize_rows(
@@ -92,7 +80,7 @@ def dequantize_rows(rows: torch.Tensor, scales: torch.Tensor, index: torch.Tenso
         RuntimeError: an index outside ``rows``; a gradient is asked for.
     """
     check_tensor("rows", rows, 2, _INT8, rows)
-    _check_vector("scales", scales, rows.shape[0], rows)
+    check_vector("scales", scales, rows.shape[0], _FLOAT32, rows)
     _check_index("index", index, rows)
     _refuse_gradient(scales)
     return _ops.dequantize_rows(rows, scales, index)
@@ -128,32 +116,6 @@ def int8_linear(
     _check_linear(rows, row_scales, weight, column_scales, bias)
     _check_kept(kept, kept_weight, rows, weight)
     return _ops.int8_linear(rows, row_scales, weight, column_scales, bias, kept, kept_weight)
-
-
-@overload
-def int8_linear_gelu(
-    rows: torch.Tensor,
-    row_scales: torch.Tensor,
-    weight: torch.Tensor,
-    column_scales: torch.Tensor,
-    bias: torch.Tensor | None = None,
-    kept: torch.Tensor | None = None,
-    kept_weight: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]: ...
-
-
-@overload
-def int8_linear_gelu(
-    rows: torch.Tensor,
-    row_scales: torch.Tensor,
-    weight: torch.Tensor,
-    column_scales: torch.Tensor,
-    bias: torch.Tensor | None = None,
-    kept: torch.Tensor | None = None,
-    kept_weight: torch.Tensor | None = None,
-    *,
-    columns: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]: ...
 
 
 def int8_linear_gelu(
@@ -217,16 +179,9 @@ def int8_linear_add_layer_norm(
     _check_linear(rows, row_scales, weight, column_scales, bias)
     _check_kept(kept, kept_weight, rows, weight)
     outputs = weight.shape[0]
-    check_tensor("residual", residual, 2, _FLOAT32, rows)
-    _check_vector("norm_weight", norm_weight, outputs, rows)
-    _check_vector("norm_bias", norm_bias, outputs, rows)
-    _check_index("index", index, rows)
-    residual_rows = (residual if index is None else index).shape[0]
-    if residual_rows != rows.shape[0] or residual.shape[1] != outputs:
-        raise ValueError(
-            f"residual must have the same rows as rows, after index, and the width {outputs}; "
-            f"got {describe(rows)}, and {residual_rows} rows of {describe(residual)}"
-        )
+    check_residual(residual, index, outputs, torch.float32, "rows", rows)
+    check_vector("norm_weight", norm_weight, outputs, _FLOAT32, rows)
+    check_vector("norm_bias", norm_bias, outputs, _FLOAT32, rows)
     _refuse_gradient(residual, norm_weight, norm_bias)
     return _ops.int8_linear_add_layer_norm(
         *(rows, row_scales, weight, column_scales, bias),
@@ -245,17 +200,11 @@ def _check_linear(
     check_tensor("weight", weight, 2, _INT8, rows)
     if weight.shape[1] != rows.shape[1]:
         raise ValueError(f"rows and weight must have the same features; got {describe(rows)} and {describe(weight)}")
-    _check_vector("row_scales", row_scales, rows.shape[0], rows)
-    _check_vector("column_scales", column_scales, weight.shape[0], rows)
+    check_vector("row_scales", row_scales, rows.shape[0], _FLOAT32, rows)
+    check_vector("column_scales", column_scales, weight.shape[0], _FLOAT32, rows)
     if bias is not None:
-        _check_vector("bias", bias, weight.shape[0], rows)
+        check_vector("bias", bias, weight.shape[0], _FLOAT32, rows)
     _refuse_gradient(row_scales, column_scales, bias)
-
-
-def _check_vector(name: str, x: torch.Tensor, length: int, like: torch.Tensor) -> None:
-    check_tensor(name, x, 1, _FLOAT32, like)
-    if x.shape[0] != length:
-        raise ValueError(f"{name} must be [{length}]; got {describe(x)}")
 
 
 def _check_index(name: str, index: torch.Tensor | None, like: torch.Tensor) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -39,6 +39,12 @@ def cache_blocks(x: torch.Tensor, bytes_per_row: int) -> Sequence[torch.Tensor]:
         return (x,)
     rows = max(1, best_bytes // bytes_per_row)
     return x.tensor_split(max(1, math.ceil(x.shape[0] / rows)))
+
+
+def in_cache_blocks(step: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, bytes_per_row: int) -> torch.Tensor:
+    """``step(x)`` for a token-wise step, by the blocks of :func:`cache_blocks`."""
+    done = [step(block) for block in cache_blocks(x, bytes_per_row)]
+    return done[0] if len(done) == 1 else torch.cat(done)
 
 
 def read_by_host(x: torch.Tensor) -> list[int]:

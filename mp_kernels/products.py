@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import extension
-from .checks import FLOATING, check_tensor, describe
+from .checks import FLOATING, check_residual, check_tensor, check_vector, describe
 from .functional import add_layer_norm, bias_gelu
-from .memory import cache_blocks
+from .memory import in_cache_blocks
 
 # Rows are multiplied in blocks of multiples of these, and the last of them filled up to a multiple of FILLED: the library
 # keeps 1,024 kernels, and to compile one takes milliseconds, as long as the product itself.
@@ -130,12 +130,13 @@ def feed_forward(
     _check_norm(x, weight.shape[0], x, norm_weight, norm_bias, None)
     if in_tiles(x, grow_weight, weight):
         return torch.ops.mp_kernels.feed_forward(x, grow_weight, grow_bias, weight, bias, norm_weight, norm_bias, eps)
-    done = []
-    for block in cache_blocks(x, grow_weight.shape[0] * x.element_size()):
+
+    def step(block: Tensor) -> Tensor:
         # The bias is added on the way through the GELU, not copied into the product's memory before it.
         grown = bias_gelu(_product(block, grow_weight), grow_bias)
-        done.append(add_layer_norm(_product(grown, weight, bias), block, norm_weight, norm_bias, eps))
-    return done[0] if len(done) == 1 else torch.cat(done)
+        return add_layer_norm(_product(grown, weight, bias), block, norm_weight, norm_bias, eps)
+
+    return in_cache_blocks(step, x, grow_weight.shape[0] * x.element_size())
 
 
 def _check_layer(x: Tensor, features: int, name: str, weight: Tensor, bias_name: str, bias: Tensor | None) -> None:
@@ -144,29 +145,15 @@ def _check_layer(x: Tensor, features: int, name: str, weight: Tensor, bias_name:
     if weight.shape[1] != features:
         raise ValueError(f"{name} must be [outputs, {features}]; got {describe(weight)}")
     if bias is not None:
-        _check_vector(bias_name, bias, weight.shape[0], x)
-
-
-def _check_vector(name: str, x: Tensor, length: int, like: Tensor) -> None:
-    check_tensor(name, x, 1, (like.dtype,), like)
-    if x.shape[0] != length:
-        raise ValueError(f"{name} must be [{length}]; got {describe(x)}")
+        check_vector(bias_name, bias, weight.shape[0], (x.dtype,), x)
 
 
 def _check_norm(
     x: Tensor, width: int, residual: Tensor, norm_weight: Tensor, norm_bias: Tensor, index: Tensor | None
 ) -> None:
-    check_tensor("residual", residual, 2, (x.dtype,), x)
-    _check_vector("norm_weight", norm_weight, width, x)
-    _check_vector("norm_bias", norm_bias, width, x)
-    if index is not None:
-        check_tensor("index", index, 1, (torch.int64,), x)
-    rows = (residual if index is None else index).shape[0]
-    if rows != x.shape[0] or residual.shape[1] != width:
-        raise ValueError(
-            f"residual must have the same rows as x, after index, and the width {width}; "
-            f"got {describe(x)}, and {rows} rows of {describe(residual)}"
-        )
+    check_residual(residual, index, width, x.dtype, "x", x)
+    check_vector("norm_weight", norm_weight, width, (x.dtype,), x)
+    check_vector("norm_bias", norm_bias, width, (x.dtype,), x)
 
 
 def in_tiles(x: Tensor, *weights: Tensor) -> bool:

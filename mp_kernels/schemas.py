@@ -299,31 +299,14 @@ def dequantize_rows(rows: Tensor, scales: Tensor, index: Tensor | None) -> Tenso
 
 
 @_implements
-def int8_linear(
-    rows: Tensor,
-    row_scales: Tensor,
-    weight: Tensor,
-    column_scales: Tensor,
-    bias: Tensor | None,
-    kept: Tensor | None = None,
-    kept_weight: Tensor | None = None,
-) -> Tensor:
-    return reference.int8_linear(rows, row_scales, weight, column_scales, bias, kept, kept_weight)
+def int8_linear(*factors: Any) -> Tensor:
+    return reference.int8_linear(*factors)
 
 
 @_implements
-def int8_linear_gelu(
-    rows: Tensor,
-    row_scales: Tensor,
-    weight: Tensor,
-    column_scales: Tensor,
-    bias: Tensor | None,
-    kept: Tensor | None = None,
-    kept_weight: Tensor | None = None,
-    columns: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    result = reference.int8_linear_gelu(rows, row_scales, weight, column_scales, bias, kept, kept_weight, columns)
-    return _with_kept(row_scales, result)
+def int8_linear_gelu(*factors: Any) -> tuple[Tensor, Tensor, Tensor]:
+    _, row_scales, *_ = factors
+    return _with_kept(row_scales, reference.int8_linear_gelu(*factors))
 
 
 @_implements

@@ -108,6 +108,7 @@ struct ProductRow {
     const int64_t lanes = p.width - i;
     Vec v = load_integers<IntVec>(product + i, lanes) * (load_some(p.column_scales + i, lanes) * scale);
     if (p.bias) v += load_some(p.bias + i, lanes);
+    if (!p.kept_columns) return v;
     const float* weight = p.kept_weight + i;
     int64_t k = 0;
     for (; k + 4 <= p.kept_columns; k += 4, weight += 4 * p.width) {  // two sums, neither of which waits for the other

@@ -73,28 +73,22 @@ inline Vec exp(Vec x) {
   return x == x ? result : x;
 }
 
-// erf(x) within 5e-7: x times a minimax polynomial in x^2 on [-3.9, 3.9], beyond which erf is 1 to that accuracy. The
-// polynomial exceeds 1 there by so little that what is cut off is its error.
+// erf(x) within 5e-7: a rational minimax approximation, odd over even, on [-4, 4], beyond which erf is 1 in float.
 inline Vec erf(Vec x) {
-  constexpr float kEnd = 3.9f;
-  const Vec z = min(max(x, broadcast(-kEnd)), broadcast(kEnd));
-  const Vec t = z * z * (2 / (kEnd * kEnd)) - 1.0f;  // from -1 to 1, where the coefficients fall
-  Vec p = broadcast(2.389380476e-03f);
-  p = p * t - 4.568047822e-03f;
-  p = p * t + 4.817085282e-04f;
-  p = p * t - 1.929677092e-03f;
-  p = p * t + 1.525519975e-02f;
-  p = p * t - 2.389379404e-02f;
-  p = p * t + 2.818149328e-02f;
-  p = p * t - 4.085626081e-02f;
-  p = p * t + 5.817597732e-02f;
-  p = p * t - 7.423499972e-02f;
-  p = p * t + 9.063512087e-02f;
-  p = p * t - 1.094901487e-01f;
-  p = p * t + 1.346926540e-01f;
-  p = p * t - 1.810122579e-01f;
-  p = p * t + 3.625839651e-01f;
-  return min(max(z * p, broadcast(-1.0f)), broadcast(1.0f));
+  const Vec z = min(max(x, broadcast(-4.0f)), broadcast(4.0f)), z2 = z * z;
+  Vec p = broadcast(-2.72614225801306e-10f);
+  p = p * z2 + 2.77068142495902e-08f;
+  p = p * z2 - 2.10102402082508e-06f;
+  p = p * z2 - 5.69250639462346e-05f;
+  p = p * z2 - 7.34990630326855e-04f;
+  p = p * z2 - 2.95459980854025e-03f;
+  p = p * z2 - 1.60960333262415e-02f;
+  Vec q = broadcast(-1.45660718464996e-05f);
+  q = q * z2 - 2.13374055278905e-04f;
+  q = q * z2 - 1.68282697438203e-03f;
+  q = q * z2 - 7.37332916720468e-03f;
+  q = q * z2 - 1.42647390514189e-02f;
+  return z * p / q;
 }
 
 namespace detail {

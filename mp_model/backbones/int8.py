@@ -23,7 +23,7 @@ class Int8Rows(NamedTuple):
 
 def quantised(x: Tensor, columns: Tensor | None) -> Int8Rows:
     """Rows, float32 ``[rows, width]``, rounded but for some columns; columns: int64 ``[columns]``, None: but for none."""
-    return Int8Rows(*(mp_kernels.quantize_rows(x) if columns is None else mp_kernels.quantize_rows(x, columns=columns)))
+    return Int8Rows(*mp_kernels.quantize_rows(x, columns=columns))
 
 
 class Int8Linear(nn.Module):
@@ -34,10 +34,11 @@ class Int8Linear(nn.Module):
         scale: float32 ``[out]``; ``weight * scale[:, None]`` is about the weight that was quantised.
         bias: float32 ``[out]``.
         columns: int64 ``[kept]``, inputs that are multiplied as floats, where the weight is 0; None: there are none.
-        kept_weight: float32 ``[out, kept]``, the weight of these, if there are any.
+        kept_weight: float32 ``[out, kept]``, the weight of these; None: there are none.
     """
 
     columns: Tensor | None
+    kept_weight: nn.Parameter | None
 
     def __init__(self, in_features: int, out_features: int, kept: int = 0) -> None:
         super().__init__()
@@ -46,8 +47,7 @@ class Int8Linear(nn.Module):
         self.scale = _constant(torch.empty(out_features))
         self.bias = _constant(torch.empty(out_features))
         self.register_buffer("columns", torch.empty(kept, dtype=torch.int64) if kept else None)
-        if kept:
-            self.kept_weight = _constant(torch.empty(out_features, kept))
+        self.kept_weight = _constant(torch.empty(out_features, kept)) if kept else None
 
     @classmethod
     def of(cls, linear: nn.Linear, columns: Tensor | None = None) -> Int8Linear:

@@ -11,6 +11,7 @@ from transformers.activations import GELUActivation
 
 import mp_kernels
 from mp_kernels import Ragged
+from mp_kernels.memory import in_cache_blocks
 
 from .attention import Relation
 from .forms import Block, KeysValues, ModuleBlock, RaggedLayer, modules_within, why_modules, why_modules_now
@@ -149,13 +150,17 @@ class PostNormBlock(PreparedBlock):
 
     def _feed_forward(self, attended: Tensor) -> Tensor:
         parts, norm = self.parts, self.parts.norm
+        grow, shrink = parts.grow, parts.shrink
         if type(parts.activation) is GELUActivation:
-            grow, shrink = parts.grow, parts.shrink
             return mp_kernels.feed_forward(
                 attended, grow.weight, grow.bias, shrink.weight, shrink.bias, norm.weight, norm.bias, norm.eps
             )
-        grown = parts.activation(mp_kernels.linear(attended, parts.grow.weight, parts.grow.bias))
-        return self._add_and_norm(parts.shrink, norm, grown, attended)
+
+        def step(block: Tensor) -> Tensor:
+            grown = parts.activation(mp_kernels.linear(block, grow.weight, grow.bias))
+            return self._add_and_norm(shrink, norm, grown, block)
+
+        return in_cache_blocks(step, attended, grow.out_features * attended.element_size())
 
     def _add_and_norm(
         self, dense: Any, norm: nn.LayerNorm, x: Tensor, residual: Tensor, index: Tensor | None = None
@@ -172,26 +177,19 @@ class Int8PostNormBlock(PostNormBlock):
         return linear_of(quantised(values, self.parts.query.columns), self.packed.rows(outputs))
 
     def _feed_forward(self, attended: Tensor) -> Tensor:
-        parts = self.parts
-        if type(parts.activation) is not GELUActivation:
-            grown = parts.activation(parts.grow(attended))
-            return self._add_and_norm(parts.shrink, parts.norm, grown, attended)
-        grow, columns = parts.grow, parts.shrink.columns
-        rows = quantised(attended, grow.columns)
-        factors = (
-            rows.rows,
-            rows.scales,
-            grow.weight,
-            grow.scale,
-            grow.bias,
-            rows.kept,
-            grow._parameters.get("kept_weight"),
-        )
-        if columns is None:
-            grown = Int8Rows(*mp_kernels.int8_linear_gelu(*factors))
-        else:
-            grown = Int8Rows(*mp_kernels.int8_linear_gelu(*factors, columns=columns))
-        return _normed_product(parts.shrink, parts.norm, grown, attended)
+        parts, norm = self.parts, self.parts.norm
+        grow, shrink = parts.grow, parts.shrink
+        fused = type(parts.activation) is GELUActivation
+
+        def step(block: Tensor) -> Tensor:
+            if not fused:
+                return self._add_and_norm(shrink, norm, parts.activation(grow(block)), block)
+            rows = quantised(block, grow.columns)
+            factors = rows.rows, rows.scales, grow.weight, grow.scale, grow.bias, rows.kept, grow.kept_weight
+            grown = Int8Rows(*mp_kernels.int8_linear_gelu(*factors, columns=shrink.columns))
+            return _normed_product(shrink, norm, grown, block)
+
+        return in_cache_blocks(step, attended, grow.out_features * (1 if fused else attended.element_size()))
 
     def _add_and_norm(
         self, dense: Any, norm: nn.LayerNorm, x: Tensor, residual: Tensor, index: Tensor | None = None
@@ -215,5 +213,5 @@ def _normed_product(
         norm.eps,
         index,
         rows.kept,
-        dense._parameters.get("kept_weight"),
+        dense.kept_weight,
     )

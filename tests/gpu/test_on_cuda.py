@@ -39,7 +39,9 @@ def full_precision() -> Iterator[None]:
 def test_operators_give_the_cpu_results(name: str) -> None:
     operator = getattr(torch.ops.mp_kernels, name)
     for sample in SAMPLES[name]():
-        assert_same_results([x.cpu() for x in results_of(operator, on_cuda(sample))], results_of(operator, sample))
+        assert_same_results(
+            name, [x.cpu() for x in results_of(operator, on_cuda(sample))], results_of(operator, sample)
+        )
 
 
 @pytest.mark.parametrize("name", SAMPLES)

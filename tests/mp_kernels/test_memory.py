@@ -11,7 +11,7 @@ import sys
 import pytest
 import torch
 
-from mp_kernels.memory import cache_blocks, keep_freed_memory
+from mp_kernels.memory import cache_blocks, in_cache_blocks, keep_freed_memory
 
 
 @torch.no_grad()
@@ -34,6 +34,19 @@ def test_what_fits_the_caches_is_not_split() -> None:
     x = torch.zeros(1000, 3)
     assert len(cache_blocks(x, 12_000)) == 1
     assert len(cache_blocks(x, 13_000)) == 2
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rows", [0, 1, 2500])
+def test_a_step_takes_block_after_block(rows: int) -> None:
+    x, seen = torch.randn(rows, 3), []
+
+    def step(block: torch.Tensor) -> torch.Tensor:
+        seen.append(block.shape[0])
+        return 2 * block
+
+    assert torch.equal(in_cache_blocks(step, x, 12_288), 2 * x)
+    assert seen == [block.shape[0] for block in cache_blocks(x, 12_288)]
 
 
 def test_rows_stay_whole_where_gradients_are_recorded() -> None:

@@ -71,7 +71,7 @@ def test_compiled_kernel_agrees_with_the_fallback(name: str) -> None:
     """Both implementations of one schema give the same whole buffers."""
     for sample in SAMPLES[name]():
         got = results_of(getattr(torch.ops.mp_kernels, name), sample)
-        assert_same_results(got, results_of(getattr(schemas, name), sample))
+        assert_same_results(name, got, results_of(getattr(schemas, name), sample))
 
 
 @pytest.mark.parametrize("module", [torch.ops.mp_kernels, schemas], ids=["compiled", "fallback"])

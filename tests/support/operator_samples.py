@@ -91,10 +91,14 @@ def results_of(operator: Callable, sample: tuple) -> list[torch.Tensor]:
     return [results] if isinstance(results, torch.Tensor) else list(results)
 
 
-def assert_same_results(got: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
-    """Results of two implementations, whose sums differ in their order; in bfloat16 by a digit between two steps, too."""
+# They round sums of bfloat16, whose order differs between implementations, and go on with what was rounded.
+ROUNDING = ("linear", "linear_add_layer_norm", "feed_forward")
+
+
+def assert_same_results(name: str, got: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
+    """Results of two implementations of an operator: equal but for the order of sums."""
     for x, y in zip(got, expected, strict=True):
-        apart = 2**-7 if x.dtype == torch.bfloat16 else 0
+        apart = 2**-7 if x.dtype == torch.bfloat16 and name in ROUNDING else 0
         torch.testing.assert_close(x, y, atol=apart or 1e-5, rtol=apart)
 
 

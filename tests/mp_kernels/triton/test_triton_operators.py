@@ -25,7 +25,7 @@ def test_fresh_memory_is_poisoned_here_too() -> None:
 def test_results_are_the_fallback_s(name: str) -> None:
     for sample in SAMPLES[name]():
         got = results_of(getattr(torch.ops.mp_kernels, name), sample)
-        assert_same_results(got, results_of(getattr(schemas, name), sample))
+        assert_same_results(name, got, results_of(getattr(schemas, name), sample))
 
 
 @pytest.mark.parametrize("name", SAMPLES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from mp_kernels import reference
+from mp_kernels import memory, reference
 from mp_model import PyramidBert, PyramidBertForSequenceClassification
 from mp_model.backbones import int8, why_layer_modules
 from mp_model.backbones.forms import ModuleBlock, block_of
@@ -210,3 +211,26 @@ def test_nothing_is_trained(model: PyramidBertForSequenceClassification, batch: 
 def test_an_empty_batch(model: PyramidBertForSequenceClassification) -> None:
     with torch.inference_mode():
         assert model(torch.zeros(0, 5, dtype=torch.int64)).logits.shape == (0, 3)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "relu"])
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_feed_forwards_widen_as_many_rows_as_fit_the_cache(
+    monkeypatch: pytest.MonkeyPatch, batch: tiny.Batch, precision: str, activation: str
+) -> None:
+    """Whatever the size of the batch, and with the same answers."""
+    made = tiny.classifier(hidden_act=activation, exit_threshold="never")
+    if precision == "int8":
+        to_int8(made)
+    whole = answers(made, batch.padded())
+    asked = []
+
+    def few_rows(x: torch.Tensor, bytes_per_row: int) -> Sequence[torch.Tensor]:
+        asked.append(bytes_per_row)
+        return x.split(7)
+
+    monkeypatch.setattr(memory, "cache_blocks", few_rows)
+    in_blocks = answers(made, batch.padded())
+    assert asked == [64 * (1 if (precision, activation) == ("int8", "gelu") else 4)] * len(asked)
+    assert len(asked) == made.config.num_hidden_layers
+    torch.testing.assert_close(in_blocks, whole, rtol=0, atol=1e-5)
