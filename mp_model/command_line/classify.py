@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ..serving.classifier import Classifier
 
 STANDARD = (Path("-"), Path("/dev/stdin"), Path("/dev/stdout"))  # other names of standard input and output
+MANY = 1000  # texts, from which a faster precision is worth a word
 
 
 def classify(
@@ -128,6 +129,8 @@ def here(job: Job, input: Path | None, output: Path | None, resume: bool, explai
                     print_shaded(classifier, row, job.exit_threshold)
     most = classifier.tokenise.max_length if classifier.longer else 0
     say(job, classifier.longer, most, passing.bad, passing.read, passing.first_bad)
+    if passing.read >= MANY and classifier.precision.advice is not None:
+        typer.echo(f"computed in {classifier.precision.name}; {classifier.precision.advice}", err=True)
 
 
 def with_ray(job: Job, input: Path | None, output: Path | None, resume: bool, processes: int | None) -> None:

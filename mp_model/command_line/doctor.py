@@ -181,6 +181,8 @@ def of_model(classifier: Classifier) -> Iterator[Finding]:
         yield Finding("model", NOTE, "Its labels have no names; give them as id2label in config.json.")
     yield Finding("model", FINE, f"It reads texts of up to {classifier.tokenise.max_length} tokens.")
     yield Finding("model", FINE, f"It runs in {classifier.precision.name}, since {classifier.precision.why}.")
+    if classifier.precision.advice is not None:
+        yield Finding("model", NOTE, classifier.precision.advice)
     if found["module form"] == "none":
         yield Finding(
             "model", FINE, f"All its {found['prepared form'].split()[-2]} parts run in prepared form, the fast one."

@@ -44,8 +44,15 @@ def test_a_precision_that_was_asked_for(folder: Path, precision: str) -> None:
     assert len(classifier(TEXTS)) == len(TEXTS)
 
 
-def test_auto_is_float32_where_nothing_was_tuned(folder: Path) -> None:
-    assert Classifier.load(folder).precision.name == "float32"
+def test_auto_is_float32_where_nothing_was_tuned(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a faster precision is named, where the processor has one."""
+    chosen = Classifier.load(folder).precision
+    assert (chosen.name, chosen.faster) == ("float32", "bfloat16")
+    assert "tune the exits with --precision bfloat16" in str(chosen.advice)
+    assert Classifier.load(folder, "float32").precision.advice is None, "it was asked for"
+    assert precisions.choose_precision("auto", read_config(folder), "cuda").advice is None
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    assert Classifier.load(folder).precision.advice is None
 
 
 @pytest.mark.parametrize("precision", precisions.PRECISIONS)

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from mp_model import Classifier
-from mp_model.command_line import partial
+from mp_model.checkpoints.precisions import Precision
+from mp_model.command_line import classify, partial
 from mp_model.serving.classifier import Answer
 from support import wordpiece
 from support.commands import Command, Ended
@@ -33,6 +34,7 @@ class Lengths:
     """
 
     longer = 0
+    precision = Precision("float32", "nothing was tuned for another precision", "bfloat16")
 
     def __init__(self, interrupt: Callable[[int], None] = lambda number: None) -> None:
         self.interrupt = interrupt
@@ -116,6 +118,18 @@ def interrupted(files: Files, lengths: Lengths, at: int, number: int = signal.SI
         return files.classify()
     finally:
         lengths.interrupt = lambda text: None
+
+
+@pytest.mark.parametrize("many", [len(TEXTS), len(TEXTS) + 1])
+def test_many_texts_are_worth_a_word_on_a_faster_precision(
+    files: Files, many: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(classify, "MANY", many)
+    said = (
+        "computed in float32; bfloat16 would be faster on this processor: tune the exits with --precision bfloat16.\n"
+    )
+    assert files.classify().err == (said if many == len(TEXTS) else "")
+    files.assert_complete()
 
 
 # Cut off, and gone on with
