@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import os
 import random
 import re
@@ -31,6 +32,8 @@ P99 = 0.250  # seconds
 CLIENTS = (1, 8, 64)
 LONE = 200  # texts that come alone
 GROWTH = 1.25  # of the rate, from one open loop to the next
+NEAR = 1.04  # ratio of a rate that is too high to one that is not, from which on they count as one
+LOWEST_RATE = 1.0  # texts a second
 WAYS = {
     "depth-wise": "ours: up to three groups of requests are in at a time, and share layers",
     "one": "one forward a request",
@@ -221,14 +224,31 @@ async def open_loop(port: int, texts: Sequence[str], rate: float, seconds: float
 
 
 async def highest_rate(measure: Callable[[float], Awaitable[Seen]], start: float) -> dict[str, float]:
-    """Figures at the highest of rising rates at which 99 of 100 answers come within :data:`P99` and none is refused."""
-    best, rate = {"rate": 0.0}, start
-    while True:
-        figures = (await measure(rate)).as_json()
-        if figures["p99_ms"] > 1e3 * P99 or figures["refused"]:
-            return best
-        best = {"rate": round(rate, 1), **figures}
-        rate *= GROWTH
+    """Figures at the highest rate at which 99 of 100 answers come within :data:`P99` and none is refused.
+
+    Rates rise until one is too high, or fall until one is not; then the interval between the last two is halved until it is
+    narrower than :data:`NEAR`.
+    """
+    seen: dict[float, dict[str, float]] = {}
+
+    async def holds(rate: float) -> bool:
+        figures = seen[rate] = (await measure(rate)).as_json()
+        return figures["p99_ms"] <= 1e3 * P99 and not figures["refused"]
+
+    low, high, rate = 0.0, math.inf, start
+    while high > NEAR * low and rate > LOWEST_RATE:
+        if await holds(rate):
+            low = rate
+        else:
+            high = rate
+        rate = low * GROWTH if high == math.inf else high / GROWTH if low == 0 else math.sqrt(low * high)
+    return {"rate": round(low, 1), **seen.get(low, {})}
+
+
+def processor_seconds(process: int) -> float:
+    """The time that processors have spent on a process."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 # The measurement
@@ -238,13 +258,18 @@ def measured(
     way: str, folder: str, precision: str, texts: Sequence[str], seconds: float, threads: int
 ) -> dict[str, Any]:
     """The figures of one way."""
-    with server(way, folder, precision, threads) as (port, _):
+    with server(way, folder, precision, threads) as (port, process):
 
         async def all_loads() -> dict[str, Any]:
             await closed_loop(port, texts, 8, min(2.0, seconds))
             found: dict[str, Any] = {}
             for clients in CLIENTS:
-                found[f"{clients} clients"] = (await closed_loop(port, texts, clients, seconds)).as_json()
+                before = [processor_seconds(x) for x in (process.pid, os.getpid())]
+                figures = (await closed_loop(port, texts, clients, seconds)).as_json()
+                spent = [processor_seconds(x) - y for x, y in zip((process.pid, os.getpid()), before, strict=True)]
+                for name, x in zip(("server", "clients"), spent, strict=True):
+                    figures[f"{name}_processor_ms"] = round(1e3 * x / figures["answers"], 2)
+                found[f"{clients} clients"] = figures
             start = 0.5 * found["64 clients"]["a_second"]
             found["open loop"] = await highest_rate(lambda rate: open_loop(port, texts, rate, seconds), start)
             return found
