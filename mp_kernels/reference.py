@@ -523,7 +523,7 @@ def quantize_rows(
     """Definition of :func:`mp_kernels.quantize_rows`."""
     rows = _rows(x, index, "index")
     if columns is not None:
-        others = torch.ones(rows.shape[1], dtype=rows.dtype).index_fill_(0, columns, 0)
+        others = rows.new_ones(rows.shape[1]).index_fill_(0, columns, 0)
         return *quantize_rows(rows * others), rows[:, columns]
     largest = rows.abs().amax(1) if rows.shape[1] else rows.new_zeros(rows.shape[0])
     factors = (127 / largest).clamp(max=torch.finfo(rows.dtype).max).nan_to_num(0.0)

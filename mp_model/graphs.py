@@ -566,6 +566,8 @@ def can_be_captured(model: Any, pyramid: Pyramid, given: Sequence[Any] | PackedI
     _, width, rows = Shape.of(given)
     if not 0 < rows <= MOST_ROWS or width > model.config.max_position_embeddings:
         return False
+    if model.config.precision == "int8":  # whose steps, on devices without kernels for them, are read by the host
+        return False
     if why_modules_now(ids.device) or (ids.is_cuda and torch.cuda.is_current_stream_capturing()):
         return False
     return can_be_bounded(pyramid) and all(hasattr(layer, "why_modules") for layer in pyramid.layers)

@@ -19,27 +19,19 @@ from .plan import OURS
 
 HEADS, HEAD_DIM = 12, 64
 ROWS = 16384
-LENGTHS = (16, 64, 128, 512, 1024)
-ONE_PASS_UP_TO = 128  # keys, in half types on every architecture that is supported
-STREAMING_FROM = 1024
+LENGTHS = (16, 64, 128, 256, 512, 1024)
+ONE_PASS_UP_TO = 128  # keys, in half types
 
 
 def wrong_kernels(names: list[str], dtype: torch.dtype, longest: int) -> str | None:
     """Words for kernels other than those that must serve attention with importance; None: they are the right ones.
 
     One pass in half types while all keys fit a tile, blocks of keys and then their column means beyond, and always in
-    float32. Between :data:`ONE_PASS_UP_TO` and :data:`STREAMING_FROM` keys the architecture decides.
+    float32.
     """
     ran = {name for name in names if name.startswith("attention_")}
-    one_pass = "attention_one_pass" in ran
-    streaming = {"attention_streaming", "attention_column_means"} <= ran
-    half = dtype.itemsize == 2
-    if half and longest <= ONE_PASS_UP_TO:
-        right = one_pass
-    elif not half or longest >= STREAMING_FROM:
-        right = streaming and not one_pass
-    else:
-        right = one_pass or streaming
+    one_pass = dtype.itemsize == 2 and longest <= ONE_PASS_UP_TO
+    right = ran == ({"attention_one_pass"} if one_pass else {"attention_streaming", "attention_column_means"})
     return None if right else f"kernels that should not serve {longest} keys in {dtype}: {sorted(names)}"
 
 

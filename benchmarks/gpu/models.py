@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -26,6 +26,7 @@ from .truth import Truth
 LABELS = 4
 KEPT = 0.9  # of the tokens that enter a layer, where it prunes
 ARRIVALS = 4  # batches that share a run
+LEAST_COMPARED = 64  # samples, of several batches where one has fewer
 LEAST_FOLLOWED = 0.8  # share of samples whose way is known, so that their answers can be compared
 LEAST_ALLOWED = 1e-5  # relative error of logits; else twice transformers' own at the dtype
 TINY = {"vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
@@ -64,13 +65,15 @@ class Way(NamedTuple):
 
     Attributes:
         run: what is timed.
-        answers: the same once, with all that the truth must know.
+        answers: the same once, of other batches too, with all that the truth must know.
         batches: number of batches that a run classifies.
+        compared: number of batches whose answers these are.
     """
 
     run: Callable[[], Any]
     answers: Callable[[], Answers]
     batches: int = 1
+    compared: int = 1
 
 
 def lengths_of(tokens: int, batch: int, dry: bool) -> list[int]:
@@ -123,12 +126,17 @@ def plain(model: Callable[..., Any], batch: Batch) -> Way:
 
 
 def pyramid(
-    model: PyramidBertForSequenceClassification, batches: list[Batch], graphs: bool = True, **settings: Any
+    model: PyramidBertForSequenceClassification,
+    batches: list[Batch],
+    graphs: bool = True,
+    others: Sequence[Batch] = (),
+    **settings: Any,
 ) -> Way:
     """Ours, all batches in one call; graphs: whether the device replays graphs, or is told every kernel.
 
-    Graphs cannot follow tokens. In half types sums of other lengths round otherwise, so a sample near a threshold may lose
-    other tokens, or leave elsewhere, in the run that follows them: such a sample is not compared.
+    Answers for the others, each in a call of its own, are only compared. Graphs cannot follow tokens. In half types sums of
+    other lengths round otherwise, so a sample near a threshold may lose other tokens, or leave elsewhere, in the run that
+    follows them: such a sample is not compared.
 
     settings: ``prune_thresholds`` and ``exit_threshold`` of the call.
     """
@@ -139,13 +147,17 @@ def pyramid(
         return model(**batch.named, **settings)
 
     def answers() -> Answers:
-        out = run()
-        model.use_graphs = False
-        followed = model(**batch.named, **settings, follow_tokens=True)
-        same = (out.exit_layer == followed.exit_layer) & (out.tokens_per_layer == followed.tokens_per_layer).all(1)
-        return Answers(out.logits, out.exit_layer, followed.pruned_by, same)
+        found = []
+        for part in (batch, *others):
+            model.use_graphs = graphs
+            out = model(**part.named, **settings)
+            model.use_graphs = False
+            followed = model(**part.named, **settings, follow_tokens=True)
+            same = (out.exit_layer == followed.exit_layer) & (out.tokens_per_layer == followed.tokens_per_layer).all(1)
+            found.append((out.logits, out.exit_layer, followed.pruned_by, same))
+        return Answers(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
-    return Way(run, answers, len(batches))
+    return Way(run, answers, len(batches), len(batches) + len(others))
 
 
 def expected(truth: Truth, batches: list[Batch], answers: Answers) -> Tensor:
@@ -200,6 +212,7 @@ def ways_of(
 ) -> dict[str, Callable[[], Way]]:
     """All ways beside transformers' own, by name, each made when its turn comes."""
     first, dry = batches[0], not batches[0].ids.is_cuda
+    others = batches[1 : -(-LEAST_COMPARED // len(first.ids))]
     prune = truth.prune_thresholds(*first, KEPT)
     exits = truth.exit_thresholds(truth.logits(*first))
     exits_of_both: list[list[float]] = []
@@ -208,15 +221,16 @@ def ways_of(
         if not exits_of_both:
             found = pyramid(model, [first], prune_thresholds=prune, exit_threshold="never").answers().pruned_by
             exits_of_both.append(truth.exit_thresholds(truth.logits(*first, found)))
-        return pyramid(model, batches[:number], prune_thresholds=prune, exit_threshold=exits_of_both[0])
+        beside = others if number == 1 else ()
+        return pyramid(model, batches[:number], others=beside, prune_thresholds=prune, exit_threshold=exits_of_both[0])
 
     several = f"{len(batches)} batches in one"
     ways = {
         "BERT on packed rows": lambda: plain(PackedBert(stock), first),
         "ours, dense, kernel by kernel": lambda: pyramid(model, [first], False, exit_threshold="never"),
         "ours, dense": lambda: pyramid(model, [first], exit_threshold="never"),
-        "ours, pruned": lambda: pyramid(model, [first], prune_thresholds=prune, exit_threshold="never"),
-        "ours, exits": lambda: pyramid(model, [first], exit_threshold=exits),
+        "ours, pruned": lambda: pyramid(model, [first], others=others, prune_thresholds=prune, exit_threshold="never"),
+        "ours, exits": lambda: pyramid(model, [first], others=others, exit_threshold=exits),
         "ours, both": lambda: both(1),
         f"ours, exits, {several}": lambda: pyramid(model, batches, exit_threshold=exits),
         f"ours, both, {several}": lambda: both(len(batches)),
@@ -239,7 +253,7 @@ def measure(sheet: Sheet, dtype: torch.dtype, tokens: int, texts: int) -> bool:
 
         def figure() -> dict[str, Any]:
             way = make()
-            return figure_of(way, truth, batches[: way.batches], allowed, layers, sheet.dry)
+            return figure_of(way, truth, batches[: way.compared], allowed, layers, sheet.dry)
 
         found = figure_or_refusal(figure)
         sheet.keep(name, found)

@@ -41,7 +41,7 @@ def torch_gather(xs: list[Tensor], index: Tensor) -> list[Tensor]:
 def torch_prune(x: Tensor, importance: Tensor, cu_seqlens: Tensor, threshold: float) -> Tensor:
     """Rows of the tokens that survive, and row 0 to the end of the buffer."""
     keep = importance.mean(0) >= threshold
-    keep[cu_seqlens[:-1].long()] = True
+    keep.index_fill_(0, cu_seqlens[:-1].long(), True)
     return x.index_select(0, torch.nonzero_static(keep, size=x.shape[0], fill_value=0).squeeze(1))
 
 

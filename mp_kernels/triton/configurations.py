@@ -3,12 +3,10 @@
 The limits of the attention kernels, for ``n`` keys of ``d`` elements in half precision:
 
 * One pass keeps all keys and values of a head in shared memory, ``4 n d`` bytes, and a block of probabilities beside them.
-  256 keys of 64 elements take 64 KiB, which leaves no room for the probabilities on gfx942 (64 KiB per program).
 * A block of scores is held in registers as float32, twice while it is exponentiated: ``8 BLOCK_Q n`` bytes over
   ``32 num_warps`` threads of at most 255 registers each, and few enough that a processor holds several programs. This
-  allows 32 x 128 scores on 4 warps and 32 x 256 on 8 (they fit on 4, at half the occupancy). 32 x 512 on 16 would fit too,
-  but on an H200 they took twice the time of two passes.
-* More keys pass block by block through a tile that leaves room for two programs on a processor.
+  allows 32 x 128 scores on 4 warps. More keys pass block by block through a tile that leaves room for two programs on a
+  processor.
 
 float32 always takes two passes: a block of all keys in float32 would spill registers by the thousand. So a sample's results
 in float32 do not depend on the samples beside it.
@@ -70,20 +68,16 @@ def processors_of(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
-# Queries in a block, maximum number of keys, and warps. The tensor cores of sm_100 take 64 queries in one instruction.
+# Queries in a block, maximum number of keys, and warps. The tensor cores of sm_90 and sm_100 take 64 queries in one
+# instruction; 64 x 128 scores would take registers for which sm_90 holds fewer programs.
 _ONE_PASS = {
-    "sm_100": ((64, 64, 4), (64, 128, 8), (32, 256, 8)),
-    "others": ((32, 128, 4), (32, 256, 8)),
+    "sm_90": ((64, 64, 4), (32, 128, 4)),
+    "sm_100": ((64, 64, 4), (64, 128, 8)),
+    "others": ((32, 128, 4),),
 }
-# For narrow heads the compiler keeps keys and values in registers as well, so the scores must take fewer of them, and for
-# the narrowest there are none left for more than 128 keys.
+# For narrow heads the compiler keeps keys and values in registers as well, so the scores must take fewer of them.
+_ONE_PASS_NARROW = {"sm_86": ((16, 128, 4),), "sm_89": ((16, 128, 4),), "others": ((32, 128, 4),)}
 _ONE_PASS_NARROWEST = {"others": ((32, 128, 4),)}
-_ONE_PASS_NARROW = {
-    "sm_86": ((16, 128, 4), (16, 256, 8)),
-    "sm_89": ((16, 128, 4), (16, 256, 8)),
-    "gfx942": ((32, 128, 4), (16, 256, 4)),
-    "others": ((32, 128, 4), (16, 256, 8)),
-}
 
 
 # Keys in the narrowest tile of one pass. Narrower ones would save next to nothing, and each is compiled once more.
@@ -106,20 +100,54 @@ def one_pass(architecture: str, keys: int, width: int, itemsize: int) -> Tile | 
     return None
 
 
+def short_rows(architecture: str, tile: Tile, width: int) -> tuple[int, int]:
+    """Queries in a block of samples of at most 32 keys, and of at most 64, where one pass takes ``tile`` for longer ones.
+
+    0: they take the next tile. For the narrowest heads, more tiles would take registers that are not there.
+    """
+    if width <= 16:
+        return 0, 0
+    of_64 = 0 if tile.columns <= 64 else tile.rows
+    return (16, 64 if of_64 else 0) if architecture == "sm_90" else (0, of_64)
+
+
+# Queries and keys in a block of streaming attention in float32, by architecture and width, where 32 x 32 would spill.
+_STREAMING_FLOAT32 = {("sm_90", 32): (32, 16), ("sm_100", 128): (16, 16), ("sm_120", 64): (32, 16)}
+
+
 def streaming(architecture: str, width: int, itemsize: int, placed: bool = False) -> Tile:
-    """Tile of the kernels that pass over keys or queries block by block: streaming attention and column means.
+    """Tile of streaming attention, which passes over keys block by block.
 
     With ``placed``, here and below, scores depend on the rows' positions too, which takes more registers.
     """
-    if itemsize > 2 and width > 64:
-        return Tile(16, 32, 4)
     if itemsize > 2 and placed:
-        return Tile(32, 32, 8)
-    if itemsize > 2 or architecture == "gfx942":
+        return Tile(16, 32, 4) if width > 64 else Tile(32, 32, 8)
+    if itemsize > 2:
+        rows, columns = _STREAMING_FLOAT32.get((architecture, width), (16 if width > 64 else 32, 32))
+        return Tile(rows, columns, 4)
+    if architecture == "gfx942":
         return Tile(32, 32, 4)
-    if architecture == "sm_100" and width < 64:  # a block loaded ahead would spill
+    if architecture == "sm_100" and (width < 64 or placed):  # a block loaded ahead would spill
         return Tile(64, 32, 8 if placed else 4)
-    return Tile(64, 64, 4, 2) if width == 64 and not placed else Tile(64, 32, 4, 2)
+    if width == 64 and not placed:
+        return Tile(64, 64, 4, 3 if architecture == "sm_90" else 2)
+    return Tile(64, 32, 4, 2)
+
+
+def column_means(architecture: str, width: int, itemsize: int, placed: bool = False) -> Tile:
+    """Tile of the column means, which pass over queries block by block."""
+    if architecture == "sm_90" and width == 64 and not placed:  # as measured there; 64 keys reach its tensor cores
+        return Tile(32, 64, 4) if itemsize > 2 else Tile(128, 64, 4, 2)
+    return streaming(architecture, width, itemsize, placed)
+
+
+def masks_apart(architecture: str, itemsize: int) -> bool:
+    """Whether streaming attention has a loop without masks for the blocks of keys that are whole.
+
+    On an H100 that saves a tenth of the time in half types; in float32 it takes longer, and elsewhere the second loop would
+    spill registers.
+    """
+    return architecture == "sm_90" and itemsize == 2
 
 
 def backward(architecture: str, width: int, itemsize: int, placed: bool = False) -> tuple[Tile, Tile]:

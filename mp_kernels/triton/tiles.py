@@ -30,9 +30,20 @@ def rows_of_head(first, count, row_stride, BLOCK: tl.constexpr, HEAD_DIM: tl.con
 
 
 @triton.jit
-def load_rows(p_x, row_stride, first, count, BLOCK: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Tile ``[BLOCK, BLOCK_D]`` of the rows from ``first`` on, with zeros from row ``count`` on."""
+def load_rows(
+    p_x,
+    row_stride,
+    first,
+    count,
+    BLOCK: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    IS_WHOLE: tl.constexpr = False,
+):
+    """Tile ``[BLOCK, BLOCK_D]`` of the rows from ``first`` on, with zeros from row ``count`` on; IS_WHOLE: it has none."""
     offsets, inside = rows_of_head(first, count, row_stride, BLOCK, HEAD_DIM, BLOCK_D)
+    if IS_WHOLE and HEAD_DIM == BLOCK_D:
+        return tl.load(p_x + offsets)
     return tl.load(p_x + offsets, mask=inside, other=0.0)
 
 

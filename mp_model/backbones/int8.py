@@ -57,7 +57,7 @@ class Int8Linear(nn.Module):
         layer.weight, layer.scale = _constant(rows.rows), _constant(rows.scales)
         if columns is not None and rows.kept is not None:
             layer.columns, layer.kept_weight = columns.clone(), _constant(rows.kept)
-        bias = torch.zeros(linear.out_features) if linear.bias is None else linear.bias.detach().float()
+        bias = rows.scales.new_zeros(linear.out_features) if linear.bias is None else linear.bias.detach().float()
         layer.bias = _constant(bias)
         return layer
 

@@ -55,13 +55,13 @@ def largest_columns(x: Tensor, count: int) -> Tensor:
     x: ``[rows, width]``; count: columns, at most its width.
     """
     if x.shape[1] <= count:
-        return torch.arange(x.shape[1])
+        return torch.arange(x.shape[1], device=x.device)
     magnitudes, chosen = x.abs(), []
     for _ in range(count):
         largest, places = magnitudes.max(1)
         second = magnitudes.scatter(1, places[:, None], 0).amax(1)
         energy = magnitudes.square().mean(1).clamp(min=torch.finfo(x.dtype).tiny)
-        gains = torch.zeros(x.shape[1]).index_add_(0, places, (largest.square() - second.square()) / energy)
+        gains = x.new_zeros(x.shape[1]).index_add_(0, places, (largest.square() - second.square()) / energy)
         chosen.append(int(gains.argmax()))
         magnitudes[:, chosen[-1]] = 0
-    return torch.tensor(chosen)
+    return torch.tensor(chosen, device=x.device)

@@ -141,6 +141,7 @@ BAD_CALLS = {
     "norm": "add_layer_norm(x, x, x[0], x[0], 1e-5, torch.tensor([0, 1, 2, -1], device='cuda'))",
     "cu_seqlens": "ragged_mean(x, torch.tensor([0, 5], dtype=torch.int32, device='cuda'))",
     "max_seqlen": "ragged_attention(*3 * [heads], starts, 16)",
+    "max_seqlen, without importance": "ragged_attention(*3 * [heads], starts, 16, need_importance=False)",
     "positions": "ragged_attention(*3 * [heads], starts, 99, window=1, positions=torch.zeros_like(heads[:, 0, 0]).int())",
     "bucket": "ragged_attention(*3 * [heads], starts, 99, bias=x[:1], buckets=torch.tensor([99], device='cuda').int())",
     "place": "rotary_embedding(x[:, None], torch.full((4,), 9, device='cuda').int(), x[:, :8], x[:, :8])",

@@ -13,6 +13,7 @@ from triton.runtime import JITFunction
 import mp_kernels
 from mp_kernels import reference
 from mp_kernels.triton import configurations, launching
+from mp_model.backbones.int8 import to_int8
 from support import tiny
 from support.accuracy import assert_accurate, assert_no_worse_than_plain, assert_same_bits, with_gradients
 from support.operator_samples import SAMPLES, assert_same_results, on_cuda, opcheck, results_of
@@ -191,3 +192,14 @@ def test_model_in_half_precision(dtype: torch.dtype) -> None:
     assert got.logits.dtype == dtype
     assert got.uncertainty.dtype == torch.float32
     torch.testing.assert_close(got.logits.float().cpu(), expected.logits, atol=0.1, rtol=0.1)
+
+
+@torch.no_grad()
+def test_an_int8_model_gives_the_cpu_answers() -> None:
+    """Rounded where float32 differs in its last digit, so a few values are another integer."""
+    batch = tiny.samples()
+    model = tiny.classifier()
+    to_int8(model)
+    expected = model(**batch.padded(), exit_threshold="never").logits
+    got = model.cuda()(**{name: x.cuda() for name, x in batch.padded().items()}, exit_threshold="never").logits
+    torch.testing.assert_close(got.cpu(), expected, atol=0.02, rtol=0)

@@ -12,7 +12,7 @@ import torch.utils._pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import mp_kernels
-from mp_kernels import reference, schemas
+from mp_kernels import backends, reference, schemas
 from mp_kernels.memory import read_by_host
 from support.accuracy import assert_same_bits
 from support.operator_samples import (
@@ -49,6 +49,15 @@ def test_public_operators_have_definitions() -> None:
         operator = getattr(mp_kernels, name)
         if inspect.isfunction(operator):
             assert parameters(operator) == parameters(getattr(reference, name)), name
+
+
+@pytest.mark.parametrize("name", backends.FOR_CPUS)
+def test_definitions_stay_on_the_device_of_their_inputs(name: str) -> None:
+    """GPUs run the definitions of these steps. A tensor that forgets its device would be made on another one here."""
+    for sample in SAMPLES[name]():
+        with torch.device("meta"):
+            got = getattr(schemas, name)(*sample)
+        assert all(x.device.type == "cpu" for x in pytree.tree_leaves(got))
 
 
 # ---- the contract with torch ----

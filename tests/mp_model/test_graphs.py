@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from mp_model import Classifier, PyramidBertForSequenceClassification, engine, graphs
+from mp_model.backbones.int8 import to_int8
 from mp_model.serving import classifier, worker
 from support import replays, tiny, wordpiece
 from support.pyramids import calibrated
@@ -209,6 +210,16 @@ def test_a_server_answers_by_them(monkeypatch: pytest.MonkeyPatch) -> None:
     model.use_graphs = False
     for outcomes, threshold in zip(got, (0.9, "never", 0.9), strict=True):
         assert_like(ours, outcomes, texts, threshold)
+
+
+@torch.no_grad()
+def test_int8_models_go_without() -> None:
+    """A device has no kernels for their steps, and the host reads what their definitions find."""
+    model, _ = on_device("nothing", "cls")
+    given = inputs_of(BATCHES[0])["input_ids"], None, None
+    assert graphs.can_be_captured(model, model.pyramid(), given)
+    to_int8(model)
+    assert not graphs.can_be_captured(model, model.pyramid(), given)
 
 
 @torch.no_grad()

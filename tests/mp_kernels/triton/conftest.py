@@ -117,6 +117,7 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Attention in two passes with small tiles, so that short samples have several; not square, to tell sides apart."""
     monkeypatch.setattr(configurations, "one_pass", lambda *_: None)
     monkeypatch.setattr(configurations, "streaming", lambda *_: Tile(16, 32, 1))
+    monkeypatch.setattr(configurations, "column_means", lambda *_: Tile(32, 16, 1))
     monkeypatch.setattr(configurations, "backward", lambda *_: (Tile(32, 16, 1), Tile(16, 32, 1)))
 
 

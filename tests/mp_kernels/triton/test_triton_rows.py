@@ -125,7 +125,7 @@ def test_pair_features(width: int) -> None:
 
 
 @pytest.mark.parametrize("outside", [2, 18])
-def test_a_second_part_outside_its_sample_stops_the_kernel(outside: int) -> None:
+def test_a_second_part_outside_its_sample_stops_the_kernel(outside: int, interpreted: None) -> None:
     with pytest.raises(InterpreterError, match="middles must lie within their samples"):
         mp_kernels.pair_features(
             torch.rand(2, 5), torch.rand(17, 5), cu_seqlens_of((3, 14)), torch.tensor([1, outside])

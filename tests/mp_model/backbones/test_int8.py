@@ -54,6 +54,15 @@ def test_a_linear_layer_multiplies_what_was_rounded() -> None:
     torch.testing.assert_close(got.flatten(0, 1).double(), exact, rtol=1e-5, atol=1e-5)
 
 
+def test_layers_are_rounded_on_their_own_device() -> None:
+    """A tensor that forgets its device would be made on another one here."""
+    linear, x = torch.nn.Linear(12, 5, bias=False), torch.randn(3, 12)
+    with torch.device("meta"):
+        columns = [largest_columns(x, count) for count in (4, 12)]
+        layer = Int8Linear.of(linear, columns[0])
+    assert all(x.device.type == "cpu" for x in [*columns, *layer.parameters(), *layer.buffers()])
+
+
 def test_a_table_looks_up_what_was_rounded() -> None:
     table = torch.nn.Embedding(9, 20)
     got = Int8Embedding.of(table)(torch.tensor([[8, 0], [3, 3]]))
