@@ -97,8 +97,8 @@ lowest newest:
 	.venv/$@/bin/python -m pip install --quiet $(VERSIONS) "setuptools>=77" cmake ninja
 	rm -rf build/lib.*
 	.venv/$@/bin/python -m pip install --quiet --no-build-isolation ".[serve,test]" $(VERSIONS)
-	.venv/$@/bin/python -P -m pytest -o "pythonpath=benchmarks tests" tests/mp_kernels tests/simt tests/mp_model
-	$(if $(filter lowest,$@),PYTHONPATH=tests .venv/$@/bin/python -P -m ahead_of_time.check)
+	PYTHONSAFEPATH=1 .venv/$@/bin/python -m pytest -o "pythonpath=benchmarks tests" tests/mp_kernels tests/simt tests/mp_model
+	$(if $(filter lowest,$@),PYTHONSAFEPATH=1 PYTHONPATH=tests .venv/$@/bin/python -m ahead_of_time.check)
 
 reliability: $(READY) ## write docs/reliability.md from the tests' situations
 	PYTHONPATH=tests $(BIN)/python -m support.situations > docs/reliability.md

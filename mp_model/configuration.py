@@ -260,7 +260,9 @@ class PyramidConfig(PreTrainedConfig):
 
     def why_untrained(self) -> str | None:
         """A sentence on exits whose heads nobody has trained; None: there are none that a text can reach."""
-        untrained = self.untrained_exits or ()
+        untrained = self.untrained_exits
+        if not untrained:
+            return None
         layers = [x for x in self.resolved_exit_layers() if x in untrained and x <= self.reached_layers]
         if not layers:
             return None

@@ -7,7 +7,7 @@ backbone or precision it has is their business.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ import mp_kernels
 from mp_kernels import Kept, Ragged
 
 from .backbones import Block, KeysValues, PackedInputs, block_of, first_rows
-from .exits import EXIT_HEADS, OF_ONE_LABEL, ExitHead, Exits, LayerStates, Uncertainty, as_they_are
+from .exits import EXIT_HEADS, ExitHead, Exits, LayerStates, Uncertainty, as_they_are
 from .flops import Step
 from .inputs import cat_all, concatenate, concatenate_inputs, there
 from .pruning import Pruning
@@ -63,7 +63,7 @@ class Pyramid:
     read: Callable[[Tensor], Tensor] = as_they_are
     last_reads_all: bool = False
     cap: ExitHead | None = None
-    uncertainty: Uncertainty = OF_ONE_LABEL
+    uncertainty: Uncertainty = field(default_factory=Uncertainty)
 
     def block(self, number: int, device: torch.device) -> Block:
         """Layer ``number`` (from 1) in the form that applies to it just now on rows of a device."""

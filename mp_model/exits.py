@@ -6,7 +6,7 @@ A kind of head answers for itself: what it reads, from which layer on it can sta
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -301,7 +301,6 @@ class Disagreement(Uncertainty):
 
 
 ENTROPY, DISAGREEMENT = "entropy", "disagreement"
-OF_ONE_LABEL = Uncertainty()
 AUTO = "auto"  # of those that a model has, the one that saves more work
 UNCERTAINTIES: Mapping[str, type[Uncertainty]] = {ENTROPY: Uncertainty, DISAGREEMENT: Disagreement}
 
@@ -318,7 +317,7 @@ class Exits:
 
     heads: dict[int, ExitHead]
     thresholds: dict[int, float]
-    uncertainty: Uncertainty = OF_ONE_LABEL
+    uncertainty: Uncertainty = field(default_factory=Uncertainty)
 
     def __contains__(self, layer: int) -> bool:
         return layer in self.heads

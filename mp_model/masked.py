@@ -27,9 +27,15 @@ NO_SINGLE_GRAPH = (
 )
 
 
+@torch.compiler.assume_constant_result
+def _is_exported() -> bool:
+    """Whether torch.export makes a graph now. Torch 2.10 and 2.11 trace the question itself as if the answer were yes."""
+    return torch.compiler.is_exporting()
+
+
 def is_traced() -> bool:
     """Whether one graph is being made of the model, for all inputs to come."""
-    return torch.compiler.is_exporting() or torch.jit.is_tracing()  # type: ignore[attr-defined]
+    return _is_exported() or torch.jit.is_tracing()  # type: ignore[attr-defined]
 
 
 @dataclass

@@ -31,7 +31,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .app import create_app
 from .classifier import Classifier
-from .running import bound_socket, set_up_logs
+from .running import bound_socket, set_up_logs, spare_what_is_loaded
 from .service import Service, Shade
 from .settings import WAITING, ServerSettings
 from .telemetry import tracer_of
@@ -60,6 +60,7 @@ class Replica:
         set_up_logs(settings.json_logs, settings.log_requests)
         classifier = Classifier.load(folder, settings.precision, settings.device, settings.threads)
         self.service = Service(classifier, settings, settings.model_id or Path(folder).resolve().name, shade)
+        spare_what_is_loaded()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         app = create_app(self.service, tracer_of())

@@ -26,6 +26,8 @@ def test_answers_and_graph_breaks(head: str, backend: str, decided_late: None) -
     got = torch.compile(model, backend=backend)(**BATCH.padded(), exit_threshold=thresholds)
     reasons = {reason.splitlines()[0] for reason in counters["graph_break"]}
     torch.compiler.reset()
+    if torch.__version__ < (2, 13):  # it reports the function, too, that is left for these reasons
+        reasons = {reason for reason in reasons if not reason.startswith("SKIPPED INLINING <code object run_batch ")}
     assert reasons == {"Call to `torch._dynamo.graph_break()`", "Data dependent operator"}
     for name in ("exit_layer", "tokens_per_layer", "executed_flops"):
         assert torch.equal(got[name], expected[name]), name
