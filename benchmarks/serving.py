@@ -41,6 +41,13 @@ WAYS = {
     "greedy": "ours, the default: whatever waits, one forward",
     "padded": "whatever waits, one forward of transformers' padded model",
 }
+NAMES = {
+    "depth-wise": "depth-wise, three groups at once",
+    "one": "one forward a request",
+    "collect": "collect 32 texts or 5 ms",
+    "greedy": "greedy, the default: whatever waits, one forward",
+    "padded": "transformers, padded, whatever waits, in float32",
+}
 
 
 # The servers
@@ -307,6 +314,28 @@ def lone(folder: str, precision: str, texts: Sequence[str], threads: int) -> dic
     return {f"{name}_ms": round(1e3 * statistics.median(times), 2) for name, times in columns.items()}
 
 
+HEADING = (
+    *("way", "requests a second, 1 client", "8", "64", "median ms, 1 client", "p99 ms, 64"),
+    *("processor ms a request, 64: server", "clients", "highest rate"),
+)
+
+
+def table(document: dict[str, Any]) -> str:
+    """The figures as a table in Markdown, medians of all rounds."""
+    rounds = document["rounds"]
+
+    def middle(way: str, load: str, name: str, digits: int = 0) -> str:
+        return f"{statistics.median(turn[way][load][name] for turn in rounds):.{digits}f}"
+
+    lines = [HEADING, ("---",) * len(HEADING)]
+    for way in (way for way in WAYS if way in rounds[0]):
+        speeds = [middle(way, f"{clients} clients", "a_second") for clients in CLIENTS]
+        of_64 = [middle(way, "64 clients", f"{name}_processor_ms", 2) for name in ("server", "clients")]
+        times = [middle(way, "1 clients", "median_ms", 1), middle(way, "64 clients", "p99_ms")]
+        lines.append((NAMES[way], *speeds, *times, *of_64, middle(way, "open loop", "rate")))
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
 def texts_of(path: str) -> list[str]:
     """The single texts of a file."""
     from mp_model.data.tables import read_texts
@@ -317,7 +346,8 @@ def texts_of(path: str) -> list[str]:
 def main() -> None:
     """Measures all ways in turns, or serves in one of them."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", required=True, help="folder of a fitted and tuned model")
+    parser.add_argument("--table", help="file of figures to print as a table; nothing is measured")
+    parser.add_argument("--model", help="folder of a fitted and tuned model")
     parser.add_argument("--texts", help="file of texts")
     parser.add_argument("--precision", default="float32")
     parser.add_argument("--threads", type=int, default=2)
@@ -328,6 +358,11 @@ def main() -> None:
     parser.add_argument("--serve", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--port", type=int, default=0, help=argparse.SUPPRESS)
     given = parser.parse_args()
+    if given.table:
+        print(table(json.loads(Path(given.table).read_text())), end="")
+        return
+    if not given.model:
+        parser.error("--model is needed to measure")
     if given.serve:
         serve(given.serve, given.model, given.precision, given.port, given.threads)
         return

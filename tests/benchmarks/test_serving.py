@@ -81,6 +81,14 @@ def test_time_of_processors_is_counted() -> None:
     assert 0.08 <= serving.processor_seconds(os.getpid()) - before <= 0.5
 
 
+@pytest.mark.parametrize("name", ["serving", "serving-int8"])
+def test_the_page_shows_what_was_measured(name: str) -> None:
+    """And what ``--table`` prints."""
+    root = Path(__file__).parents[2]
+    figures = json.loads((root / "benchmarks" / f"{name}.json").read_text())
+    assert serving.table(figures) in (root / "docs" / "serving.md").read_text()
+
+
 def test_a_lone_text_is_timed_directly_and_served_in_turns(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
