@@ -170,12 +170,14 @@ def _on_guarantees(results: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def readme_block(document: dict[str, Any]) -> list[str]:
-    """The README's first table: the larger model's figures on AG News, beside the paper's where it has as many layers."""
+    """The README's tables: each model's figures on AG News, the larger one's first."""
     backbones = document["backbones"]
     measured = [backbones[name][README_SET] for name in README_BACKBONES if README_SET in backbones.get(name, {})]
-    if not measured:
-        return ["AG News was not measured.", ""]
-    result = measured[0]
+    return [line for result in measured for line in _readme_table(result)] or ["AG News was not measured.", ""]
+
+
+def _readme_table(result: dict[str, Any]) -> list[str]:
+    """A model's figures, beside the paper's where it has as many layers, and its speeds where a clock ran."""
     about, clocked = result["about"], result.get("clock")
     where = f"; time on {about['processor']}, threads: {clocked['threads']}, float32" if clocked else ""
     orders = [f"speed, {order}" for order in reversed(ORDERS)] if clocked else []
