@@ -64,7 +64,7 @@ def print_page(paths: list[Path]) -> None:
     Raises:
         UsageError: one of them holds no measurement.
     """
-    merged = document.merged([document.read(path) for path in paths])
+    merged = document.published(document.merged([document.read(path) for path in paths]))
     if merged["dry"] or merged["machine"].get("device") is None:
         raise UsageError("these figures are of a dry run, which docs/gpu.md does not show; run it on a GPU")
     document.write(FIGURES, merged)

@@ -35,13 +35,6 @@ GROWTH = 1.25  # of the rate, from one open loop to the next
 NEAR = 1.04  # ratio of a rate that is too high to one that is not, from which on they count as one
 LOWEST_RATE = 1.0  # texts a second
 WAYS = {
-    "depth-wise": "ours: up to three groups of requests are in at a time, and share layers",
-    "one": "one forward a request",
-    "collect": "collect 32 texts or 5 ms, then one forward",
-    "greedy": "ours, the default: whatever waits, one forward",
-    "padded": "whatever waits, one forward of transformers' padded model",
-}
-NAMES = {
     "depth-wise": "depth-wise, three groups at once",
     "one": "one forward a request",
     "collect": "collect 32 texts or 5 ms",
@@ -332,7 +325,7 @@ def table(document: dict[str, Any]) -> str:
         speeds = [middle(way, f"{clients} clients", "a_second") for clients in CLIENTS]
         of_64 = [middle(way, "64 clients", f"{name}_processor_ms", 2) for name in ("server", "clients")]
         times = [middle(way, "1 clients", "median_ms", 1), middle(way, "64 clients", "p99_ms")]
-        lines.append((NAMES[way], *speeds, *times, *of_64, middle(way, "open loop", "rate")))
+        lines.append((WAYS[way], *speeds, *times, *of_64, middle(way, "open loop", "rate")))
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 

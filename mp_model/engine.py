@@ -63,7 +63,7 @@ class Pyramid:
     read: Callable[[Tensor], Tensor] = as_they_are
     last_reads_all: bool = False
     cap: ExitHead | None = None
-    uncertainty: Uncertainty = field(default_factory=Uncertainty)
+    uncertainty: Uncertainty = field(default_factory=Uncertainty)  # as in Exits
 
     def block(self, number: int, device: torch.device) -> Block:
         """Layer ``number`` (from 1) in the form that applies to it just now on rows of a device."""

@@ -317,7 +317,7 @@ class Exits:
 
     heads: dict[int, ExitHead]
     thresholds: dict[int, float]
-    uncertainty: Uncertainty = field(default_factory=Uncertainty)
+    uncertainty: Uncertainty = field(default_factory=Uncertainty)  # made anew: older torch cannot trace an object here
 
     def __contains__(self, layer: int) -> bool:
         return layer in self.heads

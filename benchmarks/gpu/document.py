@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from mp_model.data.files import whole_file
 
 PASSED, FAILED, TIMED_OUT, LEFT_OUT, NOT_ENDED = "passed", "failed", "timed out", "left out", "not ended"
 SAME_FOR_ALL = ("device", "torch", "triton", "transformers")  # facts about the machine on which parts must agree
+
+FOLDERS = re.compile(r"(?<![\w/.:])/(?:[^\s/\"':,()]+/)+")  # of a file that is named from the root
 
 Document = dict[str, Any]
 
@@ -75,6 +78,20 @@ def merged(documents: Sequence[Document]) -> Document:
         }
         steps.update(ran)
     return {"machine": first["machine"], "dry": first["dry"], "steps": steps}
+
+
+def published(document: Document) -> Document:
+    """The same for everybody: without what steps have printed, and without the folders of files on the machine."""
+
+    def cleaned(x: Any) -> Any:
+        if isinstance(x, dict):
+            return {name: cleaned(value) for name, value in x.items() if name != "tail"}
+        if isinstance(x, list):
+            return [cleaned(value) for value in x]
+        return FOLDERS.sub("", x) if isinstance(x, str) else x
+
+    found: Document = cleaned(document)
+    return found
 
 
 class Sheet:

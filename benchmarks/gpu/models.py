@@ -142,22 +142,19 @@ def pyramid(
     """
     batch = Batch(*(torch.cat(parts) for parts in zip(*batches, strict=True)))
 
-    def run() -> Any:
-        model.use_graphs = graphs
-        return model(**batch.named, **settings)
+    def call(part: Batch, by_graphs: bool, **more: Any) -> Any:
+        model.use_graphs = by_graphs
+        return model(**part.named, **settings, **more)
 
     def answers() -> Answers:
         found = []
         for part in (batch, *others):
-            model.use_graphs = graphs
-            out = model(**part.named, **settings)
-            model.use_graphs = False
-            followed = model(**part.named, **settings, follow_tokens=True)
+            out, followed = call(part, graphs), call(part, False, follow_tokens=True)
             same = (out.exit_layer == followed.exit_layer) & (out.tokens_per_layer == followed.tokens_per_layer).all(1)
             found.append((out.logits, out.exit_layer, followed.pruned_by, same))
         return Answers(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
-    return Way(run, answers, len(batches), len(batches) + len(others))
+    return Way(lambda: call(batch, graphs), answers, len(batches), len(batches) + len(others))
 
 
 def expected(truth: Truth, batches: list[Batch], answers: Answers) -> Tensor:

@@ -70,17 +70,13 @@ def processors_of(device: torch.device) -> int:
 
 # Queries in a block, maximum number of keys, and warps. The tensor cores of sm_90 and sm_100 take 64 queries in one
 # instruction; 64 x 128 scores would take registers for which sm_90 holds fewer programs.
-_ONE_PASS = {
-    "sm_90": ((64, 64, 4), (32, 128, 4)),
-    "sm_100": ((64, 64, 4), (64, 128, 8)),
-    "others": ((32, 128, 4),),
-}
-# For narrow heads the compiler keeps keys and values in registers as well, so the scores must take fewer of them.
-_ONE_PASS_NARROW = {"sm_86": ((16, 128, 4),), "sm_89": ((16, 128, 4),), "others": ((32, 128, 4),)}
-_ONE_PASS_NARROWEST = {"others": ((32, 128, 4),)}
+_ONE_PASS_USUALLY = ((32, 128, 4),)
+_ONE_PASS = {"sm_90": ((64, 64, 4), (32, 128, 4)), "sm_100": ((64, 64, 4), (64, 128, 8))}
+# For heads of 17 to 32 elements the compiler keeps keys and values in registers as well, so there is room for fewer scores.
+_ONE_PASS_NARROW = {"sm_86": ((16, 128, 4),), "sm_89": ((16, 128, 4),)}
 
 
-# Keys in the narrowest tile of one pass. Narrower ones would save next to nothing, and each is compiled once more.
+# Keys in the narrowest tile that is launched: shorter samples find theirs within the kernel, if there is one.
 FEWEST_KEYS = 64
 
 
@@ -92,8 +88,8 @@ def one_pass(architecture: str, keys: int, width: int, itemsize: int) -> Tile | 
     if itemsize > 2:
         return None
     room = SHARED_MEMORY[architecture] * 1024
-    table = _ONE_PASS_NARROWEST if width <= 16 else _ONE_PASS_NARROW if width <= 32 else _ONE_PASS
-    for rows, most_keys, num_warps in table.get(architecture, table["others"]):
+    table = _ONE_PASS if width > 32 else _ONE_PASS_NARROW if width > 16 else {}
+    for rows, most_keys, num_warps in table.get(architecture, _ONE_PASS_USUALLY):
         needed = (2 * keys * width + rows * keys) * itemsize
         if keys <= most_keys and needed <= room:
             return Tile(rows, keys, num_warps)
@@ -111,7 +107,7 @@ def short_rows(architecture: str, tile: Tile, width: int) -> tuple[int, int]:
     return (16, 64 if of_64 else 0) if architecture == "sm_90" else (0, of_64)
 
 
-# Queries and keys in a block of streaming attention in float32, by architecture and width, where 32 x 32 would spill.
+# Queries and keys in a block of streaming attention in float32, by architecture and width, where the usual would spill.
 _STREAMING_FLOAT32 = {("sm_90", 32): (32, 16), ("sm_100", 128): (16, 16), ("sm_120", 64): (32, 16)}
 
 

@@ -20,19 +20,12 @@ class Precision:
     Attributes:
         name: one of :data:`PRECISIONS`.
         why: the reason, to be read after "since".
-        faster: one that nobody asked for, and that would take less time; None: none is known.
+        advice: a sentence on how to get one that is faster; None: there is none, or this one was asked for.
     """
 
     name: str
     why: str
-    faster: str | None = None
-
-    @property
-    def advice(self) -> str | None:
-        """A sentence on how to get the faster one; None: there is none."""
-        if self.faster is None:
-            return None
-        return f"{self.faster} would be faster on this processor: tune the exits with --precision {self.faster}."
+    advice: str | None = None
 
 
 def precision_of(model: PyramidForSequenceClassification) -> str:
@@ -52,10 +45,12 @@ def why_unfit(precision: str, device: str) -> str | None:
     return None
 
 
-def faster_on(device: str) -> str | None:
-    """A precision that a device computes faster than float32, once exits are tuned for it; None: none is known there."""
-    on_cpu = torch.device(device).type == "cpu"
-    return "bfloat16" if on_cpu and why_unfit("bfloat16", device) is None else None
+def _advice(config: Any, device: str) -> str | None:
+    """A sentence on how to get a precision that a device computes faster than float32; None: it has none."""
+    if torch.device(device).type != "cpu" or why_unfit("bfloat16", device) is not None:
+        return None
+    how = "ask for it" if config.exit_threshold is None else "tune the exits"
+    return f"bfloat16 would be faster on this processor: {how} with --precision bfloat16."
 
 
 def check_kept(config: Any, precision: str) -> None:
@@ -110,7 +105,7 @@ def choose_precision(asked: str, config: Any, device: str) -> Precision:
         )
     tuned = (config.tuned_for or {}).get("precision", "float32")
     if config.exit_threshold is None or tuned == "float32":
-        return Precision("float32", "nothing was tuned for another precision", faster_on(device))
+        return Precision("float32", "nothing was tuned for another precision", _advice(config, device))
     unfit = "it is unknown here" if tuned not in PRECISIONS else why_unfit(tuned, device)
     if unfit is not None:
         return Precision("float32", f"the exit threshold was tuned for {tuned}, but {unfit}")

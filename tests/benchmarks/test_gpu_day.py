@@ -212,8 +212,21 @@ def test_parts_of_one_machine_merge(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(gpu_day, "PAGE", tmp_path / "gpu.md")
     monkeypatch.setattr(gpu_day, "FIGURES", tmp_path / "figures.json")
     assert gpu_day.main(["--page", str(first), str(second)]) == 0
-    assert document.read(tmp_path / "figures.json") == merged
+    assert document.read(tmp_path / "figures.json") == document.published(merged)
     assert (tmp_path / "gpu.md").read_text() == page.page(merged)
+
+
+def test_what_is_published_names_no_folder_of_the_machine() -> None:
+    told = 'File "/home/somebody/gpu/rows.py", line 4; see https://example.org/a/b and 1/2 of tests/gpu'
+    said = 'File "rows.py", line 4; see https://example.org/a/b and 1/2 of tests/gpu'
+    step = {"tail": told, "reason": told, "figures": {"x": [told, 1.5]}}
+    clean = {"reason": said, "figures": {"x": [said, 1.5]}}
+    assert document.published({"machine": {}, "steps": {"rows": step}}) == {"machine": {}, "steps": {"rows": clean}}
+
+
+def test_the_committed_figures_are_published_ones() -> None:
+    figures = document.read(gpu_day.FIGURES)
+    assert document.published(figures) == figures
 
 
 def test_a_step_that_runs_again_begins_anew(tmp_path: Path) -> None:
