@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
 from mp_model.data.labels import LabelledTexts, load_split
 from mp_model.data.samples import bbc_news
-from mp_model.training import Task, load_task, train_stages
+from mp_model.training import Settings, Task, load_task, train_stages
+from mp_model.training.preparing import why_untrainable_in_bfloat16
 from mp_model.training.recipes import TEACHERS
 
 from .plan import Corpus, Job
@@ -45,6 +47,11 @@ def test_texts(corpora: Path | None, corpus: Corpus, task: Task) -> LabelledText
     return load_split(corpora / corpus.name / "test.tsv", task.label_names)
 
 
+def settings_here(settings: Settings) -> Settings:
+    """A plan's settings on this machine: in float32 where that is faster."""
+    return settings if why_untrainable_in_bfloat16() is None else replace(settings, bfloat16=False)
+
+
 def train(job: Job, corpora: Path | None, checkpoint: Path | str, console: Console) -> None:
     """Trains one fit."""
     if job.model.is_dir():
@@ -58,7 +65,7 @@ def train(job: Job, corpora: Path | None, checkpoint: Path | str, console: Conso
         task,
         job.folder,
         job.fit.recipe,
-        job.settings,
+        settings_here(job.settings),
         stages=job.fit.stages,
         teacher=teacher if teacher is None or teacher in TEACHERS else str(job.beside(teacher).model),
         quiet=not console.is_terminal,

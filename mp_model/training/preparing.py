@@ -13,6 +13,7 @@ from torch import nn
 from transformers import set_seed
 
 from ..checkpoints.configurations import read_config
+from ..checkpoints.precisions import why_unfit
 from ..checkpoints.reading import read_classifier
 from ..checkpoints.tokenizers import load_tokenizer, max_length_of, say_types
 from ..data.batches import are_pairs
@@ -100,7 +101,7 @@ def prepare(
     Raises:
         ValueError: no such recipe or stage, or a stage that the recipe has no use for; stages given twice over; labels that
             the checkpoint's classifier has not, where no new one is to be trained; a teacher that there is not; texts longer
-            than the model's positions asked for; weights for inference alone.
+            than the model's positions asked for; weights for inference alone; bfloat16 where the processor is slow in it.
         OSError: ``output`` cannot be written to.
     """
     check_folder(output)
@@ -114,6 +115,8 @@ def prepare(
     elif confidence and CONFIDENCE not in stages:
         raise ValueError("confidence heads are learned by the stage confidence; add it as the last one")
     _check_stages(stages, recipe, recipe_name)
+    if settings.bfloat16 and (unfit := why_untrainable_in_bfloat16()) is not None:
+        raise ValueError(f"bfloat16 is refused: {unfit}; train in float32, without --bfloat16")
     settings = settings.for_texts(len(task.train))
     tokenizer = load_tokenizer(checkpoint)
     model, agreement, notes = _load(checkpoint, recipe, settings, task, stages, freeze_backbone)
@@ -156,6 +159,11 @@ def prepare(
             "validation texts": texts_identity(task.validation, task.label_names),
         },
     )
+
+
+def why_untrainable_in_bfloat16() -> str | None:
+    """The reason why training in bfloat16 would be slower than in float32 on this machine; None: it is faster."""
+    return None if torch.accelerator.is_available() else why_unfit("bfloat16", "cpu")
 
 
 def _held_apart(

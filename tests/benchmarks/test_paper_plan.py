@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from paper.plan import BACKBONES, CORPORA, MINILM, MPNET, Backbone, Job, first_job, jobs
+from paper.training import settings_here
 
 RUNS = Path("runs")
 
@@ -52,7 +55,7 @@ def test_seeds() -> None:
     assert {job.seed for job in jobs(RUNS, MPNET, MPNET.corpora)} == {0}
 
 
-def test_settings() -> None:
+def test_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     def job(backbone: Backbone, corpus: str, name: str) -> Job:
         return first_job(RUNS, backbone, CORPORA[corpus], name)
 
@@ -61,6 +64,10 @@ def test_settings() -> None:
     assert (large.epochs, large.soft_epochs, large.hard_epochs, large.joint_epochs) == (2.0, 1.0, 1.0, 1.0)
     assert large.bfloat16
     assert job(MINILM, "ag_news", "bert").settings.bfloat16
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    for fast in (True, False):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda fast=fast: fast)
+        assert settings_here(large) == dataclasses.replace(large, bfloat16=fast)
     # Lower layers alone begin at 0.015 l / 12 at 50 tokens a text; longer texts' importances are lower.
     lower = job(MPNET, "ag_news", "soft-lower").settings
     assert (lower.pruned_layers, lower.importance_normalizer) == (6, "alive")

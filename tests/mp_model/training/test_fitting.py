@@ -29,6 +29,7 @@ from mp_model.training.objectives import (
     distillation_loss,
     half_of,
 )
+from mp_model.training.preparing import why_untrainable_in_bfloat16
 from mp_model.training.recipes import PASSES, falling_shares
 from mp_model.training.running import LossNotFiniteError, complete_checkpoint, parameter_groups
 from mp_model.training.tasks import EncodedTexts
@@ -302,7 +303,7 @@ def test_settings_by_the_number_of_texts(checkpoint: Path, files: tuple, tmp_pat
     assert summary.settings == dataclasses.asdict(Settings().for_texts(400))
 
 
-def test_training_in_bfloat16(checkpoint: Path, files: tuple, tmp_path: Path) -> None:
+def test_training_in_bfloat16(able_processor: None, checkpoint: Path, files: tuple, tmp_path: Path) -> None:
     """Products of the training steps are in bfloat16, in every stage; weights stay float32, and it learns as well."""
     seen: dict[bool, set[torch.dtype]] = {False: set(), True: set()}
 
@@ -319,6 +320,19 @@ def test_training_in_bfloat16(checkpoint: Path, files: tuple, tmp_path: Path) ->
     assert seen == {False: {torch.float32}, True: {torch.bfloat16}}
     model = PyramidBertForSequenceClassification.from_pretrained(tmp_path / "True" / "model")
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+def test_bfloat16_is_refused_where_it_is_slow(
+    checkpoint: Path, files: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody trains several times as long without a word; nothing is written."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=r"bfloat16 is refused: this processor lacks AVX-512 BF16.*without --bfloat16"):
+        run(checkpoint, files, tmp_path / "fit", "bert", bfloat16=True)
+    assert not (tmp_path / "fit").exists()
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    assert why_untrainable_in_bfloat16() is None
 
 
 def test_learning_rates() -> None:
