@@ -1,5 +1,6 @@
 // The CPU operators for linear layers of bfloat16 and the steps around them, as torch calls them. On processors without
-// tiles, and of other types or widths, they run in plain loops; mp_kernels/products.py calls torch's own product there.
+// tiles, and of other types or widths, they run in plain loops, in float32 until what the operators round; there
+// mp_kernels/products.py calls torch's own product.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -26,6 +27,11 @@ using torch::stable::Tensor;
 // Memory of a tensor of bfloat16.
 const mp::BFloat16* halves(const Tensor& x) {
   return static_cast<const mp::BFloat16*>(x.data_ptr());
+}
+
+// x in float32, contiguous.
+Tensor wide(const Tensor& x) {
+  return torch::stable::contiguous(torch::stable::to(x, ScalarType::Float));
 }
 
 // A contiguous vector of that many elements, of x's type.
@@ -60,13 +66,12 @@ class Linear {
             features()};
   }
 
-  // The layer's product with x in plain loops.
+  // The layer's product with x in plain loops, float32.
   Tensor in_loops(const Tensor& x) const {
-    const Tensor source = torch::stable::contiguous(x);
+    const Tensor source = wide(x), weight = wide(weight_), bias = bias_ ? wide(*bias_) : weight;
     Tensor result = torch::stable::new_empty(source, {x.size(0), outputs()});
-    const mp::Dense layer{
-        dtype_,    source.data_ptr(), weight_.data_ptr(), bias_ ? bias_->data_ptr() : nullptr, result.data_ptr(),
-        x.size(0), features(),        outputs()};
+    const mp::Dense layer{mp::Dtype::kFloat32, source.data_ptr(), weight.data_ptr(), bias_ ? bias.data_ptr() : nullptr,
+                          result.data_ptr(),   x.size(0),         features(),        outputs()};
     torch::stable::parallel_for(0, outputs(), rows_per_thread(features() * 4),
                                 [&](int64_t begin, int64_t end) { mp::kernels().dense(layer, begin, end); });
     return result;
@@ -93,41 +98,46 @@ class Norm {
  public:
   Norm(const char* op, const Tensor& x, int64_t width, const Tensor& residual, const std::optional<Tensor>& index,
        const Tensor& weight, const Tensor& bias, double eps)
-      : residual_(torch::stable::contiguous(residual)),
+      : dtype_(mp::floating_dtype(op, "x", x)),
+        residual_(torch::stable::contiguous(residual)),
         weight_(vector_like(op, "norm_weight", weight, x, width)),
         bias_(vector_like(op, "norm_bias", bias, x, width)),
-        result_(torch::stable::new_empty(x, {x.size(0), width})),
         rows_(op, "index", index, residual.size(0)),
-        norm_{mp::floating_dtype(op, "x", x),
-              nullptr,
-              nullptr,
-              residual_.data_ptr(),
-              rows_.data(),
-              weight_.data_ptr(),
-              bias_.data_ptr(),
-              result_.data_ptr(),
-              width,
-              static_cast<float>(eps)} {
+        eps_(static_cast<float>(eps)) {
     require(residual.dim() == 2 && residual.size(1) == width && residual.scalar_type() == x.scalar_type(), op,
             ": residual must be [any, ", width, "] of x's dtype; got ", shape_of(residual));
     require(rows_.rows() == x.size(0), op, ": x and residual must have the same rows, after index; got ", x.size(0),
             " and ", rows_.rows());
   }
-  const mp::LayerNorm& norm() const { return norm_; }
-  Tensor result() const { return result_; }
 
-  // The result where the product, before the residual, is there already.
-  Tensor of(const Tensor& product) {
-    norm_.x = product.data_ptr();
-    torch::stable::parallel_for(0, product.size(0), rows_per_thread(norm_.width * 4),
-                                [&](int64_t begin, int64_t end) { mp::kernels().add_layer_norm(norm_, begin, end); });
-    return result_;
+  Tensor new_result() const { return torch::stable::new_empty(residual_, {rows_.rows(), weight_.size(0)}); }
+
+  // The step for products that are added up where it finds them, into a result.
+  mp::LayerNorm into(Tensor& result) const { return step(dtype_, nullptr, residual_, weight_, bias_, result); }
+
+  // The result where the product, before the residual, is there already, in float32; it is overwritten.
+  Tensor of(Tensor product) const {
+    const Tensor residual = wide(residual_), weight = wide(weight_), bias = wide(bias_);
+    const mp::LayerNorm norm = step(mp::Dtype::kFloat32, product.data_ptr(), residual, weight, bias, product);
+    torch::stable::parallel_for(0, product.size(0), rows_per_thread(norm.width * 4),
+                                [&](int64_t begin, int64_t end) { mp::kernels().add_layer_norm(norm, begin, end); });
+    return torch::stable::to(product, residual_.scalar_type());
   }
 
  private:
-  Tensor residual_, weight_, bias_, result_;
+  mp::LayerNorm step(mp::Dtype dtype, const void* x, const Tensor& residual, const Tensor& weight, const Tensor& bias,
+                     Tensor& result) const {
+    return {dtype,           x,
+            nullptr,         residual.data_ptr(),
+            rows_.data(),    weight.data_ptr(),
+            bias.data_ptr(), result.data_ptr(),
+            weight.size(0),  eps_};
+  }
+
+  mp::Dtype dtype_;
+  Tensor residual_, weight_, bias_;
   RowIndex rows_;
-  mp::LayerNorm norm_;
+  float eps_;
 };
 
 // Calls work(begin, end, scratch) for all rows, as many at a time as fit the cache with all that becomes of them, few
@@ -148,7 +158,7 @@ mp::HalfRows rows_of(const Tensor& x) {
 
 Tensor linear(const Tensor& x, const Tensor& weight, std::optional<Tensor> bias) {
   Linear layer("linear", x, x.size(1), weight, bias);
-  if (!layer.in_tiles()) return layer.in_loops(x);
+  if (!layer.in_tiles()) return torch::stable::to(layer.in_loops(x), x.scalar_type());
   const Tensor source = mp::with_rows_together(x);
   Tensor result = torch::stable::new_empty(source, {x.size(0), layer.outputs()});
   const mp::TileLinear tiles = layer.tiles(x.size(0));
@@ -164,36 +174,40 @@ Tensor linear_add_layer_norm(const Tensor& x, const Tensor& weight, std::optiona
                              double eps) {
   const char* op = "linear_add_layer_norm";
   Linear layer(op, x, x.size(1), weight, bias);
-  Norm norm(op, x, layer.outputs(), residual, index, norm_weight, norm_bias, eps);
+  const Norm norm(op, x, layer.outputs(), residual, index, norm_weight, norm_bias, eps);
   if (!layer.in_tiles()) return norm.of(layer.in_loops(x));
   const Tensor source = mp::with_rows_together(x);
+  Tensor result = norm.new_result();
   const mp::TileLinear tiles = layer.tiles(x.size(0));
+  const mp::LayerNorm step = norm.into(result);
   run_in_tiles(x.size(0), layer.features(), 0, layer.outputs(), [&](int64_t begin, int64_t end, float* scratch) {
-    mp::kernels().linear_add_layer_norm(tiles, rows_of(source), norm.norm(), begin, end, scratch);
+    mp::kernels().linear_add_layer_norm(tiles, rows_of(source), step, begin, end, scratch);
   });
-  return norm.result();
+  return result;
 }
 
 Tensor feed_forward(const Tensor& x, const Tensor& grow_weight, std::optional<Tensor> grow_bias, const Tensor& weight,
                     std::optional<Tensor> bias, const Tensor& norm_weight, const Tensor& norm_bias, double eps) {
   const char* op = "feed_forward";
   Linear grow(op, x, x.size(1), grow_weight, grow_bias), shrink(op, x, grow.outputs(), weight, bias);
-  Norm norm(op, x, shrink.outputs(), x, std::nullopt, norm_weight, norm_bias, eps);
+  const Norm norm(op, x, shrink.outputs(), x, std::nullopt, norm_weight, norm_bias, eps);
   if (!grow.in_tiles() || !shrink.in_tiles()) {
     const Tensor grown = grow.in_loops(x);
     torch::stable::parallel_for(0, x.size(0), rows_per_thread(grow.outputs() * 4), [&](int64_t begin, int64_t end) {
-      mp::kernels().bias_gelu(norm.norm().dtype, grown.data_ptr(), nullptr, grown.data_ptr(), grow.outputs(), begin,
+      mp::kernels().bias_gelu(mp::Dtype::kFloat32, grown.data_ptr(), nullptr, grown.data_ptr(), grow.outputs(), begin,
                               end);
     });
-    return norm.of(shrink.in_loops(grown));
+    return norm.of(shrink.in_loops(torch::stable::to(grown, x.scalar_type())));
   }
   const Tensor source = mp::with_rows_together(x);
+  Tensor result = norm.new_result();
   const mp::TileLinear growing = grow.tiles(x.size(0)), shrinking = shrink.tiles(x.size(0));
+  const mp::LayerNorm step = norm.into(result);
   run_in_tiles(x.size(0), grow.features(), grow.outputs(), shrink.outputs(),
                [&](int64_t begin, int64_t end, float* scratch) {
-                 mp::kernels().feed_forward(growing, shrinking, rows_of(source), norm.norm(), begin, end, scratch);
+                 mp::kernels().feed_forward(growing, shrinking, rows_of(source), step, begin, end, scratch);
                });
-  return norm.result();
+  return result;
 }
 
 }  // namespace

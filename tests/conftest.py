@@ -1,4 +1,4 @@
-"""Conditions of every test: poisoned memory, one seed, one thread unless a test asks for more."""
+"""Conditions of every test: poisoned memory, one seed, one thread unless a test asks for more, an ordinary processor."""
 
 from __future__ import annotations
 
@@ -72,3 +72,20 @@ def on_triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with np.errstate(all="ignore"):  # a lane that is masked out may compute nonsense, on a device too
         yield
     registrations._destroy()
+
+
+FAST = ("_is_avx512_bf16_supported", "_is_vnni_supported", "_is_amx_tile_supported")
+
+
+@pytest.fixture(autouse=True)
+def ordinary_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor that computes float32 alone fast, whatever this one does, so that tests do not depend on it."""
+    for name in FAST:
+        monkeypatch.setattr(torch.cpu, name, lambda: False)
+
+
+@pytest.fixture
+def able_processor(ordinary_processor: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor that computes every precision fast, whatever this one does."""
+    for name in FAST:
+        monkeypatch.setattr(torch.cpu, name, lambda: True)

@@ -341,7 +341,7 @@ WITH_BLOCKS = [path for path in DOCUMENTS if path != WITH_RAY and list(blocks_of
 
 
 @pytest.mark.parametrize("document", WITH_BLOCKS, ids=name_of)
-def test_code_blocks_run(document: Path, reader: Reader) -> None:
+def test_code_blocks_run(document: Path, reader: Reader, able_processor: None) -> None:
     for block in blocks_of(document):
         reader.follow(block)
     assert not reader.jobs, f"{name_of(document)} leaves a server running"

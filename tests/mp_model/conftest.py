@@ -1,11 +1,10 @@
-"""The real weights, found once, the order in which exits are decided, and a processor that can do everything."""
+"""The real weights, found once, and the order in which exits are decided."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-import torch
 
 from mp_model import engine
 
@@ -27,10 +26,3 @@ def decided_first(monkeypatch: pytest.MonkeyPatch) -> None:
 def decided_late(decided_first: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exits are decided after their whole layer."""
     monkeypatch.setattr(engine, "decides_first", lambda *_: False)
-
-
-@pytest.fixture
-def able_processor(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A processor that computes every precision fast, whatever this one does."""
-    for name in ("_is_avx512_bf16_supported", "_is_vnni_supported", "_is_amx_tile_supported"):
-        monkeypatch.setattr(torch.cpu, name, lambda: True)

@@ -143,7 +143,7 @@ def folder_of(tmp_path: Path, **settings: Any) -> Path:
 
 
 @pytest.mark.parametrize("precision", ["float32", "int8"])
-def test_a_classifier_loads_no_layer_that_nobody_reaches(tmp_path: Path, precision: str) -> None:
+def test_a_classifier_loads_no_layer_that_nobody_reaches(able_processor: None, tmp_path: Path, precision: str) -> None:
     folder = folder_of(tmp_path, depth=2)
     whole = Classifier.load(folder, precision, every_layer=True)
     expected = whole(TEXTS)
