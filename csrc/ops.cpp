@@ -6,6 +6,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <limits>
 #include <numeric>
@@ -494,13 +495,8 @@ Tensor label_entropy(const Tensor& logits) {
 
 // ---- heads ----
 
-Tensor ordered_linear(const Tensor& x, const Tensor& weight, const Tensor& bias) {
-  const char* op = "ordered_linear";
-  require(x.dim() == 2 && weight.dim() == 2 && weight.size(1) == x.size(1) && bias.numel() == weight.size(0), op,
-          ": x, weight and bias must be [rows, features], [outputs, features] and [outputs]; got ", shape_of(x), ", ",
-          shape_of(weight), " and ", shape_of(bias));
-  require(weight.scalar_type() == x.scalar_type() && bias.scalar_type() == x.scalar_type(), op,
-          ": x, weight and bias must have the same dtype");
+// A linear layer, row after row, for few rows.
+Tensor in_order(const char* op, const Tensor& x, const Tensor& weight, const Tensor& bias) {
   const Tensor source = torch::stable::contiguous(x), weights = torch::stable::contiguous(weight);
   const Tensor biases = torch::stable::contiguous(bias);
   Tensor result = torch::stable::new_empty(source, {x.size(0), weight.size(0)});
@@ -509,6 +505,61 @@ Tensor ordered_linear(const Tensor& x, const Tensor& weight, const Tensor& bias)
   torch::stable::parallel_for(0, layer.outputs, rows_per_thread(layer.features * 4),
                               [&](int64_t begin, int64_t end) { mp::kernels().dense(layer, begin, end); });
   return result;
+}
+
+Tensor ordered_linear(const Tensor& x, const Tensor& weight, const Tensor& bias) {
+  const char* op = "ordered_linear";
+  require(x.dim() == 2 && weight.dim() == 2 && weight.size(1) == x.size(1) && bias.numel() == weight.size(0), op,
+          ": x, weight and bias must be [rows, features], [outputs, features] and [outputs]; got ", shape_of(x), ", ",
+          shape_of(weight), " and ", shape_of(bias));
+  require(weight.scalar_type() == x.scalar_type() && bias.scalar_type() == x.scalar_type(), op,
+          ": x, weight and bias must have the same dtype");
+  return in_order(op, x, weight, bias);
+}
+
+// An operator of torch's with one result.
+template <typename... Arguments>
+Tensor call_torch(const char* name, const Arguments&... arguments) {
+  std::array<StableIValue, sizeof...(arguments)> stack{torch::stable::detail::from(arguments)...};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, "", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+// A linear layer of a head; few rows take torch longer to begin than to multiply.
+Tensor linear_of_head(const char* op, const Tensor& x, const Tensor& weight, const Tensor& bias) {
+  constexpr int64_t kFew = 4;
+  if (x.size(0) <= kFew && x.scalar_type() == ScalarType::Float) return in_order(op, x, weight, bias);
+  return call_torch("aten::linear", x, weight, std::optional<Tensor>(bias));
+}
+
+std::tuple<Tensor, Tensor, Tensor> exit_head(const Tensor& features, const Tensor& dense_weight,
+                                             const Tensor& dense_bias, const Tensor& weight, const Tensor& bias,
+                                             std::optional<Tensor> thresholds, double threshold, bool multi_label) {
+  const char* op = "exit_head";
+  require(features.dim() == 2 && dense_weight.dim() == 2 && weight.dim() == 2 &&
+              dense_weight.size(1) == features.size(1) && weight.size(1) == dense_weight.size(0) &&
+              dense_bias.numel() == dense_weight.size(0) && bias.numel() == weight.size(0),
+          op,
+          ": features, dense_weight, dense_bias, weight and bias must be [batch, features], [hidden, features], "
+          "[hidden], [labels, hidden] and [labels]; got ",
+          shape_of(features), ", ", shape_of(dense_weight), ", ", shape_of(dense_bias), ", ", shape_of(weight), " and ",
+          shape_of(bias));
+  for (const Tensor* x : {&dense_weight, &dense_bias, &weight, &bias})
+    require(x->scalar_type() == features.scalar_type(), op, ": features, weights and biases must have the same dtype");
+  const int64_t batch = features.size(0);
+  require(!thresholds || thresholds->numel() == batch, op, ": thresholds must be [batch]");
+  const Tensor hidden = call_torch("aten::tanh", linear_of_head(op, features, dense_weight, dense_bias));
+  const Tensor logits = linear_of_head(op, hidden, weight, bias);
+  const Tensor uncertainty = multi_label ? label_entropy(logits) : normalized_entropy(logits);
+  Tensor stays = torch::stable::new_empty(uncertainty, {batch}, ScalarType::Bool);
+  const float* u = uncertainty.const_data_ptr<float>();
+  bool* out = stays.mutable_data_ptr<bool>();
+  // As torch compares: one threshold in the type of the uncertainty, the samples' own in the wider of both types.
+  const double common = static_cast<float>(threshold);
+  const Tensor own = thresholds ? torch::stable::contiguous(torch::stable::to(*thresholds, ScalarType::Double)) : stays;
+  const double* limits = thresholds ? own.const_data_ptr<double>() : nullptr;
+  for (int64_t b = 0; b < batch; ++b) out[b] = !(static_cast<double>(u[b]) <= (limits ? limits[b] : common));
+  return {logits, uncertainty, stays};
 }
 
 }  // namespace
@@ -530,6 +581,7 @@ STABLE_TORCH_LIBRARY_IMPL(mp_kernels, CPU, m) {
   m.impl("normalized_entropy", TORCH_BOX(&normalized_entropy));
   m.impl("label_entropy", TORCH_BOX(&label_entropy));
   m.impl("ordered_linear", TORCH_BOX(&ordered_linear));
+  m.impl("exit_head", TORCH_BOX(&exit_head));
 }
 
 // For mp_kernels/extension.py: name of build i of those that this processor can run, best first (null after the last),

@@ -357,6 +357,14 @@ def exit_head(
     return logits, uncertainty, ~(uncertainty <= (threshold if thresholds is None else thresholds))
 
 
+def _without_autocast_on_cpu(*arguments: Any) -> Any:
+    with torch.autocast("cpu", enabled=False):
+        return torch.ops.mp_kernels.exit_head(*arguments)
+
+
+library.impl("exit_head", _without_autocast_on_cpu, "AutocastCPU")  # the compiled kernel calls products of torch's
+
+
 @_implements
 def record_answers(*arguments: Any) -> None:
     reference.record_answers(*arguments)

@@ -30,6 +30,7 @@ inline void dense_tile(const Dense& d, const T* x, const T* weight, int64_t row,
     }
 }
 
+// Outputs from `output` on of rows row..end, which are few enough to share the caches.
 template <int kOutputs, typename T>
 inline void dense_rows(const Dense& d, int64_t row, int64_t end, int64_t output) {
   const T* x = static_cast<const T*>(d.x) + row * d.features;
@@ -43,14 +44,26 @@ inline void dense_rows(const Dense& d, int64_t row, int64_t end, int64_t output)
   }
 }
 
+// Outputs begin..end, so many at a time as registers hold sums: a few weights pass by at once, also for a single row.
+template <int kOutputs, typename T>
+inline void dense_strip(const Dense& d, int64_t row, int64_t last, int64_t begin, int64_t end) {
+  int64_t output = begin;
+  for (; output + kOutputs <= end; output += kOutputs) dense_rows<kOutputs, T>(d, row, last, output);
+  if constexpr (kOutputs > 1)
+    if (output < end) dense_strip<kOutputs / 2, T>(d, row, last, output, end);
+}
+
 template <typename T>
 inline void dense_outputs(const Dense& d, int64_t begin, int64_t end) {
   constexpr int64_t kBlock = 16;  // rows that stay in the caches while the weights pass by
   for (int64_t row = 0; row < d.rows; row += kBlock) {
     const int64_t last = std::min(row + kBlock, d.rows);
-    int64_t output = begin;
-    for (; output + 2 <= end; output += 2) dense_rows<2, T>(d, row, last, output);
-    if (output < end) dense_rows<1, T>(d, row, last, output);
+    if (last - row == 1)
+      dense_strip<8, T>(d, row, last, begin, end);
+    else if (last - row == 2)
+      dense_strip<4, T>(d, row, last, begin, end);
+    else
+      dense_strip<2, T>(d, row, last, begin, end);
   }
 }
 

@@ -48,6 +48,13 @@ def test_against_the_definition(batch: int, features: int, hidden: int, labels: 
     assert_head_accurate(head_inputs(batch, features, hidden, labels, dtype))
 
 
+@pytest.mark.parametrize("batch", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize(("features", "hidden", "labels"), [(768, 768, 4), (40, 23, 9), (17, 8, 2)])
+def test_few_samples(batch: int, features: int, hidden: int, labels: int) -> None:
+    """Up to four are multiplied row by row, eight outputs at a time or fewer."""
+    assert_head_accurate(head_inputs(batch, features, hidden, labels))
+
+
 @given(st.lists(st.floats(0, 1, width=16), max_size=12), st.sampled_from([torch.float32, torch.float64, *HALF]))
 def test_a_threshold_for_each_sample(thresholds: list[float], dtype: torch.dtype) -> None:
     inputs = head_inputs(len(thresholds), 6, 5, 3)

@@ -244,6 +244,10 @@ SAMPLES: dict[str, Callable[[], list[tuple]]] = {
             0.0,
         ),
         (*(torch.randn(*shape) for shape in ((4, 6), (5, 6), (5,), (3, 5), (3,))), None, 0.8, True),
+        *(  # few rows, and more of them
+            (*(0.2 * torch.randn(*x) for x in ((rows, 9), (21, 9), (21,), (5, 21), (5,))), torch.rand(rows), 0.0)
+            for rows in (0, 1, 2, 3, 40)
+        ),
     ],
     "record_answers": lambda: [record_sample(True), record_sample(False)],
 }
