@@ -10,11 +10,13 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from mp_model import Classifier, PyramidBertForSequenceClassification, engine, graphs
 from mp_model.backbones.int8 import to_int8
+from mp_model.inputs import pack_tokens
 from mp_model.serving import classifier, worker
 from support import replays, tiny, wordpiece
 from support.pyramids import calibrated
@@ -176,9 +178,9 @@ def test_a_packed_batch_needs_no_padding(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_rooms_of_packed_batches_are_few_and_small() -> None:
-    batches = [tiny.samples([length] * size) for size in range(1, 33) for length in (5, 20, 40, 60)]
-    model = tiny.classifier(max_position_embeddings=64)
-    given = [model.base_model.pack(**batch.padded()) for batch in batches]
+    config = tiny.config(max_position_embeddings=64)
+    lengths = [np.full(size, length) for size in range(1, 33) for length in (5, 20, 40, 60)]
+    given = [pack_tokens(config, np.ones(x.sum(), dtype=np.int64), None, x, DEVICE) for x in lengths]
     rooms = [graphs.Shape.around(x) for x in given]
     assert len(set(rooms)) < graphs.MOST_ROOMS
     for batch, room in zip(given, rooms, strict=True):
