@@ -115,8 +115,6 @@ def prepare(
     elif confidence and CONFIDENCE not in stages:
         raise ValueError("confidence heads are learned by the stage confidence; add it as the last one")
     _check_stages(stages, recipe, recipe_name)
-    if settings.bfloat16 and (unfit := why_untrainable_in_bfloat16()) is not None:
-        raise ValueError(f"bfloat16 is refused: {unfit}; train in float32, without --bfloat16")
     settings = settings.for_texts(len(task.train))
     tokenizer = load_tokenizer(checkpoint)
     model, agreement, notes = _load(checkpoint, recipe, settings, task, stages, freeze_backbone)
@@ -125,7 +123,7 @@ def prepare(
     task, held = _held_apart(whole, stages, settings, model.config)
     check_teacher(teacher, task, tokenizer)
     teacher, said = _teacher(teacher, recipe, stages, agreement.keeps_head)
-    _check_sizes(settings, model.config)
+    _check_settings(settings, model.config)
     max_length = settings.max_length or max_length_of(tokenizer, model.config)
     tokenizer.model_max_length = max_length  # saved with it, and followed by whoever loads it
     train, validation = (EncodedTexts(tokenizer, data, max_length) for data in (task.train, task.validation))
@@ -180,7 +178,9 @@ def _held_apart(
     return task, task.train
 
 
-def _check_sizes(settings: Settings, config: Any) -> None:
+def _check_settings(settings: Settings, config: Any) -> None:
+    if settings.bfloat16 and (unfit := why_untrainable_in_bfloat16()) is not None:
+        raise ValueError(f"bfloat16 is refused: {unfit}; train in float32, without --bfloat16")
     if (settings.max_length or 0) > config.positions:
         raise ValueError(
             f"max_length must not exceed the model's {config.positions} positions; got {settings.max_length}"
