@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import re
@@ -160,20 +161,32 @@ def test_a_replica_that_is_killed_loses_its_requests_in_flight(server: Server, s
     eventually(lambda: len(server.replicas()) == 2)
     expected = [answer.scores for answer in served(TEXTS)]
     got: list[tuple[int, int, dict[str, str], Any]] = []
+    asked: dict[int, float] = {}  # by client, when it sent the request that it waits for
     ending = threading.Event()
 
-    def client(number: int) -> None:
-        while not ending.is_set():
+    def client(first: int) -> None:
+        for number in itertools.count(first):
+            if ending.is_set():
+                break
+            asked[first] = time.monotonic()
             got.append((number, *server.post({"inputs": TEXTS[number % len(TEXTS)]})))
-            number += 1
 
     clients = [threading.Thread(target=client, args=(first,)) for first in range(CLIENTS)]
     for thread in clients:
         thread.start()
     eventually(lambda: len(got) > 5 * CLIENTS)
     killed, left = server.replicas()
-    os.kill(killed, signal.SIGSTOP)  # so that it has requests in flight when it is killed
-    time.sleep(1)
+
+    def stopped_with_requests() -> bool:
+        """Stops the replica; it goes on where it has no requests in flight."""
+        os.kill(killed, signal.SIGSTOP)
+        time.sleep(1)
+        has_requests = any(time.monotonic() - since > 0.9 for since in asked.values())
+        if not has_requests:
+            os.kill(killed, signal.SIGCONT)
+        return has_requests
+
+    eventually(stopped_with_requests)
     os.kill(killed, signal.SIGKILL)
     there = len(got)
     eventually(lambda: len(got) > there + 10 * CLIENTS)
