@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <array>
 #include <cstdint>
 #include <sstream>
 #include <stdexcept>
@@ -55,6 +56,14 @@ inline torch::stable::Tensor new_rows(const torch::stable::Tensor& x, int64_t ro
   std::vector<int64_t> sizes{rows};
   for (int64_t d = 1; d < x.dim(); ++d) sizes.push_back(x.size(d));
   return torch::stable::new_empty(x, sizes);
+}
+
+// An operator of torch's with one result.
+template <typename... Arguments>
+torch::stable::Tensor call_torch(const char* name, const Arguments&... arguments) {
+  std::array<StableIValue, sizeof...(arguments)> stack{torch::stable::detail::from(arguments)...};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, "", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<torch::stable::Tensor>(stack[0]);
 }
 
 }  // namespace mp

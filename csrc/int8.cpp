@@ -4,7 +4,6 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
-#include <array>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -70,14 +69,6 @@ struct NewInt8Rows {
   }
 };
 
-// torch's product of int8 matrices, int32 [rows, outputs].
-Tensor product_of_torch(const Tensor& rows, const Tensor& weight) {
-  std::array<StableIValue, 2> stack{torch::stable::detail::from(rows),
-                                    torch::stable::detail::from(torch::stable::transpose(weight, 0, 1))};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::_int_mm", "", stack.data(), TORCH_ABI_VERSION));
-  return torch::stable::detail::to<Tensor>(stack[0]);
-}
-
 // The product of quantised rows with a weight, whose elements become floats in `finish`.
 class Linear {
  public:
@@ -132,7 +123,7 @@ class Linear {
 
   template <typename Finish>
   void run_in_torch(const Finish& finish) const {
-    const Tensor all = product_of_torch(rows_, weight_);
+    const Tensor all = mp::call_torch("aten::_int_mm", rows_, torch::stable::transpose(weight_, 0, 1));
     torch::stable::parallel_for(0, count(), rows_per_thread(width() * 4), [&](int64_t begin, int64_t end) {
       finish(product(all.const_data_ptr<int32_t>(), 0), begin, end);
     });

@@ -6,7 +6,6 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
-#include <array>
 #include <cstring>
 #include <limits>
 #include <numeric>
@@ -517,19 +516,11 @@ Tensor ordered_linear(const Tensor& x, const Tensor& weight, const Tensor& bias)
   return in_order(op, x, weight, bias);
 }
 
-// An operator of torch's with one result.
-template <typename... Arguments>
-Tensor call_torch(const char* name, const Arguments&... arguments) {
-  std::array<StableIValue, sizeof...(arguments)> stack{torch::stable::detail::from(arguments)...};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, "", stack.data(), TORCH_ABI_VERSION));
-  return torch::stable::detail::to<Tensor>(stack[0]);
-}
-
 // A linear layer of a head; few rows take torch longer to begin than to multiply.
 Tensor linear_of_head(const char* op, const Tensor& x, const Tensor& weight, const Tensor& bias) {
   constexpr int64_t kFew = 4;
   if (x.size(0) <= kFew && x.scalar_type() == ScalarType::Float) return in_order(op, x, weight, bias);
-  return call_torch("aten::linear", x, weight, std::optional<Tensor>(bias));
+  return mp::call_torch("aten::linear", x, weight, std::optional<Tensor>(bias));
 }
 
 std::tuple<Tensor, Tensor, Tensor> exit_head(const Tensor& features, const Tensor& dense_weight,
@@ -548,7 +539,7 @@ std::tuple<Tensor, Tensor, Tensor> exit_head(const Tensor& features, const Tenso
     require(x->scalar_type() == features.scalar_type(), op, ": features, weights and biases must have the same dtype");
   const int64_t batch = features.size(0);
   require(!thresholds || thresholds->numel() == batch, op, ": thresholds must be [batch]");
-  const Tensor hidden = call_torch("aten::tanh", linear_of_head(op, features, dense_weight, dense_bias));
+  const Tensor hidden = mp::call_torch("aten::tanh", linear_of_head(op, features, dense_weight, dense_bias));
   const Tensor logits = linear_of_head(op, hidden, weight, bias);
   const Tensor uncertainty = multi_label ? label_entropy(logits) : normalized_entropy(logits);
   Tensor stays = torch::stable::new_empty(uncertainty, {batch}, ScalarType::Bool);
