@@ -101,7 +101,7 @@ class Linear {
   void run(const Finish& finish) const {
     const mp::Kernels& kernels = mp::kernels();
     if (kernels.takes_int8_weight && kernels.takes_int8_weight(width(), features()))
-      run_in_tiles(kernels, finish);
+      run_in_blocks(kernels, finish);
     else
       run_in_torch(finish);
   }
@@ -131,7 +131,7 @@ class Linear {
 
   // Some rows at a time, whose int32 elements stay in the cache until they are floats.
   template <typename Finish>
-  void run_in_tiles(const mp::Kernels& kernels, const Finish& finish) const {
+  void run_in_blocks(const mp::Kernels& kernels, const Finish& finish) const {
     constexpr int64_t kPack = 16;
     Tensor packed = torch::stable::new_empty(weight_, {width(), features()});
     int8_t* packs = static_cast<int8_t*>(packed.data_ptr());
@@ -141,13 +141,14 @@ class Linear {
         [&](int64_t begin, int64_t end) { kernels.pack_int8_weight(weight, features(), packs, begin, end); });
     const int64_t step = rows_at_a_time();
     const auto* rows = static_cast<const int8_t*>(rows_.data_ptr());
-    mp::run_in_order(
-        (count() + step - 1) / step, static_cast<size_t>(step * width()), [&](int64_t task, float* scratch) {
-          const int64_t begin = task * step, end = std::min(begin + step, count());
-          auto* elements = reinterpret_cast<int32_t*>(scratch);
-          kernels.multiply_int8(rows + begin * features(), end - begin, features(), packs, width(), elements);
-          finish(product(elements, begin), begin, end);
-        });
+    const size_t elements_and_wide_rows = static_cast<size_t>(step * width() + step * features() / 2);
+    mp::run_in_order((count() + step - 1) / step, elements_and_wide_rows, [&](int64_t task, float* scratch) {
+      const int64_t begin = task * step, end = std::min(begin + step, count());
+      auto* elements = reinterpret_cast<int32_t*>(scratch);
+      auto* wide = reinterpret_cast<int16_t*>(scratch + step * width());
+      kernels.multiply_int8(rows + begin * features(), end - begin, features(), packs, width(), elements, wide);
+      finish(product(elements, begin), begin, end);
+    });
   }
 
   // Enough rows for a weight that is larger than the cache, few enough for every thread to get some.
@@ -244,6 +245,11 @@ Tensor int8_linear_add_layer_norm(const Tensor& rows, const Tensor& row_scales, 
 }
 
 }  // namespace
+
+// For mp_kernels/extension.py: whether the build in use multiplies int8 matrices itself.
+extern "C" __attribute__((visibility("default"))) bool mp_multiplies_int8() {
+  return mp::kernels().takes_int8_weight != nullptr;
+}
 
 STABLE_TORCH_LIBRARY_IMPL(mp_kernels, CPU, m) {
   m.impl("quantize_rows", TORCH_BOX(&quantize_rows));

@@ -31,7 +31,7 @@ def _load() -> ctypes.CDLL | None:
         return None
     library = ctypes.CDLL(str(PATH))
     library.mp_runnable_isa.restype = library.mp_chosen_isa.restype = ctypes.c_char_p
-    library.mp_multiplies_in_tiles.restype = ctypes.c_bool
+    library.mp_multiplies_in_tiles.restype = library.mp_multiplies_int8.restype = ctypes.c_bool
     library.mp_multiplies_in_tiles.argtypes = (ctypes.c_int64, ctypes.c_int64)
     return library
 
@@ -92,6 +92,11 @@ def chosen_instruction_set() -> str | None:
 def multiplies_in_tiles(outputs: int, features: int) -> bool:
     """Whether weights ``[outputs, features]`` of bfloat16 are multiplied in the processor's tiles."""
     return _library is not None and _library.mp_multiplies_in_tiles(outputs, features)
+
+
+def multiplies_int8() -> bool:
+    """Whether the build in use multiplies int8 matrices itself, faster than torch multiplies those of float32."""
+    return _library is not None and _library.mp_multiplies_int8()
 
 
 _wanted = os.environ.get("MP_KERNELS_ISA")

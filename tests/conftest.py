@@ -15,6 +15,7 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when the kernels are first imported, so set before
 
 from mp_kernels import backends
+from support import processors
 
 # The first call of an operator may take long; what is fast enough is the benchmarks' question. Examples are drawn anew by
 # everybody who runs the tests, but not where a change is judged, which must not depend on luck.
@@ -74,18 +75,13 @@ def on_triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     registrations._destroy()
 
 
-FAST = ("_is_avx512_bf16_supported", "_is_vnni_supported", "_is_amx_tile_supported")
-
-
 @pytest.fixture(autouse=True)
 def ordinary_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     """A processor that computes float32 alone fast, whatever this one does, so that tests do not depend on it."""
-    for name in FAST:
-        monkeypatch.setattr(torch.cpu, name, lambda: False)
+    processors.set_abilities(monkeypatch, False)
 
 
 @pytest.fixture
 def able_processor(ordinary_processor: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """A processor that computes every precision fast, whatever this one does."""
-    for name in FAST:
-        monkeypatch.setattr(torch.cpu, name, lambda: True)
+    processors.set_abilities(monkeypatch, True)

@@ -4,9 +4,11 @@
 #include "heads.h"
 #include "int8.h"
 #include "rows.h"
-#ifdef __AMX_INT8__
+#if defined(__AMX_INT8__)
 #include "amx.h"
 #include "amx_linear.h"
+#elif defined(__AVX2__) && !defined(__AVX512F__)
+#include "int8_pairs.h"
 #endif
 
 #define MP_STRINGIZE_(x) #x
@@ -94,10 +96,20 @@ const Kernels kKernels = {MP_STRINGIZE(MP_ISA),
                           dense,
                           quantize_float_rows,
                           dequantize_int8_rows,
-#ifdef __AMX_INT8__
+#if defined(__AMX_INT8__)
                           takes_weight<int8_t>,
                           pack_weight<int8_t>,
                           multiply_int8,
+#elif defined(__AVX2__) && !defined(__AVX512F__)
+                          takes_pairs,
+                          pack_pairs,
+                          multiply_pairs,
+#else
+                          nullptr,
+                          nullptr,
+                          nullptr,
+#endif
+#if defined(__AMX_INT8__)
                           takes_weight<BFloat16>,
                           pack_weight<BFloat16>,
                           linear_scratch,
@@ -105,9 +117,6 @@ const Kernels kKernels = {MP_STRINGIZE(MP_ISA),
                           linear_norm_rows,
                           feed_forward_rows,
 #else
-                          nullptr,
-                          nullptr,
-                          nullptr,
                           nullptr,
                           nullptr,
                           nullptr,

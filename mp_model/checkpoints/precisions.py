@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from mp_kernels import extension
+
 from ..modelling import PyramidForSequenceClassification
 
 PRECISIONS = ("float32", "bfloat16", "int8")
@@ -40,17 +42,18 @@ def why_unfit(precision: str, device: str) -> str | None:
         return "this processor lacks AVX-512 BF16, without which bfloat16 is slower than float32"
     if precision == "int8" and not on_cpu:
         return "int8 is computed on CPUs alone"
-    if precision == "int8" and not (torch.cpu._is_vnni_supported() or torch.cpu._is_amx_tile_supported()):
-        return "this processor lacks AVX-512 VNNI and AMX, without which int8 products are slow, or overflow"
+    if precision == "int8" and not (extension.multiplies_int8() or torch.cpu._is_vnni_supported()):
+        return "this processor multiplies int8 no faster than float32, as those with AMX, VNNI or AVX2 alone do"
     return None
 
 
 def _advice(config: Any, device: str) -> str | None:
     """A sentence on how to get a precision that a device computes faster than float32; None: it has none."""
-    if torch.device(device).type != "cpu" or why_unfit("bfloat16", device) is not None:
+    faster = [name for name in ("bfloat16", "int8") if why_unfit(name, device) is None]
+    if torch.device(device).type != "cpu" or not faster:
         return None
     how = "ask for it" if config.exit_threshold is None else "tune the exits"
-    return f"bfloat16 would be faster on this processor: {how} with --precision bfloat16."
+    return f"{faster[0]} would be faster on this processor: {how} with --precision {faster[0]}."
 
 
 def check_kept(config: Any, precision: str) -> None:

@@ -296,9 +296,10 @@ void test_int8_product(const mp::Kernels& kernels, int64_t rows, int64_t feature
   for (size_t i = 0; i < left.size(); ++i) left[i] = static_cast<int8_t>(i * 37 % 255 - 127);
   for (size_t i = 0; i < weight.size(); ++i) weight[i] = static_cast<int8_t>(i * 101 % 255 - 127);
   std::vector<int32_t> product(rows * outputs, -1);
+  std::vector<int16_t> wide(left.size());
   kernels.pack_int8_weight(weight.data(), features, packed.data(), 0, 1);
   kernels.pack_int8_weight(weight.data(), features, packed.data(), 1, outputs / 16);
-  kernels.multiply_int8(left.data(), rows, features, packed.data(), outputs, product.data());
+  kernels.multiply_int8(left.data(), rows, features, packed.data(), outputs, product.data(), wide.data());
   std::vector<double> wanted(rows * outputs);
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t o = 0; o < outputs; ++o)
@@ -369,7 +370,10 @@ int main() {
     for (const int64_t width : {1, 16, 33}) test_gate_and_rotation(**kernels, width);
     for (const int64_t width : {64, 50, 4100}) test_rows(**kernels, width);
     for (const int64_t width : {64, 50, 4100}) test_int8(**kernels, width);
-    for (const int64_t rows : {1, 16, 31, 32, 50, 64}) test_int8_product(**kernels, rows, 128, 48);
+    for (const int64_t rows : {1, 2, 3, 4, 5, 6, 7, 16, 31, 32, 50, 64}) {
+      test_int8_product(**kernels, rows, 128, 48);
+      test_int8_product(**kernels, rows, 48, 32);
+    }
     for (const int64_t rows : {1, 16, 31, 32, 50, 64}) test_half_layers(**kernels, rows, 64, 416);
     test_dense(**kernels, 7, 50, 9);
     test_dense(**kernels, 33, 64, 20);

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from mp_kernels import extension
 from mp_model import Classifier
 from mp_model.checkpoints import precisions
 from mp_model.checkpoints.configurations import read_config
 from mp_model.checkpoints.tuned_for import TunedForOtherWarning, record_of
-from support import tiny, wordpiece
+from support import processors, tiny, wordpiece
 from support.situations import situation
 
 TEXTS = ["the rate", "a b c", "rate", "the the the a b"]
@@ -55,7 +56,17 @@ def test_auto_is_float32_where_nothing_was_tuned(folder: Path, monkeypatch: pyte
     assert Classifier.load(folder, "float32").precision.advice is None, "it was asked for"
     assert precisions.choose_precision("auto", read_config(folder), "cuda").advice is None
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    assert "tune the exits with --precision int8" in str(Classifier.load(folder).precision.advice)
+    processors.set_abilities(monkeypatch, False)
     assert Classifier.load(folder).precision.advice is None
+
+
+@pytest.mark.parametrize(("own", "vnni"), [(True, False), (False, True), (False, False)])
+def test_int8_takes_fast_products(own: bool, vnni: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the build in use, or torch's where the processor has VNNI."""
+    monkeypatch.setattr(extension, "multiplies_int8", lambda: own)
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: vnni)
+    assert (precisions.why_unfit("int8", "cpu") is None) == (own or vnni)
 
 
 @pytest.mark.parametrize("precision", precisions.PRECISIONS)
@@ -74,13 +85,12 @@ def test_auto_is_what_the_exit_threshold_was_tuned_for(folder: Path, precision: 
 )
 def test_a_processor_that_lacks_what_was_tuned_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tuned_in(folder, "int8")
-    for name in ("_is_vnni_supported", "_is_amx_tile_supported"):
-        monkeypatch.setattr(torch.cpu, name, lambda: False)
+    processors.set_abilities(monkeypatch, False)
     with pytest.warns(TunedForOtherWarning, match=r"precision int8 \(here float32\)"):
         classifier = Classifier.load(folder)
     assert classifier.precision.name == "float32"
     assert "VNNI" in classifier.precision.why
-    with pytest.raises(ValueError, match="'int8' is refused: this processor lacks AVX-512 VNNI"):
+    with pytest.raises(ValueError, match="'int8' is refused: this processor multiplies int8 no faster than float32"):
         Classifier.load(folder, "int8")
 
 

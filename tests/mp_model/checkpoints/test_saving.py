@@ -19,7 +19,7 @@ from mp_model.checkpoints import saving
 from mp_model.checkpoints.reading import read_classifier, read_in_precision
 from mp_model.checkpoints.saving import bytes_of_weights
 from mp_model.checkpoints.tuned_for import TunedForOtherWarning, record_of
-from support import backbones, wordpiece
+from support import backbones, processors, wordpiece
 from support.backbones import KINDS
 from support.checkpoints import TEXTS, change_json, change_weights, classifier, save
 from support.commands import Command
@@ -134,15 +134,14 @@ def test_converting_needs_no_able_processor(
 ) -> None:
     expected = {name: Classifier.load(folder, name)(TEXTS) for name in ("int8", "bfloat16")}
     with monkeypatch.context() as old:
-        for name in ("_is_vnni_supported", "_is_amx_tile_supported", "_is_avx512_bf16_supported"):
-            old.setattr(torch.cpu, name, lambda: False)
+        processors.set_abilities(old, False)
         for name in expected:
             ended = run("convert", folder, str(tmp_path / name), "--precision", name, "--json")
             assert (ended.status, ended.err) == (0, "")
             sizes = {"bytes_before": bytes_of_weights(folder), "bytes": bytes_of_weights(tmp_path / name)}
             assert json.loads(ended.out) == {"precision": name, **sizes}
         with pytest.raises(
-            ValueError, match=r"the weights are int8: this processor lacks AVX-512 VNNI and AMX, .*; load"
+            ValueError, match=r"the weights are int8: this processor multiplies int8 no faster than float32, .*; load"
         ):
             Classifier.load(tmp_path / "int8")
         half = Classifier.load(tmp_path / "bfloat16")

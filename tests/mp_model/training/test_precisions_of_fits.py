@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from mp_model import Classifier
 from mp_model.training import Summary, fit, load_task, preparing
+from support import processors
 from support.fits import QUICK
 from support.situations import situation
 
@@ -53,11 +54,10 @@ def test_exits_are_chosen_in_the_precision(
 def test_precisions_that_cannot_be_had(
     checkpoint: Path, files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("_is_vnni_supported", "_is_amx_tile_supported"):
-        monkeypatch.setattr(torch.cpu, name, lambda: False)
+    processors.set_abilities(monkeypatch, False)
     for precision, message in (
         ("int4", "precision must be one of 'float32', 'bfloat16', 'int8'; got 'int4'"),
-        ("int8", "precision 'int8' is refused: this processor lacks AVX-512 VNNI and AMX"),
+        ("int8", "precision 'int8' is refused: this processor multiplies int8 no faster than float32"),
     ):
         with pytest.raises(ValueError, match=message):
             run(checkpoint, files, tmp_path / "fit", precision)
