@@ -26,8 +26,11 @@ $(READY): pyproject.toml setup.py constraints.txt CMakeLists.txt $(SOURCES)
 demo: $(READY) ## set up, then classify real articles with real weights
 	$(BIN)/magic-pyramid demo
 
+# Files of tests beside each other, at most four for the sake of memory; `make test JOBS=0` runs one after the other.
+JOBS ?= auto
+BESIDE = -n $(JOBS) --maxprocesses 4 --dist loadfile
 test: $(READY) ## set up, then run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(BESIDE)
 
 lint: $(READY) ## check style, formatting and types
 	$(BIN)/ruff check .
@@ -48,8 +51,8 @@ sanitize: $(READY) ## run the operator tests with AddressSanitizer and Undefined
 	rm -rf build/sanitize && mkdir -p build/sanitize && cp -r mp_kernels build/sanitize/ && rm -f build/sanitize/mp_kernels/_C.so
 	$(CMAKE) -B build/sanitize/cmake -DMP_SANITIZE=address,undefined -DMP_OUTPUT_DIR=$(abspath build/sanitize/mp_kernels)
 	$(BIN)/cmake --build build/sanitize/cmake
-	$(INSTRUMENTED) PYTHONPATH=build/sanitize $(BIN)/python -P -m pytest -o "pythonpath=build/sanitize benchmarks tests" \
-		tests/mp_kernels --ignore tests/mp_kernels/triton -p no:cacheprovider
+	$(INSTRUMENTED) PYTHONSAFEPATH=1 PYTHONPATH=build/sanitize $(BIN)/python -m pytest $(BESIDE) \
+		-o "pythonpath=build/sanitize benchmarks tests" tests/mp_kernels --ignore tests/mp_kernels/triton -p no:cacheprovider
 
 simt-sanitize: $(READY) ## run the CUDA kernels in their emulator with the same sanitizers
 	$(INSTRUMENTED) MP_SIMT_SANITIZE=address,undefined $(BIN)/python -m pytest tests/simt -p no:cacheprovider
@@ -97,7 +100,8 @@ lowest newest:
 	.venv/$@/bin/python -m pip install --quiet $(VERSIONS) "setuptools>=77" cmake ninja
 	rm -rf build/lib.*
 	.venv/$@/bin/python -m pip install --quiet --no-build-isolation ".[serve,test]" $(VERSIONS)
-	PYTHONSAFEPATH=1 .venv/$@/bin/python -m pytest -o "pythonpath=benchmarks tests" tests/mp_kernels tests/simt tests/mp_model
+	PYTHONSAFEPATH=1 .venv/$@/bin/python -m pytest $(BESIDE) -o "pythonpath=benchmarks tests" \
+		tests/mp_kernels tests/simt tests/mp_model
 	$(if $(filter lowest,$@),PYTHONSAFEPATH=1 PYTHONPATH=tests .venv/$@/bin/python -m ahead_of_time.check)
 
 reliability: $(READY) ## write docs/reliability.md from the tests' situations

@@ -12,7 +12,7 @@ import mp_kernels
 from mp_model.data.files import whole_file
 
 from .document import Document, machine
-from .page import page
+from .page import FIGURES, PAGE, page
 from .plan import MODELS, Budget
 from .running import Runner
 from .ways import REFERENCE, ways
@@ -45,6 +45,12 @@ def chosen(kind: str, given: list[str] | None, known: list[str]) -> list[str]:
     return [name for name in known if not given or name in given]
 
 
+def said(path: Path) -> str:
+    """A file's path as a page says it: within the project from there."""
+    path = path.resolve()
+    return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
+
+
 @app.command()
 def main(
     model: Annotated[list[str] | None, typer.Option(help=f"One of {', '.join(MODELS)}; may be repeated.")] = None,
@@ -60,12 +66,9 @@ def main(
     dry: Annotated[
         bool, typer.Option("--dry", help="Try everything on tiny models; nothing is a measurement.")
     ] = False,
-    figures: Annotated[Path, typer.Option(help="File of all figures.")] = ROOT
-    / "benchmarks"
-    / "peers"
-    / "figures.json",
+    figures: Annotated[Path, typer.Option(help="File of all figures.")] = ROOT / FIGURES,
     work: Annotated[Path, typer.Option(help="Folder for files made from the weights.")] = ROOT / "build" / "peers",
-    output: Annotated[Path, typer.Option(help="The page.")] = ROOT / "docs" / "peers.md",
+    output: Annotated[Path, typer.Option(help="The page.")] = ROOT / PAGE,
     page_only: Annotated[bool, typer.Option("--page", help="Print the page from the figures there are.")] = False,
 ) -> None:
     """Measure other engines beside ours on the same weights and texts. What is measured is not measured again."""
@@ -88,7 +91,7 @@ def main(
         for name in models if memory else []:
             runner.memory(name)
     with whole_file(output) as stream:
-        stream.write(page(document.read()))
+        stream.write(page(document.read(), said(figures), said(output)))
     print(output)
 
 

@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from mp_model.checkpoints.precisions import why_unfit
+
 from .answers import comparison, why_not_counted
 from .document import Document, left_out, not_installed
 from .files import ModelFiles, files_of
@@ -48,11 +50,14 @@ def prepare(files: ModelFiles, names: Sequence[str]) -> None:
 def attempt(way: Way, action: Callable[[], T]) -> tuple[T | None, dict[str, Any]]:
     """An action's result, or None and the figure that says why there is none.
 
-    A peer that is not installed or fails is left out with its reason; so is a precision of ours that this processor has no
-    use for. Other errors of ours, and all of the reference, are raised.
+    A peer that is not installed or fails is left out with its reason; so are bfloat16 where it is slower than float32, and a
+    precision of ours that this processor has no use for. Other errors of ours, and all of the reference, are raised.
     """
     if way.missing:
         return None, not_installed(way.missing)
+    slow = why_unfit(way.precision, "cpu") if way.precision == "bfloat16" else None
+    if slow is not None:
+        return None, left_out(slow)
     try:
         return action(), {}
     except Exception as error:

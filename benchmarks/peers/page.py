@@ -1,4 +1,4 @@
-"""The page docs/peers.md, printed from the figures alone."""
+"""The page of one machine, docs/peers.md or another, printed from the figures alone."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from .fitted import FITTED
 from .plan import MODELS, ORDERS
 from .ways import OURS
 
+FIGURES, PAGE = "benchmarks/peers/figures.json", "docs/peers.md"  # of the machine that is spoken of elsewhere
 BLOCK = """```bash
-make peers
+make peers{options}
 ```
 """
 NOTHING = f"""# Beside other engines on a CPU
@@ -24,7 +25,7 @@ Nothing has been measured yet. One command measures, and prints this page:
 {BLOCK}"""
 HEAD = f"""# Beside other engines on a CPU
 
-Printed from `benchmarks/peers/figures.json`, which
+Printed from `{{figures}}`, which
 
 {BLOCK}
 wrote on the machine below. All ways classify the same batches with the same weights. They take turns within one process,
@@ -50,14 +51,22 @@ def table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
     return [f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}", *(f"| {' | '.join(row)} |" for row in rows), ""]
 
 
-def page(known: Mapping[str, Any] | None) -> str:
-    """The page's text; None: there are no figures yet."""
+def page(known: Mapping[str, Any] | None, figures: str = FIGURES, output: str = PAGE) -> str:
+    """The page's text.
+
+    Args:
+        known: the figures; None: there are none yet.
+        figures, output: the files of the figures and of the page, as they are said in it.
+    """
+    given = [("--figures", figures, FIGURES), ("--output", output, PAGE)]
+    options = " ".join(f"{name} {path}" for name, path, default in given if path != default)
+    where = {"options": f' OPTIONS="{options}"' if options else "", "figures": figures}
     if known is None or not (known["cases"] or known["memory"] or known["fitted"]):
-        return NOTHING
+        return NOTHING.format(**where)
     machine = [
         f"{name} {' '.join(value) if isinstance(value, list) else value}" for name, value in known["machine"].items()
     ]
-    lines = [HEAD]
+    lines = [HEAD.format(**where)]
     if known["dry"]:
         lines += ["**A dry run on tiny models. No number here is a measurement.**", ""]
     lines += [f"Machine: {', '.join(machine)}.", ""]
