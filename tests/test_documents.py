@@ -173,8 +173,9 @@ class Reader:
                 runpy.run_module(command[2], run_name="__main__")
             if imported is not None:
                 sys.modules[command[2]] = imported
-        elif command[0] == "make" and len(command) == 2:
+        elif command[0] == "make" and len(command) in (2, 3):
             assert command[1] in make_targets(), f"{where}: the Makefile has no target {command[1]!r}"
+            self.pass_on(command[1], command[2:], where)
         elif command[:2] == ["pip", "install"]:
             self.install(command[2:], where)
         elif command[0] == "export" and len(command) == 2:
@@ -186,6 +187,19 @@ class Reader:
             assert "-m venv .venv" in (ROOT / "Makefile").read_text()
         else:
             pytest.fail(f"{where}: nobody knows how to run {line!r}")
+
+    def pass_on(self, target: str, options: list[str], where: str) -> None:
+        """Looks whether the program that a target of the Makefile runs has the options that are passed on to it."""
+        for given in options:
+            recipe = re.findall(rf"^{target}:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)[0]
+            program = re.findall(r"/python (.+) \$\(OPTIONS\)", recipe)
+            assert program, f"{where}: make {target} passes nothing on"
+            assert given.startswith("OPTIONS="), f"{where}: nobody reads {given}"
+            environment = {**os.environ, "PYTHONPATH": str(ROOT / "benchmarks"), "COLUMNS": "200", "NO_COLOR": "1"}
+            command = [sys.executable, *program[0].split(), "--help"]
+            known = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
+            for name in re.findall(r"--[a-z-]+", given):
+                assert name in known.stdout.split(), f"{where}: make {target} has no option {name}"
 
     def install(self, arguments: list[str], where: str) -> None:
         """Looks at what would be installed, this folder, with extras that there are."""
@@ -394,6 +408,8 @@ def test_commands_of_ray_that_cannot_be_followed_fail(reader: Reader, language: 
         ("", "some text"),
         ("rust", "fn main() {}"),
         ("bash", "make coffee"),
+        ("bash", "make lint OPTIONS=--strong"),
+        ("bash", "make peers OPTIONS=--coffee"),
         ("bash", "rm -r ."),
         ("bash", "pip install -e '.[coffee]'"),
         ("bash", "pip install coffee"),

@@ -128,15 +128,16 @@ def _heading(case: Mapping[str, Any]) -> str:
 def _times(cases: Sequence[Mapping[str, Any]]) -> list[str]:
     """Texts a second of each way in each case, ratios over the best peers, and how far answers agree."""
     ways = _by_precision({name for case in cases for name in case["ways"]})
-    rows, out = [], []
+    rows: list[list[str]] = []
+    out: dict[str, list[str]] = {}  # names by the reason why they are not counted
     for name in ways:
         figures = [case["ways"].get(name, {"left out": "not asked for"}) for case in cases]
         cells = [
             f"{case['texts'] / statistics.median(figure['seconds']):.1f}" if "seconds" in figure else "not counted"
             for case, figure in zip(cases, figures, strict=True)
         ]
-        reasons = {figure["left out"] for figure in figures if "left out" in figure}
-        out += [f"- {name} is not counted where it says so: {reason}." for reason in sorted(reasons)]
+        for reason in sorted({figure["left out"] for figure in figures if "left out" in figure}):
+            out.setdefault(reason, []).append(name)
         compared = [figure for figure in figures if "error" in figure]
         worst = (
             [f"{max(x['error'] for x in compared):.1e}", f"{min(x['agreement'] for x in compared):.1%}"]
@@ -152,7 +153,9 @@ def _times(cases: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
     lines = ["Texts a second; the worst relative error and agreement of answers with the reference's.", ""]
     lines += table(("way", *heads, "error", "agreement"), rows)
-    lines += [*out, ""] if out else []
+    for reason, names in out.items():
+        lines.append(f"- {'; '.join(names)} {'are' if names[1:] else 'is'} not counted where it says so: {reason}.")
+    lines += [""] if out else []
     lines += [f"({'; '.join(facts)}.)", "", "Texts a second of ours over:", ""]
     return lines + table(("", *heads), [*_ratios(cases), *_over_float32(cases)])
 

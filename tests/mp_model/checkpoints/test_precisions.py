@@ -57,7 +57,7 @@ def test_auto_is_float32_where_nothing_was_tuned(folder: Path, monkeypatch: pyte
     assert precisions.choose_precision("auto", read_config(folder), "cuda").advice is None
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     assert "tune the exits with --precision int8" in str(Classifier.load(folder).precision.advice)
-    processors.set_abilities(monkeypatch, False)
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
     assert Classifier.load(folder).precision.advice is None
 
 
