@@ -141,12 +141,12 @@ class Linear {
         [&](int64_t begin, int64_t end) { kernels.pack_int8_weight(weight, features(), packs, begin, end); });
     const int64_t step = rows_at_a_time();
     const auto* rows = static_cast<const int8_t*>(rows_.data_ptr());
-    const size_t elements_and_wide_rows = static_cast<size_t>(step * width() + step * features() / 2);
-    mp::run_in_order((count() + step - 1) / step, elements_and_wide_rows, [&](int64_t task, float* scratch) {
+    const size_t floats = static_cast<size_t>(step * width()) + kernels.int8_scratch(step, features());
+    mp::run_in_order((count() + step - 1) / step, floats, [&](int64_t task, float* scratch) {
       const int64_t begin = task * step, end = std::min(begin + step, count());
       auto* elements = reinterpret_cast<int32_t*>(scratch);
-      auto* wide = reinterpret_cast<int16_t*>(scratch + step * width());
-      kernels.multiply_int8(rows + begin * features(), end - begin, features(), packs, width(), elements, wide);
+      float* more = scratch + step * width();
+      kernels.multiply_int8(rows + begin * features(), end - begin, features(), packs, width(), elements, more);
       finish(product(elements, begin), begin, end);
     });
   }

@@ -223,9 +223,13 @@ inline void multiply_blocks(const int8_t* rows, int64_t blocks, int64_t features
     }
 }
 
+inline size_t int8_scratch(int64_t /*count*/, int64_t /*features*/) {
+  return 0;
+}
+
 // out [count, outputs] = rows [count, features] times the transpose of a packed weight.
 inline void multiply_int8(const int8_t* rows, int64_t count, int64_t features, const int8_t* packed, int64_t outputs,
-                          int32_t* out, int16_t* /*wide*/) {
+                          int32_t* out, float* /*scratch*/) {
   constexpr int64_t kHeight = 2 * kTileHeight;
   const int64_t whole = count / kHeight * kHeight, left = count - whole;
   if (whole > 0) {

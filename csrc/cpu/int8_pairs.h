@@ -5,8 +5,10 @@
 
 #include <immintrin.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 namespace mp::MP_ISA {
 
@@ -65,9 +67,15 @@ inline void multiply_panel(const int16_t* rows, int64_t features, const int8_t* 
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + r * stride) + half, sums[r][half]);
 }
 
+// Room for the rows as 16-bit integers, in floats.
+inline size_t pairs_scratch(int64_t count, int64_t features) {
+  return static_cast<size_t>(count * features / 2);
+}
+
 // out [count, outputs] = rows [count, features] times the transpose of a packed weight.
 inline void multiply_pairs(const int8_t* rows, int64_t count, int64_t features, const int8_t* packed, int64_t outputs,
-                           int32_t* out, int16_t* wide) {
+                           int32_t* out, float* scratch) {
+  auto* wide = reinterpret_cast<int16_t*>(scratch);
   for (int64_t i = 0; i < count * features; ++i) wide[i] = rows[i];
   for (int64_t output = 0; output < outputs; output += kPairOutputs) {
     const int8_t* panel = packed + output * features;

@@ -99,12 +99,15 @@ const Kernels kKernels = {MP_STRINGIZE(MP_ISA),
 #if defined(__AMX_INT8__)
                           takes_weight<int8_t>,
                           pack_weight<int8_t>,
+                          int8_scratch,
                           multiply_int8,
 #elif defined(__AVX2__) && !defined(__AVX512F__)
                           takes_pairs,
                           pack_pairs,
+                          pairs_scratch,
                           multiply_pairs,
 #else
+                          nullptr,
                           nullptr,
                           nullptr,
                           nullptr,

@@ -296,10 +296,10 @@ void test_int8_product(const mp::Kernels& kernels, int64_t rows, int64_t feature
   for (size_t i = 0; i < left.size(); ++i) left[i] = static_cast<int8_t>(i * 37 % 255 - 127);
   for (size_t i = 0; i < weight.size(); ++i) weight[i] = static_cast<int8_t>(i * 101 % 255 - 127);
   std::vector<int32_t> product(rows * outputs, -1);
-  std::vector<int16_t> wide(left.size());
+  std::vector<float> scratch(kernels.int8_scratch(rows, features));
   kernels.pack_int8_weight(weight.data(), features, packed.data(), 0, 1);
   kernels.pack_int8_weight(weight.data(), features, packed.data(), 1, outputs / 16);
-  kernels.multiply_int8(left.data(), rows, features, packed.data(), outputs, product.data(), wide.data());
+  kernels.multiply_int8(left.data(), rows, features, packed.data(), outputs, product.data(), scratch.data());
   std::vector<double> wanted(rows * outputs);
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t o = 0; o < outputs; ++o)
