@@ -91,7 +91,7 @@ class Padded:
         inputs = {name: values.new_zeros(rows, width).masked_scatter(mask, values) for name, values in padded.items()}
         logits = self.twin(**inputs, attention_mask=mask.long()).logits
         decided = Decided(self.last, part.samples, logits, self.problem.uncertainty(logits), None)
-        return StepResult(decided, None, Step(0, "embedded", False, part.samples, words.cu_seqlens))
+        return StepResult(decided, Step(0, "embedded", False, part.samples, words.cu_seqlens))
 
 
 @contextmanager

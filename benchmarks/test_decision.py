@@ -41,11 +41,11 @@ def test_decision(compare: Any, batch_size: int) -> None:
     )
 
 
-def _layer(batch: Ragged, thresholds: torch.Tensor, first: bool) -> Callable[[], engine.StepResult]:
+def _layer(batch: Ragged, thresholds: torch.Tensor, first: bool) -> Callable[[], engine.Stepped]:
     """Layer 1 with an open exit, which is decided before the rest of the layer or after it."""
     pyramid = workload.ours().pyramid(exit_threshold=0.0)
 
-    def run() -> engine.StepResult:
+    def run() -> engine.Stepped:
         with mock.patch.object(engine, "decides_first", return_value=first):
             return engine.run_layer(pyramid, 1, engine.Alive.of(batch, thresholds=thresholds))
 

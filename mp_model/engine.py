@@ -206,23 +206,24 @@ class Decided:
 
 @dataclass
 class StepResult:
-    """The outcome of one layer's step.
+    """The outcome of one layer's step, without the states of the samples that go on: whoever keeps outcomes would keep them.
 
     Attributes:
         decided: the predictions; None: no exit was open.
-        alive: the samples that go on; None: nobody does.
         step: for counting the work.
         pruned: bool ``[rows]`` over the tokens that entered, where they are followed: those that the layer pruned, of the
             samples that stay; with their places in the batch as it came.
     """
 
     decided: Decided | None
-    alive: Alive | None
     step: Step
     pruned: tuple[Tensor, Tensor] | None = None
 
 
-def run_embeddings(pyramid: Pyramid, arrived: Arrived) -> StepResult:
+Stepped = tuple[StepResult, Alive | None]  # a step's outcome, and the samples that go on; None: nobody does
+
+
+def run_embeddings(pyramid: Pyramid, arrived: Arrived) -> Stepped:
     """Layer 0: the embeddings, and their exit, where it is open."""
     batch = pyramid.embed(arrived.inputs)
     rows = torch.arange(batch.values.shape[0], device=batch.values.device) if arrived.follow else None
@@ -231,14 +232,14 @@ def run_embeddings(pyramid: Pyramid, arrived: Arrived) -> StepResult:
     if not pyramid.layers:
         return _capped(pyramid, pyramid.states(first_tokens(batch), batch, batch), alive, replace(step, decided=True))
     if pyramid.exits is None or 0 not in pyramid.exits:
-        return StepResult(None, alive, step)
+        return StepResult(None, step), alive
     states = pyramid.states(first_tokens(batch), batch, batch)
     decided, stays = _decide(pyramid.exits, 0, states, alive)
     staying, _ = alive.stay(stays)
-    return StepResult(decided, staying if len(staying) else None, replace(step, decided=True))
+    return StepResult(decided, replace(step, decided=True)), staying if len(staying) else None
 
 
-def run_layer(pyramid: Pyramid, number: int, alive: Alive) -> StepResult:
+def run_layer(pyramid: Pyramid, number: int, alive: Alive) -> Stepped:
     """Layer ``number`` (from 1): who leaves, who is pruned, and the states of the rest.
 
     An exit that reads nothing but [CLS] and the entering tokens is decided first where that pays
@@ -254,19 +255,19 @@ def run_layer(pyramid: Pyramid, number: int, alive: Alive) -> StepResult:
         features = pyramid.last_layer(alive.batch)
         logits = pyramid.final_head(features).to(features.dtype)
         decided = Decided(number, alive.samples, logits, pyramid.uncertainty.of_last(logits), None)
-        return StepResult(decided, None, Step(number, "last", False, alive.samples, entered))
+        return StepResult(decided, Step(number, "last", False, alive.samples, entered)), None
     block = pyramid.block(number, alive.batch.values.device)
     if exits is None or number not in exits:
         output, kept = whole_layer(block, number, alive, pyramid.pruning)
         step = Step(number, "whole", False, alive.samples, entered, None if kept is None else kept.cu_seqlens)
-        return StepResult(None, alive.after(output, kept), step, _pruned_rows(alive, kept, None))
+        return StepResult(None, step, _pruned_rows(alive, kept, None)), alive.after(output, kept)
     can_decide_first = block.decides_first and not exits.heads[number].reads_survivors
     if can_decide_first and decides_first(alive.tokens, len(alive), alive.samples.device.type):
         return _decided_first(pyramid, exits, block, number, alive)
     return _decided_late(pyramid, exits, block, number, alive)
 
 
-def _last_of_capped(pyramid: Pyramid, cap: ExitHead, number: int, alive: Alive) -> StepResult:
+def _last_of_capped(pyramid: Pyramid, cap: ExitHead, number: int, alive: Alive) -> Stepped:
     """The last layer that is run, by whose exit everybody leaves: nothing is computed that its head does not read."""
     block, entered = pyramid.block(number, alive.batch.values.device), alive.batch.cu_seqlens
     if cap.reads_survivors:
@@ -280,12 +281,12 @@ def _last_of_capped(pyramid: Pyramid, cap: ExitHead, number: int, alive: Alive) 
     return _capped(pyramid, states, alive, step)
 
 
-def _capped(pyramid: Pyramid, states: LayerStates, alive: Alive, step: Step) -> StepResult:
+def _capped(pyramid: Pyramid, states: LayerStates, alive: Alive, step: Step) -> Stepped:
     """The answers of the cap, with which everybody leaves."""
     assert pyramid.cap is not None
     logits, uncertainty, _ = pyramid.uncertainty.decide(pyramid.cap, pyramid.cap.features(states), 1.0)
     decided = Decided(step.layer, alive.samples, logits.to(states.first.dtype), uncertainty, None)
-    return StepResult(decided, None, step)
+    return StepResult(decided, step), None
 
 
 def _decide(exits: Exits, number: int, states: LayerStates, alive: Alive) -> tuple[Decided, Tensor]:
@@ -295,7 +296,7 @@ def _decide(exits: Exits, number: int, states: LayerStates, alive: Alive) -> tup
     return Decided(number, alive.samples, logits.to(states.first.dtype), uncertainty, stays), stays
 
 
-def _decided_first(pyramid: Pyramid, exits: Exits, block: Block, number: int, alive: Alive) -> StepResult:
+def _decided_first(pyramid: Pyramid, exits: Exits, block: Block, number: int, alive: Alive) -> Stepped:
     keys_values = block.keys_values(alive.batch)
     states = pyramid.states(block.first(alive.batch, keys_values), alive.batch)
     decided, stays = _decide(exits, number, states, alive)
@@ -303,23 +304,23 @@ def _decided_first(pyramid: Pyramid, exits: Exits, block: Block, number: int, al
     places = None if left is None else left.samples
     step = Step(number, "decided first", True, alive.samples, alive.batch.cu_seqlens, staying.batch.cu_seqlens, places)
     if len(staying) == 0:
-        return StepResult(decided, None, step)
+        return StepResult(decided, step), None
     if left is not None:
         keys_values = keys_values.asked_by(stays, left.index)
     output, kept = whole_layer(block, number, staying, pyramid.pruning, keys_values)
     if kept is not None:
         step = replace(step, survived=kept.cu_seqlens)
-    return StepResult(decided, staying.after(output, kept), step, _pruned_rows(staying, kept, None))
+    return StepResult(decided, step, _pruned_rows(staying, kept, None)), staying.after(output, kept)
 
 
-def _decided_late(pyramid: Pyramid, exits: Exits, block: Block, number: int, alive: Alive) -> StepResult:
+def _decided_late(pyramid: Pyramid, exits: Exits, block: Block, number: int, alive: Alive) -> Stepped:
     output, kept = whole_layer(block, number, alive, pyramid.pruning)
     states = pyramid.states(first_tokens(output), alive.batch, output)
     decided, stays = _decide(exits, number, states, alive)
     survived = None if kept is None else kept.cu_seqlens
     step = Step(number, "whole", True, alive.samples, alive.batch.cu_seqlens, survived)
     staying, _ = alive.after(output, kept).stay(stays)
-    return StepResult(decided, staying if len(staying) else None, step, _pruned_rows(alive, kept, stays))
+    return StepResult(decided, step, _pruned_rows(alive, kept, stays)), staying if len(staying) else None
 
 
 def _pruned_rows(alive: Alive, kept: Kept | None, stays: Tensor | None) -> tuple[Tensor, Tensor] | None:

@@ -600,5 +600,5 @@ def steps_by_graphs(model: Any, pyramid: Pyramid, arrived: Arrived) -> list[Step
         here = step.samples
         numbers, stays = arrived.samples[here], run.exit_layer[here] != step.layer
         decided = Decided(step.layer, numbers, run.logits[here], run.uncertainty[here], stays)
-        results.append(StepResult(decided, None, replace(step, samples=numbers)))
+        results.append(StepResult(decided, replace(step, samples=numbers)))
     return results

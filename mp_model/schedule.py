@@ -137,9 +137,10 @@ class Schedule:
         """Runs a layer for samples that were taken out of its queue, and puts those that stay into the next."""
         self.steps += 1
         pyramid = self.closed if _all_closed(part.thresholds) else self.pyramid
-        result = run_embeddings(pyramid, part) if isinstance(part, Arrived) else run_layer(pyramid, number, part)
-        if result.alive is not None:
-            self.layers[number].add(result.alive, self.arrivals)
+        stepped = run_embeddings(pyramid, part) if isinstance(part, Arrived) else run_layer(pyramid, number, part)
+        result, alive = stepped
+        if alive is not None:
+            self.layers[number].add(alive, self.arrivals)
         return result
 
     def due(self, more_is_coming: bool) -> Iterator[StepResult]:

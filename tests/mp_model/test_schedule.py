@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 from hypothesis import given
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mp_kernels import Ragged
-from mp_model import PyramidBertForSequenceClassification
+from mp_model import PyramidBertForSequenceClassification, engine, schedule
 from mp_model.backbones import PackedInputs
 from mp_model.engine import Alive, Arrived, StepResult
 from mp_model.flops import Work
@@ -122,6 +124,27 @@ def test_everybody_is_answered_once_in_finitely_many_steps(
         steps += 1
     assert answered == dict(enumerate(leaves))
     assert steps <= (LAYERS + 1) * (len(ends) + len(samples))
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("exit_threshold", [None, "never"])
+@pytest.mark.parametrize("pruning", ["nothing", "alive"])
+def test_states_are_freed_layer_by_layer(
+    monkeypatch: pytest.MonkeyPatch, pruning: str, exit_threshold: str | None
+) -> None:
+    model, _, _ = calibrated(pruning, "cls")
+    entered: list[weakref.ref[Tensor]] = []
+
+    def run_layer(pyramid: engine.Pyramid, number: int, alive: Alive) -> engine.Stepped:
+        entered.append(weakref.ref(alive.batch.values))
+        assert [states() is None for states in entered] == [True] * (number - 1) + [False]
+        return engine.run_layer(pyramid, number, alive)
+
+    monkeypatch.setattr(schedule, "run_layer", run_layer)
+    output = model(**BATCH.padded(), exit_threshold=exit_threshold)
+    assert len(entered) == LAYERS
+    assert output.logits.shape[0] == len(BATCH)
+    assert entered[-1]() is None
 
 
 def test_sizes_below_one_are_refused() -> None:

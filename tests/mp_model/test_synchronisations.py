@@ -99,7 +99,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, list[int]]]:
         launches.counts.append(0)
         waits.append(0)
 
-    def run_layer(pyramid: engine.Pyramid, number: int, alive: engine.Alive) -> engine.StepResult:
+    def run_layer(pyramid: engine.Pyramid, number: int, alive: engine.Alive) -> engine.Stepped:
         next_entry()
         result = engine.run_layer(pyramid, number, alive)
         if number == len(pyramid.layers):
