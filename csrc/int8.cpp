@@ -69,6 +69,61 @@ struct NewInt8Rows {
   }
 };
 
+constexpr int64_t kPanel = 16;  // outputs that lie together in a packed weight
+
+// A weight [outputs, features], as it is or as a build of the kernels packs it, [outputs / 16, features / group, 16,
+// group].
+class Int8Weight {
+ public:
+  Int8Weight(const char* op, const Tensor& weight) : data_(torch::stable::contiguous(weight)) {
+    require_dtype(op, "weight", weight, ScalarType::Char, "int8");
+    const bool packed = weight.dim() == 4 && weight.size(2) == kPanel && weight.size(3) > 0;
+    require(weight.dim() == 2 || packed, op,
+            ": weight must be [outputs, features], or packed [outputs / 16, features / ", "group, 16, group]; got ",
+            shape_of(weight));
+    if (packed) group_ = weight.size(3);
+    outputs_ = weight.size(0) * (packed ? kPanel : 1);
+    features_ = weight.size(1) * (packed ? group_ : 1);
+  }
+  int64_t outputs() const { return outputs_; }
+  int64_t features() const { return features_; }
+
+  // The weight as these kernels pack it.
+  Tensor packed_for(const mp::Kernels& kernels) const {
+    if (group_ == kernels.int8_group) return data_;
+    const Tensor plain = unpacked();
+    Tensor packed = torch::stable::new_empty(plain, {outputs_, features_});
+    const int8_t* from = elements_of(plain);
+    int8_t* to = static_cast<int8_t*>(packed.data_ptr());
+    torch::stable::parallel_for(
+        0, outputs_ / kPanel, rows_per_thread(kPanel * features_),
+        [&](int64_t begin, int64_t end) { kernels.pack_int8_weight(from, features_, to, begin, end); });
+    return packed;
+  }
+
+  // The weight as it is, [outputs, features].
+  Tensor unpacked() const {
+    if (group_ == 0) return data_;
+    Tensor plain = torch::stable::new_empty(data_, {outputs_, features_});
+    const int8_t* from = elements_of(data_);
+    int8_t* to = static_cast<int8_t*>(plain.data_ptr());
+    torch::stable::parallel_for(0, outputs_, rows_per_thread(features_), [&](int64_t begin, int64_t end) {
+      for (int64_t output = begin; output < end; ++output) {
+        const int8_t* group = from + output / kPanel * kPanel * features_ + output % kPanel * group_;
+        for (int64_t i = 0; i < features_; i += group_, group += kPanel * group_)
+          std::copy_n(group, group_, to + output * features_ + i);
+      }
+    });
+    return plain;
+  }
+
+  static const int8_t* elements_of(const Tensor& weight) { return static_cast<const int8_t*>(weight.data_ptr()); }
+
+ private:
+  Tensor data_;
+  int64_t outputs_ = 0, features_ = 0, group_ = 0;
+};
+
 // The product of quantised rows with a weight, whose elements become floats in `finish`.
 class Linear {
  public:
@@ -76,7 +131,7 @@ class Linear {
          const Tensor& column_scales, const std::optional<Tensor>& bias, const std::optional<Tensor>& kept,
          const std::optional<Tensor>& kept_weight)
       : rows_(matrix(op, "rows", rows, ScalarType::Char, "int8")),
-        weight_(matrix(op, "weight", weight, ScalarType::Char, "int8")),
+        weight_(op, weight),
         row_scales_(float_vector(op, "row_scales", row_scales, count())),
         column_scales_(float_vector(op, "column_scales", column_scales, width())) {
     require(rows_.size(1) == features(), op, ": rows and weight must have the same features; got ", shape_of(rows),
@@ -92,7 +147,7 @@ class Linear {
     kept_weight_ = torch::stable::contiguous(torch::stable::transpose(by_output, 0, 1));
   }
   int64_t count() const { return rows_.size(0); }
-  int64_t width() const { return weight_.size(0); }
+  int64_t width() const { return weight_.outputs(); }
   Tensor new_floats() const { return torch::stable::new_empty(row_scales_, {count(), width()}); }
   NewInt8Rows new_rows(const Columns& columns) const { return NewInt8Rows(row_scales_, count(), width(), columns); }
 
@@ -100,14 +155,16 @@ class Linear {
   template <typename Finish>
   void run(const Finish& finish) const {
     const mp::Kernels& kernels = mp::kernels();
-    if (kernels.takes_int8_weight && kernels.takes_int8_weight(width(), features()))
+    if (!kernels.takes_int8_weight || !kernels.takes_int8_weight(width(), features()))
+      run_in_torch(finish);
+    else if (count() > rows_at_a_time())
       run_in_blocks(kernels, finish);
     else
-      run_in_torch(finish);
+      run_by_outputs(kernels, finish);
   }
 
  private:
-  int64_t features() const { return weight_.size(1); }
+  int64_t features() const { return weight_.features(); }
 
   mp::Int8Product product(const int32_t* elements, int64_t first) const {
     return {elements,
@@ -123,7 +180,32 @@ class Linear {
 
   template <typename Finish>
   void run_in_torch(const Finish& finish) const {
-    const Tensor all = mp::call_torch("aten::_int_mm", rows_, torch::stable::transpose(weight_, 0, 1));
+    const Tensor all = mp::call_torch("aten::_int_mm", rows_, torch::stable::transpose(weight_.unpacked(), 0, 1));
+    run_finish(all, finish);
+  }
+
+  // All rows at once, where every thread would not get some: each takes some of the outputs.
+  template <typename Finish>
+  void run_by_outputs(const mp::Kernels& kernels, const Finish& finish) const {
+    const Tensor packed = weight_.packed_for(kernels);
+    const int8_t* panels = Int8Weight::elements_of(packed);
+    const auto* rows = static_cast<const int8_t*>(rows_.data_ptr());
+    Tensor all = torch::stable::new_empty(rows_, {count(), width()}, ScalarType::Int);
+    auto* elements = all.mutable_data_ptr<int32_t>();
+    const int64_t threads = torch::stable::get_num_threads();
+    const int64_t outputs = (width() / kPanel + threads - 1) / threads * kPanel;
+    const size_t floats = kernels.int8_scratch(count(), features());
+    mp::run_in_order((width() + outputs - 1) / outputs, floats, [&](int64_t task, float* scratch) {
+      const int64_t begin = task * outputs, end = std::min(begin + outputs, width());
+      kernels.multiply_int8(rows, count(), features(), panels + begin * features(), end - begin, elements + begin,
+                            width(), scratch);
+    });
+    run_finish(all, finish);
+  }
+
+  // The floats of a product that is there.
+  template <typename Finish>
+  void run_finish(const Tensor& all, const Finish& finish) const {
     torch::stable::parallel_for(0, count(), rows_per_thread(width() * 4), [&](int64_t begin, int64_t end) {
       finish(product(all.const_data_ptr<int32_t>(), 0), begin, end);
     });
@@ -132,13 +214,8 @@ class Linear {
   // Some rows at a time, whose int32 elements stay in the cache until they are floats.
   template <typename Finish>
   void run_in_blocks(const mp::Kernels& kernels, const Finish& finish) const {
-    constexpr int64_t kPack = 16;
-    Tensor packed = torch::stable::new_empty(weight_, {width(), features()});
-    int8_t* packs = static_cast<int8_t*>(packed.data_ptr());
-    const auto* weight = static_cast<const int8_t*>(weight_.data_ptr());
-    torch::stable::parallel_for(
-        0, width() / kPack, rows_per_thread(kPack * features()),
-        [&](int64_t begin, int64_t end) { kernels.pack_int8_weight(weight, features(), packs, begin, end); });
+    const Tensor packed = weight_.packed_for(kernels);
+    const int8_t* panels = Int8Weight::elements_of(packed);
     const int64_t step = rows_at_a_time();
     const auto* rows = static_cast<const int8_t*>(rows_.data_ptr());
     const size_t floats = static_cast<size_t>(step * width()) + kernels.int8_scratch(step, features());
@@ -146,7 +223,8 @@ class Linear {
       const int64_t begin = task * step, end = std::min(begin + step, count());
       auto* elements = reinterpret_cast<int32_t*>(scratch);
       float* more = scratch + step * width();
-      kernels.multiply_int8(rows + begin * features(), end - begin, features(), packs, width(), elements, more);
+      kernels.multiply_int8(rows + begin * features(), end - begin, features(), panels, width(), elements, width(),
+                            more);
       finish(product(elements, begin), begin, end);
     });
   }
@@ -159,7 +237,9 @@ class Linear {
     return rows;
   }
 
-  Tensor rows_, weight_, row_scales_, column_scales_;
+  Tensor rows_;
+  Int8Weight weight_;
+  Tensor row_scales_, column_scales_;
   std::optional<Tensor> bias_, kept_, kept_weight_;
 };
 
@@ -246,9 +326,10 @@ Tensor int8_linear_add_layer_norm(const Tensor& rows, const Tensor& row_scales, 
 
 }  // namespace
 
-// For mp_kernels/extension.py: whether the build in use multiplies int8 matrices itself.
-extern "C" __attribute__((visibility("default"))) bool mp_multiplies_int8() {
-  return mp::kernels().takes_int8_weight != nullptr;
+// For mp_kernels/extension.py: the group by which the build in use packs an int8 weight; 0: torch multiplies it.
+extern "C" __attribute__((visibility("default"))) int64_t mp_int8_group(int64_t outputs, int64_t features) {
+  const mp::Kernels& kernels = mp::kernels();
+  return kernels.takes_int8_weight && kernels.takes_int8_weight(outputs, features) ? kernels.int8_group : 0;
 }
 
 STABLE_TORCH_LIBRARY_IMPL(mp_kernels, CPU, m) {

@@ -38,6 +38,20 @@ def check_vector(name: str, x: torch.Tensor, length: int, dtypes: Sequence[torch
         raise ValueError(f"{name} must be [{length}]; got {describe(x)}")
 
 
+def int8_weight_shape(weight: torch.Tensor) -> tuple[int, int]:
+    """Outputs and features of an int8 weight, ``[outputs, features]`` or packed."""
+    outputs, features, *packed = weight.shape
+    return (outputs * packed[0], features * packed[1]) if packed else (outputs, features)
+
+
+def check_int8_weight(name: str, x: torch.Tensor, like: torch.Tensor) -> None:
+    """Raises TypeError or ValueError unless ``x`` is an int8 weight, as it is or packed in panels of 16 outputs."""
+    packed = isinstance(x, torch.Tensor) and x.dim() == 4
+    check_tensor(name, x, 4 if packed else 2, (torch.int8,), like)
+    if packed and (x.shape[2] != 16 or x.shape[3] == 0):
+        raise ValueError(f"{name} must be packed as [outputs / 16, features / group, 16, group]; got {describe(x)}")
+
+
 def check_residual(
     residual: torch.Tensor, index: torch.Tensor | None, width: int, dtype: torch.dtype, name: str, x: torch.Tensor
 ) -> None:

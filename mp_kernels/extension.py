@@ -31,8 +31,8 @@ def _load() -> ctypes.CDLL | None:
         return None
     library = ctypes.CDLL(str(PATH))
     library.mp_runnable_isa.restype = library.mp_chosen_isa.restype = ctypes.c_char_p
-    library.mp_multiplies_in_tiles.restype = library.mp_multiplies_int8.restype = ctypes.c_bool
-    library.mp_multiplies_in_tiles.argtypes = (ctypes.c_int64, ctypes.c_int64)
+    library.mp_multiplies_in_tiles.restype, library.mp_int8_group.restype = ctypes.c_bool, ctypes.c_int64
+    library.mp_multiplies_in_tiles.argtypes = library.mp_int8_group.argtypes = (ctypes.c_int64, ctypes.c_int64)
     return library
 
 
@@ -94,9 +94,18 @@ def multiplies_in_tiles(outputs: int, features: int) -> bool:
     return _library is not None and _library.mp_multiplies_in_tiles(outputs, features)
 
 
+@functools.cache
+def int8_group(outputs: int, features: int) -> int:
+    """Number of features that lie together in an int8 weight ``[outputs, features]`` as the build in use packs it.
+
+    0: it packs none of that shape, as torch multiplies them.
+    """
+    return 0 if _library is None else int(_library.mp_int8_group(outputs, features))
+
+
 def multiplies_int8() -> bool:
     """Whether the build in use multiplies int8 matrices itself, faster than torch multiplies those of float32."""
-    return _library is not None and _library.mp_multiplies_int8()
+    return int8_group(64, 64) > 0
 
 
 _wanted = os.environ.get("MP_KERNELS_ISA")

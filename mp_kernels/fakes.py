@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .checks import int8_weight_shape
 from .schemas import Compaction, Function, library
 
 
@@ -187,7 +188,7 @@ def dequantize_rows(rows: Tensor, scales: Tensor, index: Tensor | None) -> Tenso
 
 @_fakes
 def int8_linear(rows: Tensor, row_scales: Tensor, weight: Tensor, *others: Any) -> Tensor:
-    return row_scales.new_empty(rows.shape[0], weight.shape[0])
+    return row_scales.new_empty(rows.shape[0], int8_weight_shape(weight)[0])
 
 
 @_fakes
@@ -201,12 +202,12 @@ def int8_linear_gelu(
     kept_weight: Tensor | None = None,
     columns: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _int8_rows(rows, rows.shape[0], weight.shape[0], columns)
+    return _int8_rows(rows, rows.shape[0], int8_weight_shape(weight)[0], columns)
 
 
 @_fakes
 def int8_linear_add_layer_norm(rows: Tensor, row_scales: Tensor, weight: Tensor, *others: Any) -> Tensor:
-    return row_scales.new_empty(rows.shape[0], weight.shape[0])
+    return row_scales.new_empty(rows.shape[0], int8_weight_shape(weight)[0])
 
 
 @_fakes

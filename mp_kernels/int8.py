@@ -2,7 +2,8 @@
 
 A float32 matrix becomes int8 rows with a scale a row, so that no row depends on its companions; the weights of a linear
 layer are rows too, one an output. Their products are exact, and become floats on their way through the step that comes
-next. On a processor with AMX they are computed in its tiles, else by torch. Columns whose values are far larger than the
+next. Processors with AMX, or with AVX2 alone, compute them by kernels of ours, which read weights fastest in an order of
+their own: :func:`pack_int8_weight_`; others by torch. Columns whose values are far larger than the
 others' would leave these few of the 255 integers: such columns can be kept as floats, and are 0 in the int8 rows. All this
 is for inference: nothing here has a gradient.
 """
@@ -11,7 +12,8 @@ from __future__ import annotations
 
 import torch
 
-from .checks import check_residual, check_tensor, check_vector, describe
+from . import extension, reference
+from .checks import check_int8_weight, check_residual, check_tensor, check_vector, describe, int8_weight_shape
 
 _ops = torch.ops.mp_kernels
 _FLOAT32, _INT8, _INT64 = (torch.float32,), (torch.int8,), (torch.int64,)
@@ -86,6 +88,45 @@ def dequantize_rows(rows: torch.Tensor, scales: torch.Tensor, index: torch.Tenso
     return _ops.dequantize_rows(rows, scales, index)
 
 
+def pack_int8_weight_(weight: torch.Tensor) -> torch.Tensor:
+    """Lays a weight out as this processor's int8 products read it, in its own memory.
+
+    Nothing else may look at that memory any more. A product packs a weight that is not, each time, which takes as long as
+    the product of up to ten rows.
+
+    Args:
+        weight: int8 ``[outputs, features]``, contiguous, or packed before.
+
+    Returns:
+        The weight, packed: ``[outputs / 16, features / group, 16, group]``; or as it is, where torch multiplies it.
+
+    Raises:
+        TypeError, ValueError: a wrong dtype or shape; a weight that is not contiguous.
+    """
+    check_int8_weight("weight", weight, weight)
+    if not weight.is_contiguous():
+        raise ValueError(f"weight must be contiguous; got strides {list(weight.stride())} of {describe(weight)}")
+    group = extension.int8_group(*weight.shape) if weight.dim() == 2 and weight.device.type == "cpu" else 0
+    if group == 0:
+        return weight
+    with torch.inference_mode():  # which weights that were made in it need
+        packed = reference.pack_int8_weight(weight, group)
+        return weight.view(packed.shape).copy_(packed)
+
+
+def unpack_int8_weight(weight: torch.Tensor) -> torch.Tensor:
+    """A weight as int8 ``[outputs, features]``: a copy of a packed one, or the weight itself.
+
+    Args:
+        weight: int8 ``[outputs, features]``, or packed.
+
+    Raises:
+        TypeError, ValueError: a wrong dtype or shape.
+    """
+    check_int8_weight("weight", weight, weight)
+    return reference.unpack_int8_weight(weight)
+
+
 def int8_linear(
     rows: torch.Tensor,
     row_scales: torch.Tensor,
@@ -100,7 +141,7 @@ def int8_linear(
     Args:
         rows: int8 ``[rows, features]``.
         row_scales: float32 ``[rows]``.
-        weight: int8 ``[outputs, features]``.
+        weight: int8 ``[outputs, features]``, or packed (:func:`pack_int8_weight_`).
         column_scales: float32 ``[outputs]``, the scales of the weight's rows.
         bias: float32 ``[outputs]``; None: no bias is added.
         kept, kept_weight: float32 ``[rows, columns]`` and ``[outputs, columns]``, the columns of both that are floats; None:
@@ -178,7 +219,7 @@ def int8_linear_add_layer_norm(
     """
     _check_linear(rows, row_scales, weight, column_scales, bias)
     _check_kept(kept, kept_weight, rows, weight)
-    outputs = weight.shape[0]
+    outputs, _ = int8_weight_shape(weight)
     check_residual(residual, index, outputs, torch.float32, "rows", rows)
     check_vector("norm_weight", norm_weight, outputs, _FLOAT32, rows)
     check_vector("norm_bias", norm_bias, outputs, _FLOAT32, rows)
@@ -197,13 +238,14 @@ def _check_linear(
     bias: torch.Tensor | None,
 ) -> None:
     check_tensor("rows", rows, 2, _INT8, rows)
-    check_tensor("weight", weight, 2, _INT8, rows)
-    if weight.shape[1] != rows.shape[1]:
+    check_int8_weight("weight", weight, rows)
+    outputs, features = int8_weight_shape(weight)
+    if features != rows.shape[1]:
         raise ValueError(f"rows and weight must have the same features; got {describe(rows)} and {describe(weight)}")
     check_vector("row_scales", row_scales, rows.shape[0], _FLOAT32, rows)
-    check_vector("column_scales", column_scales, weight.shape[0], _FLOAT32, rows)
+    check_vector("column_scales", column_scales, outputs, _FLOAT32, rows)
     if bias is not None:
-        check_vector("bias", bias, weight.shape[0], _FLOAT32, rows)
+        check_vector("bias", bias, outputs, _FLOAT32, rows)
     _refuse_gradient(row_scales, column_scales, bias)
 
 
@@ -221,10 +263,10 @@ def _check_kept(
         raise ValueError("kept and kept_weight must be given together, or neither")
     check_tensor("kept", kept, 2, _FLOAT32, rows)
     check_tensor("kept_weight", kept_weight, 2, _FLOAT32, rows)
-    columns = kept.shape[1]
-    if kept.shape[0] != rows.shape[0] or kept_weight.shape != (weight.shape[0], columns):
+    columns, (outputs, _) = kept.shape[1], int8_weight_shape(weight)
+    if kept.shape[0] != rows.shape[0] or kept_weight.shape != (outputs, columns):
         raise ValueError(
-            f"kept must be [{rows.shape[0]}, columns] and kept_weight [{weight.shape[0]}, columns]; "
+            f"kept must be [{rows.shape[0]}, columns] and kept_weight [{outputs}, columns]; "
             f"got {describe(kept)} and {describe(kept_weight)}"
         )
     _refuse_gradient(kept, kept_weight)

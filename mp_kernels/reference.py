@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
+from .checks import int8_weight_shape
 from .ragged import Kept, Ragged
 
 
@@ -537,6 +538,20 @@ def dequantize_rows(rows: torch.Tensor, scales: torch.Tensor, index: torch.Tenso
     return _rows(rows, index, "index").to(scales.dtype) * _rows(scales, index, "index")[:, None]
 
 
+def pack_int8_weight(weight: torch.Tensor, group: int) -> torch.Tensor:
+    """Definition of a packed int8 weight, ``[outputs / 16, features / group, 16, group]``, from ``[outputs, features]``.
+
+    In panels of 16 outputs, ``group`` features of one output lie beside those of the next.
+    """
+    outputs, features = weight.shape
+    return weight.view(outputs // 16, 16, features // group, group).transpose(1, 2).contiguous()
+
+
+def unpack_int8_weight(weight: torch.Tensor) -> torch.Tensor:
+    """Definition of :func:`mp_kernels.unpack_int8_weight`."""
+    return weight if weight.dim() == 2 else weight.transpose(1, 2).reshape(int8_weight_shape(weight))
+
+
 def int8_linear(
     rows: torch.Tensor,
     row_scales: torch.Tensor,
@@ -547,7 +562,7 @@ def int8_linear(
     kept_weight: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Definition of :func:`mp_kernels.int8_linear`. Sums of products of int8 are exact in float64."""
-    product = rows.double() @ weight.double().t()
+    product = rows.double() @ unpack_int8_weight(weight).double().t()
     values = product.to(row_scales.dtype) * row_scales[:, None] * column_scales
     values = values if bias is None else values + bias
     return values if kept is None or kept_weight is None else values + kept @ kept_weight.t()

@@ -13,6 +13,7 @@
 namespace mp::MP_ISA {
 
 constexpr int64_t kTileHeight = 16, kTileBytes = 64;
+constexpr int64_t kWord = 4;  // bytes of a row that one step of a tile's product adds up
 
 // The tiles by their numbers, which must be literals: a block of up to 32 rows and 32 outputs, and its factors.
 #define MP_UPPER_LEFT 0
@@ -205,7 +206,7 @@ inline void multiply_block(const Block<T>& b, Meanwhile&& meanwhile = {}) {
 // `blocks` blocks of rows, one below the other, by all panels.
 template <bool kTwoHigh>
 inline void multiply_blocks(const int8_t* rows, int64_t blocks, int64_t features, const int8_t* packed, int64_t outputs,
-                            int32_t* out) {
+                            int32_t* out, int64_t out_stride) {
   constexpr int64_t kHeight = kTwoHigh ? 2 * kTileHeight : kTileHeight;
   for (int64_t output = 0; output < outputs; output += 2 * kTileHeight)
     for (int64_t block = 0; block < blocks; ++block) {
@@ -214,8 +215,8 @@ inline void multiply_blocks(const int8_t* rows, int64_t blocks, int64_t features
                                   packed + output * features,
                                   kTileHeight * features,
                                   features,
-                                  out + block * kHeight * outputs + output,
-                                  outputs};
+                                  out + block * kHeight * out_stride + output,
+                                  out_stride};
       if (output + kTileHeight < outputs)
         multiply_block<int8_t, kTwoHigh, true>(factors);
       else
@@ -229,20 +230,20 @@ inline size_t int8_scratch(int64_t /*count*/, int64_t /*features*/) {
 
 // out [count, outputs] = rows [count, features] times the transpose of a packed weight.
 inline void multiply_int8(const int8_t* rows, int64_t count, int64_t features, const int8_t* packed, int64_t outputs,
-                          int32_t* out, float* /*scratch*/) {
+                          int32_t* out, int64_t stride, float* /*scratch*/) {
   constexpr int64_t kHeight = 2 * kTileHeight;
   const int64_t whole = count / kHeight * kHeight, left = count - whole;
   if (whole > 0) {
     const TileShapes shapes(kTileHeight, kTileHeight);
-    multiply_blocks<true>(rows, whole / kHeight, features, packed, outputs, out);
+    multiply_blocks<true>(rows, whole / kHeight, features, packed, outputs, out, stride);
   }
-  rows += whole * features, out += whole * outputs;
+  rows += whole * features, out += whole * stride;
   if (left > kTileHeight) {
     const TileShapes shapes(kTileHeight, left - kTileHeight);
-    multiply_blocks<true>(rows, 1, features, packed, outputs, out);
+    multiply_blocks<true>(rows, 1, features, packed, outputs, out, stride);
   } else if (left > 0) {
     const TileShapes shapes(left, 0);
-    multiply_blocks<false>(rows, 1, features, packed, outputs, out);
+    multiply_blocks<false>(rows, 1, features, packed, outputs, out, stride);
   }
 }
 

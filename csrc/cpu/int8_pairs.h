@@ -12,6 +12,7 @@
 
 namespace mp::MP_ISA {
 
+constexpr int64_t kPair = 2;
 constexpr int64_t kPairOutputs = 16;  // outputs of a panel: two vectors of 32-bit sums
 constexpr int kPairRows = 6;  // 12 sums, 2 vectors of the panel, a pair and a product fit the 16 registers of AVX2
 
@@ -74,7 +75,7 @@ inline size_t pairs_scratch(int64_t count, int64_t features) {
 
 // out [count, outputs] = rows [count, features] times the transpose of a packed weight.
 inline void multiply_pairs(const int8_t* rows, int64_t count, int64_t features, const int8_t* packed, int64_t outputs,
-                           int32_t* out, float* scratch) {
+                           int32_t* out, int64_t stride, float* scratch) {
   auto* wide = reinterpret_cast<int16_t*>(scratch);
   for (int64_t i = 0; i < count * features; ++i) wide[i] = rows[i];
   for (int64_t output = 0; output < outputs; output += kPairOutputs) {
@@ -82,7 +83,7 @@ inline void multiply_pairs(const int8_t* rows, int64_t count, int64_t features, 
     int64_t row = 0;
     const auto multiply = [&](auto height) {
       constexpr int kRows = decltype(height)::value;
-      multiply_panel<kRows>(wide + row * features, features, panel, out + row * outputs + output, outputs);
+      multiply_panel<kRows>(wide + row * features, features, panel, out + row * stride + output, stride);
       row += kRows;
     };
     while (row + kPairRows <= count) multiply(std::integral_constant<int, kPairRows>{});

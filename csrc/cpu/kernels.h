@@ -183,13 +183,15 @@ struct Kernels {
   void (*quantize_rows)(const float* x, const int64_t* index, int64_t width, Int8Rows out, int64_t begin, int64_t end);
   void (*dequantize_rows)(Int8Rows, const int64_t* index, int64_t width, float* out, int64_t begin, int64_t end);
   // Exact products of int8 matrices; null in builds that have none, which leave them to torch. A weight [outputs,
-  // features] is packed into as many bytes, 16 outputs at a time, of which packs begin..end are written here.
-  // scratch: as many floats as int8_scratch says for that number of rows.
+  // features] is packed into as many bytes, 16 outputs at a time, of which packs begin..end are written here: in each,
+  // int8_group features of one output after the other, [features / int8_group, 16, int8_group]. `stride`: elements of
+  // `out` from one row to the next. scratch: as many floats as int8_scratch says for that number of rows.
+  int64_t int8_group;
   bool (*takes_int8_weight)(int64_t outputs, int64_t features);
   void (*pack_int8_weight)(const int8_t* weight, int64_t features, int8_t* packed, int64_t begin, int64_t end);
   size_t (*int8_scratch)(int64_t count, int64_t features);
   void (*multiply_int8)(const int8_t* rows, int64_t count, int64_t features, const int8_t* packed, int64_t outputs,
-                        int32_t* out, float* scratch);
+                        int32_t* out, int64_t stride, float* scratch);
   // Linear layers of bfloat16; null in builds that have none. A weight is packed as one of int8 is. scratch: as many
   // floats as linear_scratch says for that number of rows, features of x, features between the two layers, and outputs.
   bool (*takes_half_weight)(int64_t outputs, int64_t features);

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import mp_kernels
+from mp_kernels.int8 import pack_int8_weight_, unpack_int8_weight
 
 from .outliers import outlying_columns
 
@@ -30,7 +31,7 @@ class Int8Linear(nn.Module):
     """A linear layer with int8 weights; its products are exact, and a row's result does not depend on its companions.
 
     Attributes:
-        weight: int8 ``[out, in]``.
+        weight: int8 ``[out, in]``, or packed in its own memory (:meth:`pack`); a state dictionary has it as it is.
         scale: float32 ``[out]``; ``weight * scale[:, None]`` is about the weight that was quantised.
         bias: float32 ``[out]``.
         columns: int64 ``[kept]``, inputs that are multiplied as floats, where the weight is 0; None: there are none.
@@ -61,6 +62,20 @@ class Int8Linear(nn.Module):
         layer.bias = _constant(bias)
         return layer
 
+    def pack(self) -> None:
+        """Lays the weight out as this processor's products read it, where nobody else looks at its memory."""
+        self.weight.data = pack_int8_weight_(self.weight.data)
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.weight.dim() == 4:
+            destination[prefix + "weight"] = unpack_int8_weight(self.weight.data)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
+        if self.weight.dim() == 4:
+            self.weight.data = unpack_int8_weight(self.weight.data)
+        super()._load_from_state_dict(state_dict, prefix, *others)
+
     def forward(self, x: Tensor) -> Tensor:
         """x: floating ``[..., in]``; returns ``[..., out]`` of its dtype."""
         values = self.part(x.flatten(0, -2).float(), slice(None))
@@ -68,9 +83,16 @@ class Int8Linear(nn.Module):
 
     def part(self, x: Tensor, outputs: slice) -> Tensor:
         """A range of the outputs, float32 ``[rows, outputs]``; x: float32 ``[rows, in]``."""
-        rows = quantised(x, self.columns)
-        own = {name: parameter[outputs] for name, parameter in self._parameters.items() if parameter is not None}
-        return linear_of(rows, own)
+        own = {name: outputs_of(x, outputs) for name, x in self._parameters.items() if x is not None}
+        return linear_of(quantised(x, self.columns), own)
+
+
+def outputs_of(parameter: Tensor, outputs: slice) -> Tensor:
+    """A range of the outputs of a parameter of a linear layer; of a packed weight, from one panel of 16 to another."""
+    if parameter.dim() != 4:
+        return parameter[outputs]
+    first, last, _ = outputs.indices(parameter.shape[0] * parameter.shape[2])
+    return parameter[first // parameter.shape[2] : last // parameter.shape[2]]
 
 
 def linear_of(rows: Int8Rows, own: Mapping[str, Tensor]) -> Tensor:
@@ -157,6 +179,13 @@ def to_int8(model: Any) -> None:
     _replace_linears(model, OrderedLinear.of)
     model.requires_grad_(False)
     model.config.precision = "int8"
+
+
+def pack_weights(model: nn.Module) -> None:
+    """Packs the weights of all int8 layers of a model (:meth:`Int8Linear.pack`) that nobody runs yet."""
+    for part in model.modules():
+        if isinstance(part, Int8Linear):
+            part.pack()
 
 
 def _replace_linears(module: nn.Module, made_of: Callable[[nn.Linear], nn.Module]) -> None:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.dlpack import from_dlpack, to_dlpack  # type: ignore[attr-defined]
 
+from .int8 import outputs_of
+
 
 class Projections:
     """Parameters of the layers of queries, keys and values, each kind in one piece, for one product.
@@ -35,7 +37,7 @@ class Projections:
 
     def rows(self, outputs: slice) -> dict[str, Tensor]:
         """The parameters of a range of outputs, by their names."""
-        return {name: piece[outputs] for name, piece in self.pieces.items()}
+        return {name: outputs_of(piece, outputs) for name, piece in self.pieces.items()}
 
     def hold(self, linears: Sequence[nn.Module]) -> bool:
         """Whether the modules' parameters still lie in this piece."""

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ..backbones.int8 import to_int8
+from ..backbones.int8 import pack_weights, to_int8
 from ..registration import PyramidForSequenceClassification
 from .configurations import read_config
 from .files import WEIGHTS, why_unreadable
@@ -128,6 +128,7 @@ def read_in_precision(
     model = read_classifier(checkpoint, dtype=dtype, reached_only=reached_only).model
     if precision == "int8":
         to_int8(model)
+        pack_weights(model)
     return model
 
 

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mp_kernels
-from mp_kernels import reference
+from mp_kernels import extension, reference
+from mp_kernels.int8 import pack_int8_weight_, unpack_int8_weight
 from support.accuracy import assert_same_bits
 from support.operator_samples import factors, int8
 
@@ -106,6 +107,47 @@ def test_products_are_exact(rows: int, outputs: int, features: int) -> None:
     left, _, weight, _ = factors(rows, outputs + 16, features)
     found = mp_kernels.int8_linear(left, torch.ones(rows), weight[16:], torch.ones(outputs))
     assert torch.equal(found, (left.double() @ weight[16:].double().t()).float())
+
+
+@pytest.mark.parametrize(("rows", "outputs", "features"), [shape for shape in SHAPES if shape[1] % 16 == 0])
+def test_packed_weights_give_the_same_bits(rows: int, outputs: int, features: int) -> None:
+    """Packed for this processor's products, for another's, or in a way that none has."""
+    left, row_scales, weight, column_scales = factors(rows, outputs, features)
+    norm = torch.randn(rows, outputs), torch.randn(outputs), torch.randn(outputs), 1e-2
+    mine = pack_int8_weight_(weight.clone())
+    groups = [group for group in (1, 2, 4, 8) if features % group == 0]
+    others = [reference.pack_int8_weight(weight, group) for group in groups]
+    assert mine.dim() == 2 or any(torch.equal(mine, other) for other in others)
+    for packed in (mine, *others):
+        assert torch.equal(unpack_int8_weight(packed), weight)
+        for function, more in (
+            (mp_kernels.int8_linear, ()),
+            (mp_kernels.int8_linear_gelu, ()),
+            (mp_kernels.int8_linear_add_layer_norm, (None, *norm)),
+        ):
+            found = function(left, row_scales, packed, column_scales, *more)
+            wanted = function(left, row_scales, weight, column_scales, *more)
+            found, wanted = ([x] if isinstance(x, torch.Tensor) else x for x in (found, wanted))
+            for got, expected in zip(found, wanted, strict=True):
+                assert_same_bits(got, expected)
+
+
+@pytest.mark.parametrize(("outputs", "features"), [(16, 64), (48, 128), (768, 3072)])
+def test_weights_are_packed_in_their_own_memory(outputs: int, features: int) -> None:
+    weight = int8(outputs, features)
+    before, group = weight.clone(), extension.int8_group(outputs, features)
+    packed = pack_int8_weight_(weight)
+    assert packed.data_ptr() == weight.data_ptr()
+    assert packed.shape == ((outputs // 16, features // group, 16, group) if group else before.shape)
+    assert torch.equal(packed, reference.pack_int8_weight(before, group) if group else before)
+    assert pack_int8_weight_(packed) is packed, "what is packed stays as it is"
+
+
+def test_weights_of_shapes_that_torch_multiplies_stay_as_they_are() -> None:
+    for shape in ((15, 64), (16, 7)):
+        weight = int8(*shape)
+        assert pack_int8_weight_(weight) is weight
+        assert unpack_int8_weight(weight) is weight
 
 
 def test_linear_layers_without_a_bias() -> None:
@@ -225,6 +267,16 @@ BAD: list[tuple[Callable, tuple, type[Exception], str]] = [
     (mp_kernels.int8_linear, (torch.ones(3, 7), *factors(3, 5)[1:]), TypeError, "rows must be int8"),
     (mp_kernels.int8_linear, (int8(3, 8), *factors(3, 5)[1:]), ValueError, "the same features"),
     (mp_kernels.int8_linear, (*factors(3, 5), torch.ones(4)), ValueError, r"bias must be \[5\]"),
+    (
+        mp_kernels.int8_linear,
+        (int8(3, 8), torch.ones(3), int8(1, 4, 8, 2), torch.ones(8)),
+        ValueError,
+        r"weight must be packed as \[outputs / 16, features / group, 16, group\]; got int8 \[1, 4, 8, 2\]",
+    ),
+    (mp_kernels.int8_linear, (int8(3, 8), torch.ones(3), int8(1, 4, 16), torch.ones(16)), ValueError, "2 dimensions"),
+    (pack_int8_weight_, (torch.ones(16, 64),), TypeError, "weight must be int8"),
+    (pack_int8_weight_, (int8(64, 16).t(),), ValueError, r"weight must be contiguous; got strides \[1, 16\]"),
+    (unpack_int8_weight, (int8(16),), ValueError, "weight must have 2 dimensions"),
     (mp_kernels.int8_linear, (*factors(3, 5), None, torch.ones(3, 2)), ValueError, "given together"),
     (
         mp_kernels.int8_linear,

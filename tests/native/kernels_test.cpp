@@ -299,7 +299,7 @@ void test_int8_product(const mp::Kernels& kernels, int64_t rows, int64_t feature
   std::vector<float> scratch(kernels.int8_scratch(rows, features));
   kernels.pack_int8_weight(weight.data(), features, packed.data(), 0, 1);
   kernels.pack_int8_weight(weight.data(), features, packed.data(), 1, outputs / 16);
-  kernels.multiply_int8(left.data(), rows, features, packed.data(), outputs, product.data(), scratch.data());
+  kernels.multiply_int8(left.data(), rows, features, packed.data(), outputs, product.data(), outputs, scratch.data());
   std::vector<double> wanted(rows * outputs);
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t o = 0; o < outputs; ++o)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 
+from mp_kernels import reference
 from support.ragged_batches import cu_seqlens_of, random_heads, stays_of
 
 LENGTHS = (3, 0, 17, 1)
@@ -33,6 +34,12 @@ def int8(*shape: int) -> torch.Tensor:
 def factors(rows: int, outputs: int, features: int = 7) -> tuple[torch.Tensor, ...]:
     """Random int8 rows ``[rows, features]`` with their scales, and such a weight ``[outputs, features]``."""
     return int8(rows, features), torch.rand(rows) / 127, int8(outputs, features), torch.rand(outputs) / 127
+
+
+def packed_factors(rows: int, outputs: int, features: int) -> tuple[torch.Tensor, ...]:
+    """The same with a weight that is packed, in groups of four."""
+    left, row_scales, weight, column_scales = factors(rows, outputs, features)
+    return left, row_scales, reference.pack_int8_weight(weight, 4), column_scales
 
 
 def halves(*shape: int) -> torch.Tensor:
@@ -225,14 +232,17 @@ SAMPLES: dict[str, Callable[[], list[tuple]]] = {
     "int8_linear": lambda: [
         (*factors(4, 5), torch.randn(5)),
         (*factors(4, 16, 64), None, torch.randn(4, 2), torch.randn(16, 2)),
+        (*packed_factors(4, 32, 64), torch.randn(32)),
     ],
     "int8_linear_gelu": lambda: [
         (*factors(4, 5), torch.randn(5)),
         (*factors(4, 16, 64), None, torch.randn(4, 2), torch.randn(16, 2), torch.tensor([3, 0, 15])),
+        (*packed_factors(4, 32, 64), torch.randn(32)),
     ],
     "int8_linear_add_layer_norm": lambda: [
         (*factors(4, 5), torch.randn(5), torch.randn(4, 5), None, torch.randn(5), torch.randn(5), 1e-5),
         (*factors(2, 16, 64), None, torch.randn(4, 16), torch.tensor([3, 1]), torch.randn(16), torch.randn(16), 1e-5),
+        (*packed_factors(4, 32, 64), None, torch.randn(4, 32), None, torch.randn(32), torch.randn(32), 1e-5),
     ],
     "normalized_entropy": lambda: [(grown(4, 5),)],
     "label_entropy": lambda: [(grown(4, 5),), (grown(4, 1),)],

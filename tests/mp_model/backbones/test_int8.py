@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,13 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from mp_kernels import memory, reference
+from mp_kernels import extension, memory, reference
 from mp_model import PyramidBert, PyramidBertForSequenceClassification
 from mp_model.backbones import int8, why_layer_modules
 from mp_model.backbones.forms import ModuleBlock, block_of
-from mp_model.backbones.int8 import KEPT_COLUMNS, Int8Embedding, Int8Linear, to_int8
+from mp_model.backbones.int8 import KEPT_COLUMNS, Int8Embedding, Int8Linear, pack_weights, to_int8
 from mp_model.backbones.outliers import largest_columns
 from mp_model.backbones.post_norm import Int8PostNormBlock
+from mp_model.checkpoints.reading import read_in_precision
 from support import tiny
 from support.accuracy import assert_same_bits
 
@@ -199,6 +201,59 @@ def test_saved_and_loaded(model: PyramidBertForSequenceClassification, batch: ti
         assert_same_bits(got, wanted)
     encoder = PyramidBert.from_pretrained(tmp_path)
     assert type(encoder.stack[0].intermediate.dense) is Int8Linear
+
+
+def widened(**settings) -> PyramidBertForSequenceClassification:
+    """A model with int8 weights of shapes that every processor's own products take."""
+    made = tiny.classifier(hidden_size=64, intermediate_size=128, exit_threshold=0.7, **SETTINGS, **settings)
+    to_int8(made)
+    return made
+
+
+def test_packed_weights_change_no_bit(batch: tiny.Batch, tmp_path: Path) -> None:
+    """In either form; and whoever looks for weights in a dictionary, a copy or a file finds them as they are."""
+    plain = widened()
+    packed = copy.deepcopy(plain)
+    pack_weights(packed)
+    linears = [part for part in packed.modules() if isinstance(part, Int8Linear)]
+    for linear in linears:
+        assert (linear.weight.dim() == 4) == (extension.int8_group(linear.out_features, linear.in_features) > 0)
+
+    def assert_same_answers(one: PyramidBertForSequenceClassification) -> None:
+        for got, wanted in zip(answers(one, batch.padded()), answers(plain, batch.padded()), strict=True):
+            assert_same_bits(got, wanted)
+
+    assert_same_answers(packed)
+    hooks = [layer.register_forward_pre_hook(lambda *_: None) for x in (plain, packed) for layer in x.bert.stack]
+    assert_same_answers(packed)
+    for hook in hooks:
+        hook.remove()
+    assert_same_answers(copy.deepcopy(packed))
+    assert_same_answers(pickle.loads(pickle.dumps(packed)))
+
+    weights = plain.state_dict()
+    found = packed.state_dict()
+    assert found.keys() == weights.keys()
+    assert all(torch.equal(found[name], weights[name]) for name in weights)
+    packed.save_pretrained(tmp_path)
+    written = load_file(tmp_path / "model.safetensors")
+    assert all(torch.equal(written[name], weights[name]) for name in written)
+
+
+def test_other_weights_can_be_loaded_into_packed_ones(batch: tiny.Batch) -> None:
+    packed, other = widened(seed=1), widened(seed=2)
+    pack_weights(packed)
+    answers(packed, batch.padded())
+    packed.load_state_dict(other.state_dict())
+    for got, wanted in zip(answers(packed, batch.padded()), answers(other, batch.padded()), strict=True):
+        assert_same_bits(got, wanted)
+
+
+def test_weights_that_are_read_for_a_precision_are_packed(tmp_path: Path) -> None:
+    widened().save_pretrained(tmp_path)
+    found = read_in_precision(tmp_path, "int8")
+    dims = {part.weight.dim() for part in found.modules() if isinstance(part, Int8Linear)}
+    assert dims == {4 if extension.int8_group(64, 64) else 2}
 
 
 def test_weights_take_a_quarter(tmp_path: Path) -> None:
