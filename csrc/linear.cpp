@@ -1,6 +1,6 @@
-// The CPU operators for linear layers of bfloat16 and the steps around them, as torch calls them. On processors without
-// tiles, and of other types or widths, they run in plain loops, in float32 until what the operators round; there
-// mp_kernels/products.py calls torch's own product.
+// The CPU operators for linear layers and the steps around them, as torch calls them: bfloat16 in the processor's
+// tiles, and float32 of few rows. On processors without these, and of other types or widths, they run in plain loops,
+// in float32 until what the operators round; there mp_kernels/products.py calls torch's own product.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -14,6 +14,7 @@
 #include "threads.h"
 
 extern "C" bool mp_multiplies_in_tiles(int64_t outputs, int64_t features);
+extern "C" int64_t mp_few_rows(int64_t outputs, int64_t features);
 
 namespace {
 
@@ -66,7 +67,39 @@ class Linear {
             features()};
   }
 
-  // The layer's product with x in plain loops, float32.
+  // The layer's product with x, float32.
+  Tensor product(const Tensor& x) const { return are_few(x.size(0)) ? of_few(x) : in_loops(x); }
+
+ private:
+  // Whether rows are few, but more than those whose plain loops wait for the weight alone.
+  bool are_few(int64_t rows) const {
+    constexpr int64_t kFewest = 4;
+    return dtype_ == mp::Dtype::kFloat32 && rows >= kFewest && rows <= mp_few_rows(outputs(), features());
+  }
+
+  Tensor of_few(const Tensor& x) const {
+    const mp::Kernels& kernels = mp::kernels();
+    const Tensor source = mp::with_rows_together(x);
+    const int64_t panels = (x.size(0) + kernels.few_rows_panel - 1) / kernels.few_rows_panel;
+    Tensor packed = torch::stable::new_empty(source, {panels * kernels.few_rows_panel, features()});
+    Tensor result = torch::stable::new_empty(source, {x.size(0), outputs()});
+    const mp::FewRows layer{source.const_data_ptr<float>(),
+                            x.size(0),
+                            features(),
+                            outputs(),
+                            source.stride(0),
+                            weight_.const_data_ptr<float>(),
+                            bias_ ? bias_->const_data_ptr<float>() : nullptr,
+                            packed.mutable_data_ptr<float>(),
+                            result.mutable_data_ptr<float>()};
+    torch::stable::parallel_for(0, panels, rows_per_thread(features() * kernels.few_rows_panel * 4),
+                                [&](int64_t begin, int64_t end) { kernels.pack_few_rows(layer, begin, end); });
+    mp::run_in_order(
+        (outputs() + kernels.few_rows_strip - 1) / kernels.few_rows_strip, kernels.few_rows_scratch,
+        [&](int64_t strip, float* scratch) { kernels.multiply_few_rows(layer, strip, strip + 1, scratch); });
+    return result;
+  }
+
   Tensor in_loops(const Tensor& x) const {
     const Tensor source = wide(x), weight = wide(weight_), bias = bias_ ? wide(*bias_) : weight;
     Tensor result = torch::stable::new_empty(source, {x.size(0), outputs()});
@@ -77,7 +110,6 @@ class Linear {
     return result;
   }
 
- private:
   void pack() {
     constexpr int64_t kPack = 16;
     packed_ = torch::stable::new_empty(weight_, {outputs(), features()});
@@ -158,7 +190,7 @@ mp::HalfRows rows_of(const Tensor& x) {
 
 Tensor linear(const Tensor& x, const Tensor& weight, std::optional<Tensor> bias) {
   Linear layer("linear", x, x.size(1), weight, bias);
-  if (!layer.in_tiles()) return torch::stable::to(layer.in_loops(x), x.scalar_type());
+  if (!layer.in_tiles()) return torch::stable::to(layer.product(x), x.scalar_type());
   const Tensor source = mp::with_rows_together(x);
   Tensor result = torch::stable::new_empty(source, {x.size(0), layer.outputs()});
   const mp::TileLinear tiles = layer.tiles(x.size(0));
@@ -175,7 +207,7 @@ Tensor linear_add_layer_norm(const Tensor& x, const Tensor& weight, std::optiona
   const char* op = "linear_add_layer_norm";
   Linear layer(op, x, x.size(1), weight, bias);
   const Norm norm(op, x, layer.outputs(), residual, index, norm_weight, norm_bias, eps);
-  if (!layer.in_tiles()) return norm.of(layer.in_loops(x));
+  if (!layer.in_tiles()) return norm.of(layer.product(x));
   const Tensor source = mp::with_rows_together(x);
   Tensor result = norm.new_result();
   const mp::TileLinear tiles = layer.tiles(x.size(0));
@@ -192,12 +224,12 @@ Tensor feed_forward(const Tensor& x, const Tensor& grow_weight, std::optional<Te
   Linear grow(op, x, x.size(1), grow_weight, grow_bias), shrink(op, x, grow.outputs(), weight, bias);
   const Norm norm(op, x, shrink.outputs(), x, std::nullopt, norm_weight, norm_bias, eps);
   if (!grow.in_tiles() || !shrink.in_tiles()) {
-    const Tensor grown = grow.in_loops(x);
+    const Tensor grown = grow.product(x);
     torch::stable::parallel_for(0, x.size(0), rows_per_thread(grow.outputs() * 4), [&](int64_t begin, int64_t end) {
       mp::kernels().bias_gelu(mp::Dtype::kFloat32, grown.data_ptr(), nullptr, grown.data_ptr(), grow.outputs(), begin,
                               end);
     });
-    return norm.of(shrink.in_loops(torch::stable::to(grown, x.scalar_type())));
+    return norm.of(shrink.product(torch::stable::to(grown, x.scalar_type())));
   }
   const Tensor source = mp::with_rows_together(x);
   Tensor result = norm.new_result();
@@ -222,4 +254,11 @@ STABLE_TORCH_LIBRARY_IMPL(mp_kernels, CPU, m) {
 extern "C" __attribute__((visibility("default"))) bool mp_multiplies_in_tiles(int64_t outputs, int64_t features) {
   const mp::Kernels& kernels = mp::kernels();
   return kernels.takes_half_weight && kernels.takes_half_weight(outputs, features);
+}
+
+// For mp_kernels/products.py: rows up to which weights [outputs, features] of float32 are multiplied faster here than
+// by torch.
+extern "C" __attribute__((visibility("default"))) int64_t mp_few_rows(int64_t outputs, int64_t features) {
+  const mp::Kernels& kernels = mp::kernels();
+  return kernels.takes_few_rows(outputs, features) ? kernels.few_rows : 0;
 }

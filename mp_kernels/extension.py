@@ -31,8 +31,10 @@ def _load() -> ctypes.CDLL | None:
         return None
     library = ctypes.CDLL(str(PATH))
     library.mp_runnable_isa.restype = library.mp_chosen_isa.restype = ctypes.c_char_p
-    library.mp_multiplies_in_tiles.restype, library.mp_int8_group.restype = ctypes.c_bool, ctypes.c_int64
-    library.mp_multiplies_in_tiles.argtypes = library.mp_int8_group.argtypes = (ctypes.c_int64, ctypes.c_int64)
+    library.mp_multiplies_in_tiles.restype = ctypes.c_bool
+    library.mp_few_rows.restype = library.mp_int8_group.restype = ctypes.c_int64
+    for function in (library.mp_multiplies_in_tiles, library.mp_few_rows, library.mp_int8_group):
+        function.argtypes = (ctypes.c_int64, ctypes.c_int64)
     return library
 
 
@@ -92,6 +94,15 @@ def chosen_instruction_set() -> str | None:
 def multiplies_in_tiles(outputs: int, features: int) -> bool:
     """Whether weights ``[outputs, features]`` of bfloat16 are multiplied in the processor's tiles."""
     return _library is not None and _library.mp_multiplies_in_tiles(outputs, features)
+
+
+@functools.cache
+def few_rows(outputs: int, features: int) -> int:
+    """Number of rows up to which weights ``[outputs, features]`` of float32 are multiplied faster by the build in use.
+
+    0: torch multiplies them faster, however few the rows.
+    """
+    return 0 if _library is None else int(_library.mp_few_rows(outputs, features))
 
 
 @functools.cache

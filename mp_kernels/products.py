@@ -1,8 +1,9 @@
 """The public functions for linear layers and the steps around them, by the products that are fastest for their tensors.
 
 bfloat16 on a processor with AMX is multiplied in its tiles: sums become bfloat16 only after the step that comes next, and
-no row depends on its companions, bit by bit. All else, and whatever gradients are wanted of, takes torch's own product; in
-half precision on a CPU, torch's library compiles a kernel for every number of rows that it meets.
+no row depends on its companions, bit by bit. float32 of few rows is multiplied by kernels of ours on processors with AVX2
+alone, where torch's library spends its time on packing the weight. All else, and whatever gradients are wanted of, takes
+torch's own product; in half precision on a CPU, torch's library compiles a kernel for every number of rows that it meets.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         TypeError, ValueError: a wrong dtype, device or shape.
     """
     _check_layer(x, x.shape[-1], "weight", weight, "bias", bias)
-    return torch.ops.mp_kernels.linear(x, weight, bias) if in_tiles(x, weight) else _product(x, weight, bias)
+    return torch.ops.mp_kernels.linear(x, weight, bias) if in_kernels(x, weight) else _product(x, weight, bias)
 
 
 def linear_add_layer_norm(
@@ -92,7 +93,7 @@ def linear_add_layer_norm(
     """
     _check_layer(x, x.shape[-1], "weight", weight, "bias", bias)
     _check_norm(x, weight.shape[0], residual, norm_weight, norm_bias, index)
-    if in_tiles(x, weight):
+    if in_kernels(x, weight):
         return torch.ops.mp_kernels.linear_add_layer_norm(x, weight, bias, residual, index, norm_weight, norm_bias, eps)
     return add_layer_norm(_product(x, weight, bias), residual, norm_weight, norm_bias, eps, index)
 
@@ -128,7 +129,7 @@ def feed_forward(
         raise ValueError(f"weight must have as many rows as x has columns, {x.shape[1]}; got {describe(weight)}")
     _check_layer(x, grow_weight.shape[0], "weight", weight, "bias", bias)
     _check_norm(x, weight.shape[0], x, norm_weight, norm_bias, None)
-    if in_tiles(x, grow_weight, weight):
+    if in_kernels(x, grow_weight, weight):
         return torch.ops.mp_kernels.feed_forward(x, grow_weight, grow_bias, weight, bias, norm_weight, norm_bias, eps)
 
     def step(block: Tensor) -> Tensor:
@@ -156,15 +157,13 @@ def _check_norm(
     check_vector("norm_bias", norm_bias, width, (x.dtype,), x)
 
 
-def in_tiles(x: Tensor, *weights: Tensor) -> bool:
-    """Whether ``x`` is multiplied in tiles by all of these."""
-    return (
-        x.dtype == torch.bfloat16
-        and x.device.type == "cpu"
-        and not torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
-        and all(extension.multiplies_in_tiles(*weight.shape) for weight in weights)
-    )
+def in_kernels(x: Tensor, *weights: Tensor) -> bool:
+    """Whether our own kernels multiply ``x`` by all of these: bfloat16 in tiles, and float32 of few rows."""
+    if x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return False
+    if x.dtype == torch.bfloat16:
+        return all(extension.multiplies_in_tiles(*weight.shape) for weight in weights)
+    return x.dtype == torch.float32 and all(x.shape[0] <= extension.few_rows(*weight.shape) for weight in weights)
 
 
 def in_blocks(x: Tensor) -> bool:

@@ -1,6 +1,7 @@
 // The kernels for one instruction set. This file is compiled once for each, with MP_ISA its name and MP_VECTOR_BYTES
 // the width of its vectors.
 #include "attention.h"
+#include "few_rows.h"
 #include "heads.h"
 #include "int8.h"
 #include "rows.h"
@@ -94,6 +95,17 @@ const Kernels kKernels = {MP_STRINGIZE(MP_ISA),
                           mean_rows,
                           pair_features,
                           dense,
+#if defined(__AVX2__) && !defined(__AVX512F__)
+                          256,
+#else
+                          0,
+#endif
+                          kPanel,
+                          kStrip,
+                          kStrip * kRowBlock,
+                          takes_few_rows,
+                          pack_few_rows,
+                          multiply_few_rows,
                           quantize_float_rows,
                           dequantize_int8_rows,
 #if defined(__AMX_INT8__)

@@ -112,6 +112,16 @@ struct Dense {
   int64_t rows, features, outputs;
 };
 
+// A linear layer of float32 for few rows: out[row, output] = x[row] . weight[output] + bias[output].
+struct FewRows {
+  const float* x;  // [rows, features], `stride` elements from one row to the next
+  int64_t rows, features, outputs, stride;
+  const float* weight;  // [outputs, features]
+  const float* bias;    // [outputs], or null
+  float* packed;        // the rows in panels, [rows / few_rows_panel, features, few_rows_panel]
+  float* out;           // [rows, outputs]
+};
+
 // Rows of bfloat16 whose elements lie together, `stride` elements from one to the next.
 struct HalfRows {
   const BFloat16* data;
@@ -179,6 +189,14 @@ struct Kernels {
   void (*mean_rows)(Dtype, const void* x, void* out, int64_t width, int64_t begin, int64_t end);
   void (*pair_features)(const Pair&);
   void (*dense)(const Dense&, int64_t begin, int64_t end);  // outputs begin..end of all rows
+  // Linear layers of float32 for up to `few_rows` rows, where they are faster than torch's; 0 in other builds. The rows
+  // are packed in panels of few_rows_panel of them, of which panels begin..end are written by one call; outputs are
+  // computed in strips of few_rows_strip, begin..end of them by the other. scratch: few_rows_scratch floats.
+  int64_t few_rows, few_rows_panel, few_rows_strip;
+  size_t few_rows_scratch;
+  bool (*takes_few_rows)(int64_t outputs, int64_t features);
+  void (*pack_few_rows)(const FewRows&, int64_t begin, int64_t end);
+  void (*multiply_few_rows)(const FewRows&, int64_t begin, int64_t end, float* scratch);
   // Row begin..end of the result each; index: row of the source for each, or null for the same row.
   void (*quantize_rows)(const float* x, const int64_t* index, int64_t width, Int8Rows out, int64_t begin, int64_t end);
   void (*dequantize_rows)(Int8Rows, const int64_t* index, int64_t width, float* out, int64_t begin, int64_t end);

@@ -60,8 +60,8 @@ def variants(architecture: str, processors: int) -> Iterator[Variants]:
         found[kernel.__name__].add(str((specialization, sorted(constants.items()), options)))
 
     actual = launching.launch, configurations.architecture_of, configurations.processors_of
-    in_tiles = products.in_tiles
-    products.in_tiles = lambda x, *weights: False  # products are torch's own on a GPU
+    in_kernels = products.in_kernels
+    products.in_kernels = lambda x, *weights: False  # products are torch's own on a GPU
     launching.launch = record
     configurations.architecture_of = lambda device: architecture
     configurations.processors_of = lambda device: processors
@@ -70,4 +70,4 @@ def variants(architecture: str, processors: int) -> Iterator[Variants]:
             yield found
     finally:
         launching.launch, configurations.architecture_of, configurations.processors_of = actual
-        products.in_tiles = in_tiles
+        products.in_kernels = in_kernels

@@ -1,4 +1,4 @@
-"""Linear layers and the steps around them: in tiles where the processor has them, else by torch's products."""
+"""Linear layers and the steps around them: by our own kernels where the processor has them, else by torch's products."""
 
 from __future__ import annotations
 
@@ -91,6 +91,68 @@ def plain_norm(x, weight, bias, residual, norm_weight, norm_bias, index=None):
 
 def plain_feed_forward(x, grow_weight, grow_bias, *rest):
     return plain_norm(F.gelu(F.linear(x, grow_weight, grow_bias)), *rest[:2], x, *rest[2:])
+
+
+# Around rows of a vector, panels and blocks of rows, and the fewest and most that are few; around strips of outputs, and
+# depths of a sum.
+FEW_SHAPES = (
+    *((rows, 64, 48) for rows in (0, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 127, 128, 129, 143, 255, 256, 257)),
+    *((20, outputs, 64) for outputs in (1, 8, 15, 16, 24, 32, 40, 47, 48, 72)),
+    *((20, 32, features) for features in (1, 8, 12, 16, 63, 64, 760, 768, 776, 1536, 1600)),
+    (55, 384, 1536),
+)
+
+
+@pytest.mark.parametrize(("rows", "outputs", "features"), FEW_SHAPES)
+def test_few_rows_of_every_shape(rows: int, outputs: int, features: int) -> None:
+    inputs, index = layer(rows, outputs, features, torch.float32), torch.randint(0, 9, (rows,))
+    exact = [x.double() for x in inputs]
+    residual, after = torch.randn(9, outputs), norm(outputs, torch.float32)
+    back = [*layer(0, features, outputs, torch.float32)[1:], *norm(features, torch.float32)]
+    with torch.inference_mode():
+        for got, wanted in (
+            (mp_kernels.linear(*inputs), reference.linear(*exact)),
+            (mp_kernels.linear(*inputs[:2]), reference.linear(*exact[:2])),
+            (
+                mp_kernels.linear_add_layer_norm(*inputs, residual, *after, WIDE, index),
+                reference.linear_add_layer_norm(*exact, residual.double(), *(x.double() for x in after), WIDE, index),
+            ),
+            (
+                mp_kernels.feed_forward(*inputs, *back, WIDE),
+                reference.feed_forward(*exact, *(x.double() for x in back), WIDE),
+            ),
+        ):
+            torch.testing.assert_close(got.double(), wanted, rtol=1e-5, atol=2e-5)
+
+
+def test_few_rows_are_read_where_they_lie() -> None:
+    apart, weights = torch.randn(2, 64, 128), layer(0, 48, 64, torch.float32)[1:]
+    with torch.inference_mode():
+        for x in (apart[0, :, 32:96], apart[0].t()[:64].t(), apart[1, :, ::2], apart[0, :1, :64].expand(50, 64)):
+            assert_same_bits(mp_kernels.linear(x, *weights), mp_kernels.linear(x.contiguous(), *weights))
+
+
+def test_values_that_are_not_finite_stay_in_their_few_rows() -> None:
+    x, weights = torch.randn(40, 64), layer(0, 48, 64, torch.float32)[1:]
+    with torch.inference_mode():
+        clean = mp_kernels.linear(x, *weights)
+        x[7, 3], x[39, 40] = torch.nan, torch.inf
+        spoilt = mp_kernels.linear(x, *weights)
+    assert not spoilt[[7, 39]].isfinite().any()
+    others = [row for row in range(40) if row not in (7, 39)]
+    assert_same_bits(spoilt[others], clean[others])
+
+
+def test_threads_change_nothing_of_few_rows() -> None:
+    inputs = layer(55, 768, 384, torch.float32)
+    threads = torch.get_num_threads()
+    with torch.inference_mode():
+        alone = torch.ops.mp_kernels.linear(*inputs)
+        try:
+            torch.set_num_threads(3)
+            assert_same_bits(torch.ops.mp_kernels.linear(*inputs), alone)
+        finally:
+            torch.set_num_threads(threads)
 
 
 def assert_near(function: Callable, plain: Callable, definition: Callable, inputs: list[torch.Tensor]) -> None:
@@ -234,8 +296,8 @@ def test_values_that_are_not_finite_stay_in_their_row() -> None:
 def test_no_tiles_where_gradients_are_recorded() -> None:
     x, weight, bias = (t.requires_grad_() for t in layer(5, 48, 64))
     with torch.no_grad():
-        assert products.in_tiles(x, weight)
-    assert not products.in_tiles(x, weight)
+        assert products.in_kernels(x, weight)
+    assert not products.in_kernels(x, weight)
     assert mp_kernels.linear(x, weight, bias).requires_grad
 
 

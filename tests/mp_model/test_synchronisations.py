@@ -90,7 +90,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, list[int]]]:
             return x.tolist()
 
     monkeypatch.setattr(mp_kernels.functional, "MOVE_WHILE_PRUNING", {"cpu"})
-    for name in ("in_blocks", "in_tiles"):  # nor are products so on a GPU
+    for name in ("in_blocks", "in_kernels"):  # nor are products so on a GPU
         monkeypatch.setattr(products, name, lambda *_: False)
     for module in (mp_kernels.functional, mp_model.inputs):
         monkeypatch.setattr(module, "read_by_host", counted_read)

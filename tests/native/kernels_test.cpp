@@ -240,6 +240,28 @@ void test_dense(const mp::Kernels& kernels, int64_t rows, int64_t features, int6
   expect_close("the same in two parts", kernels, halves, {out.begin(), out.end()}, 0);
 }
 
+void test_few_rows(const mp::Kernels& kernels, int64_t rows, int64_t features, int64_t outputs) {
+  const int64_t stride = features + 5, panel = kernels.few_rows_panel, panels = (rows + panel - 1) / panel;
+  std::vector<float> x = random_floats(rows * stride, 1), weight = random_floats(outputs * features, 2);
+  std::vector<float> bias = random_floats(outputs, 3), out(rows * outputs, NAN), scratch(kernels.few_rows_scratch, NAN);
+  std::vector<float> packed(panels * panel * features, NAN);
+  for (float& w : weight) w /= std::sqrt(static_cast<float>(features));
+  std::vector<double> wanted(rows * outputs);
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t o = 0; o < outputs; ++o) {
+      double sum = bias[o];
+      for (int64_t i = 0; i < features; ++i) sum += static_cast<double>(x[r * stride + i]) * weight[o * features + i];
+      wanted[r * outputs + o] = sum;
+    }
+  const mp::FewRows layer{x.data(),      rows,        features,      outputs,   stride,
+                          weight.data(), bias.data(), packed.data(), out.data()};
+  for (int64_t i = 0; i < panels; ++i) kernels.pack_few_rows(layer, i, i + 1);
+  const int64_t strips = (outputs + kernels.few_rows_strip - 1) / kernels.few_rows_strip;
+  kernels.multiply_few_rows(layer, 0, 1, scratch.data());
+  kernels.multiply_few_rows(layer, 1, strips, scratch.data());
+  expect_close("linear layer of few rows", kernels, out, wanted, 2e-5);
+}
+
 void test_int8(const mp::Kernels& kernels, int64_t width) {
   const int64_t rows = 5;
   std::vector<float> x = random_floats(rows * width, 1), residual = random_floats(rows * width, 2);
@@ -377,6 +399,8 @@ int main() {
     for (const int64_t rows : {1, 16, 31, 32, 50, 64}) test_half_layers(**kernels, rows, 64, 416);
     test_dense(**kernels, 7, 50, 9);
     test_dense(**kernels, 33, 64, 20);
+    for (const int64_t rows : {1, 4, 15, 16, 17, 33, 128, 129, 300}) test_few_rows(**kernels, rows, 64, 80);
+    test_few_rows(**kernels, 20, 1600, 48);
   }
   std::printf("%s\n", failures ? "FAILED" : "all kernels agree");
   return failures ? EXIT_FAILURE : EXIT_SUCCESS;

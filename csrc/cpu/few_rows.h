@@ -1,0 +1,63 @@
+// A linear layer of float32 for few rows. A library packs the weight for its product, which takes longer than the
+// product of few rows does: here the rows are packed, and the weight is read as it lies, once.
+#pragma once
+
+#include <algorithm>
+
+#include "gemm.h"
+#include "kernels.h"
+
+namespace mp::MP_ISA {
+
+// Outputs whose weights stay in the cache while the rows pass by, and features of them at a time.
+constexpr int64_t kStrip = 4 * kTileRows / kWidth * kWidth, kStripDepth = 768;
+constexpr int64_t kRowBlock = 128;
+
+inline bool takes_few_rows(int64_t outputs, int64_t features) {
+  return outputs > 0 && outputs % kWidth == 0 && features > 0 && features % kWidth == 0;
+}
+
+// Panels begin..end of the rows, [features, kPanel] each; rows that there are none of are 0.
+inline void pack_few_rows(const FewRows& f, int64_t begin, int64_t end) {
+  for (int64_t panel = begin; panel < end; ++panel)
+    for (int64_t half = 0; half < kPanel; half += kWidth)
+      for (int64_t feature = 0; feature < f.features; feature += kWidth) {
+        Vec block[kWidth];
+        for (int64_t i = 0; i < kWidth; ++i) {
+          const int64_t row = panel * kPanel + half + i;
+          block[i] = row < f.rows ? load(f.x + row * f.stride + feature) : Vec{};
+        }
+        transpose(block);
+        float* to = f.packed + (panel * f.features + feature) * kPanel + half;
+        for (int64_t i = 0; i < kWidth; ++i) store(to + i * kPanel, block[i]);
+      }
+}
+
+// One strip of outputs, of a block of rows, whose sums are [outputs, padded rows] at first.
+inline void few_rows_block(const FewRows& f, int64_t begin, int64_t end, int64_t row, float* sums) {
+  const int64_t rows = std::min(kRowBlock, f.rows - row), padded = round_up(rows, kPanel);
+  const float* panels = f.packed + row * f.features;
+  for (int64_t feature = 0; feature < f.features; feature += kStripDepth)
+    multiply(end - begin, padded, std::min(kStripDepth, f.features - feature),
+             {f.weight + begin * f.features + feature, f.features, 1}, panels + feature * kPanel, f.features, sums,
+             padded, feature > 0);
+  for (int64_t output = begin; output < end; output += kWidth) {
+    const Vec bias = f.bias ? load(f.bias + output) : Vec{};
+    for (int64_t first = 0; first < rows; first += kWidth) {
+      Vec block[kWidth];
+      for (int64_t i = 0; i < kWidth; ++i) block[i] = load(sums + (output - begin + i) * padded + first);
+      transpose(block);
+      float* out = f.out + (row + first) * f.outputs + output;
+      for (int64_t i = 0; i < std::min<int64_t>(kWidth, rows - first); ++i) store(out + i * f.outputs, block[i] + bias);
+    }
+  }
+}
+
+// Strips begin..end of the outputs. scratch: as many floats as few_rows_scratch says.
+inline void multiply_few_rows(const FewRows& f, int64_t begin, int64_t end, float* scratch) {
+  for (int64_t strip = begin * kStrip; strip < std::min(end * kStrip, f.outputs); strip += kStrip)
+    for (int64_t row = 0; row < f.rows; row += kRowBlock)
+      few_rows_block(f, strip, std::min(strip + kStrip, f.outputs), row, scratch);
+}
+
+}  // namespace mp::MP_ISA
