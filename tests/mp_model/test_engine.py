@@ -460,7 +460,15 @@ def test_executed_flops_are_those_of_the_matrix_products_that_run(
     def of_head(features, dense, _, classifier, *__, **___):
         return 2 * features[0] * (dense[0] * dense[1] + classifier[0] * classifier[1])
 
-    with FlopCounterMode(display=False, custom_mapping={torch.ops.mp_kernels.exit_head: of_head}) as counter:
+    def of_layer(x, weight, *_, **__):
+        return 2 * x[0] * weight[0] * weight[1]
+
+    def of_feed_forward(x, grow, _, shrink, *__, **___):
+        return of_layer(x, grow) + of_layer(x, shrink)
+
+    ops = torch.ops.mp_kernels
+    formulas = {ops.linear: of_layer, ops.linear_add_layer_norm: of_layer, ops.feed_forward: of_feed_forward}
+    with FlopCounterMode(display=False, custom_mapping={**formulas, ops.exit_head: of_head}) as counter:
         output = model(**BATCH.padded(), exit_threshold=threshold)
 
     assert int(output.executed_flops.sum()) == in_attention + counter.get_total_flops()
