@@ -144,7 +144,11 @@ class Linear {
     require(kept_->size(0) == count() && by_output.size(0) == width() && by_output.size(1) == kept_->size(1), op,
             ": kept must be [rows, columns] and kept_weight [outputs, columns]; got ", shape_of(*kept), " and ",
             shape_of(by_output));
-    kept_weight_ = torch::stable::contiguous(torch::stable::transpose(by_output, 0, 1));
+    kept_weight_ = torch::stable::new_empty(by_output, {kept_->size(1), width()});
+    const float* from = by_output.const_data_ptr<float>();
+    float* to = kept_weight_->mutable_data_ptr<float>();
+    for (int64_t output = 0; output < width(); ++output)
+      for (int64_t k = 0; k < kept_->size(1); ++k) to[k * width() + output] = *from++;
   }
   int64_t count() const { return rows_.size(0); }
   int64_t width() const { return weight_.outputs(); }

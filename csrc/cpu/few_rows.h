@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
 #include "gemm.h"
 #include "kernels.h"
@@ -12,6 +13,8 @@ namespace mp::MP_ISA {
 // Outputs whose weights stay in the cache while the rows pass by, and features of them at a time.
 constexpr int64_t kStrip = 4 * kTileRows / kWidth * kWidth, kStripDepth = 768;
 constexpr int64_t kRowBlock = 128;
+
+static_assert(kWidth % 4 == 0);
 
 inline bool takes_few_rows(int64_t outputs, int64_t features) {
   return outputs > 0 && outputs % kWidth == 0 && features > 0 && features % kWidth == 0;
@@ -33,14 +36,52 @@ inline void pack_few_rows(const FewRows& f, int64_t begin, int64_t end) {
       }
 }
 
+// kOutputs outputs of half a panel, each in two sums, of even and of odd features: as many as a whole panel's tile has.
+// The rows of the weight are no more than that tile's, as they may all compete for the same few lines of the cache.
+template <int kOutputs>
+inline void half_tile(int64_t depth, const float* weight, int64_t features, const float* panel, float* sums,
+                      int64_t stride, bool accumulate) {
+  Vec even[kOutputs], odd[kOutputs];
+  for (int o = 0; o < kOutputs; ++o) {
+    even[o] = accumulate ? load(sums + o * stride) : Vec{};
+    odd[o] = Vec{};
+  }
+  for (int64_t i = 0; i < depth; i += 2) {
+    const Vec first = load(panel + i * kPanel), second = load(panel + (i + 1) * kPanel);
+    for (int o = 0; o < kOutputs; ++o) {
+      even[o] += weight[o * features + i] * first;
+      odd[o] += weight[o * features + i + 1] * second;
+    }
+  }
+  for (int o = 0; o < kOutputs; ++o) store(sums + o * stride, even[o] + odd[o]);
+}
+
+// `outputs`, a multiple of 4, of half a panel.
+inline void multiply_half(int64_t outputs, int64_t depth, const float* weight, int64_t features, const float* panel,
+                          float* sums, int64_t stride, bool accumulate) {
+  const auto multiply = [&](auto count) {
+    constexpr int kOutputs = decltype(count)::value;
+    half_tile<kOutputs>(depth, weight, features, panel, sums, stride, accumulate);
+    weight += kOutputs * features, sums += kOutputs * stride, outputs -= kOutputs;
+  };
+  while (outputs >= kTileRows) multiply(std::integral_constant<int, kTileRows>{});
+  if (outputs >= 4) multiply(std::integral_constant<int, 4>{});
+  if (outputs >= 2) multiply(std::integral_constant<int, 2>{});
+}
+
 // One strip of outputs, of a block of rows, whose sums are [outputs, padded rows] at first.
 inline void few_rows_block(const FewRows& f, int64_t begin, int64_t end, int64_t row, float* sums) {
   const int64_t rows = std::min(kRowBlock, f.rows - row), padded = round_up(rows, kPanel);
+  const int64_t whole = padded - rows >= kWidth ? padded - kPanel : padded;
   const float* panels = f.packed + row * f.features;
-  for (int64_t feature = 0; feature < f.features; feature += kStripDepth)
-    multiply(end - begin, padded, std::min(kStripDepth, f.features - feature),
-             {f.weight + begin * f.features + feature, f.features, 1}, panels + feature * kPanel, f.features, sums,
-             padded, feature > 0);
+  for (int64_t feature = 0; feature < f.features; feature += kStripDepth) {
+    const int64_t depth = std::min(kStripDepth, f.features - feature);
+    const float *weight = f.weight + begin * f.features + feature, *panel = panels + feature * kPanel;
+    multiply(end - begin, whole, depth, {weight, f.features, 1}, panel, f.features, sums, padded, feature > 0);
+    if (whole < padded)
+      multiply_half(end - begin, depth, weight, f.features, panel + whole * f.features, sums + whole, padded,
+                    feature > 0);
+  }
   for (int64_t output = begin; output < end; output += kWidth) {
     const Vec bias = f.bias ? load(f.bias + output) : Vec{};
     for (int64_t first = 0; first < rows; first += kWidth) {
