@@ -77,6 +77,7 @@ class Linear {
     return dtype_ == mp::Dtype::kFloat32 && rows >= kFewest && rows <= mp_few_rows(outputs(), features());
   }
 
+  // By the kernels for few rows of float32.
   Tensor of_few(const Tensor& x) const {
     const mp::Kernels& kernels = mp::kernels();
     const Tensor source = mp::with_rows_together(x);
@@ -100,6 +101,7 @@ class Linear {
     return result;
   }
 
+  // In plain loops, float32.
   Tensor in_loops(const Tensor& x) const {
     const Tensor source = wide(x), weight = wide(weight_), bias = bias_ ? wide(*bias_) : weight;
     Tensor result = torch::stable::new_empty(source, {x.size(0), outputs()});

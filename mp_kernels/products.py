@@ -163,7 +163,9 @@ def in_kernels(x: Tensor, *weights: Tensor) -> bool:
         return False
     if x.dtype == torch.bfloat16:
         return all(extension.multiplies_in_tiles(*weight.shape) for weight in weights)
-    return x.dtype == torch.float32 and all(x.shape[0] <= extension.few_rows(*weight.shape) for weight in weights)
+    if x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):  # by which many rows would have another dtype
+        return False
+    return all(x.shape[0] <= extension.few_rows(*weight.shape) for weight in weights)
 
 
 def in_blocks(x: Tensor) -> bool:

@@ -14,8 +14,6 @@ namespace mp::MP_ISA {
 constexpr int64_t kStrip = 4 * kTileRows / kWidth * kWidth, kStripDepth = 768;
 constexpr int64_t kRowBlock = 128;
 
-static_assert(kWidth % 4 == 0);
-
 inline bool takes_few_rows(int64_t outputs, int64_t features) {
   return outputs > 0 && outputs % kWidth == 0 && features > 0 && features % kWidth == 0;
 }
@@ -56,9 +54,10 @@ inline void half_tile(int64_t depth, const float* weight, int64_t features, cons
   for (int o = 0; o < kOutputs; ++o) store(sums + o * stride, even[o] + odd[o]);
 }
 
-// `outputs`, a multiple of 4, of half a panel.
+// The outputs of a strip, of half a panel; their number is a multiple of 4, as a vector's width is.
 inline void multiply_half(int64_t outputs, int64_t depth, const float* weight, int64_t features, const float* panel,
                           float* sums, int64_t stride, bool accumulate) {
+  static_assert(kWidth % 4 == 0);
   const auto multiply = [&](auto count) {
     constexpr int kOutputs = decltype(count)::value;
     half_tile<kOutputs>(depth, weight, features, panel, sums, stride, accumulate);

@@ -5,10 +5,13 @@
 #include "heads.h"
 #include "int8.h"
 #include "rows.h"
+#if defined(__AVX2__) && !defined(__AVX512F__)
+#define MP_AVX2_ALONE
+#endif
 #if defined(__AMX_INT8__)
 #include "amx.h"
 #include "amx_linear.h"
-#elif defined(__AVX2__) && !defined(__AVX512F__)
+#elif defined(MP_AVX2_ALONE)
 #include "int8_pairs.h"
 #endif
 
@@ -95,7 +98,7 @@ const Kernels kKernels = {MP_STRINGIZE(MP_ISA),
                           mean_rows,
                           pair_features,
                           dense,
-#if defined(__AVX2__) && !defined(__AVX512F__)
+#if defined(MP_AVX2_ALONE)
                           256,
 #else
                           0,
@@ -114,7 +117,7 @@ const Kernels kKernels = {MP_STRINGIZE(MP_ISA),
                           pack_weight<int8_t>,
                           int8_scratch,
                           multiply_int8,
-#elif defined(__AVX2__) && !defined(__AVX512F__)
+#elif defined(MP_AVX2_ALONE)
                           kPair,
                           takes_pairs,
                           pack_pairs,

@@ -113,7 +113,8 @@ def read_in_precision(
 ) -> PyramidForSequenceClassification:
     """The finished classifier of a checkpoint with its weights in a precision, whatever this processor computes fast.
 
-    Weights that a folder keeps in a precision are never there in another one; int8 ones are made of float32.
+    Weights that a folder keeps in a precision are never there in another one; int8 ones are made of float32, and packed for
+    this processor's products.
 
     Args:
         checkpoint: the folder or the name.

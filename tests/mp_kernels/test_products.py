@@ -132,6 +132,14 @@ def test_few_rows_are_read_where_they_lie() -> None:
             assert_same_bits(mp_kernels.linear(x, *weights), mp_kernels.linear(x.contiguous(), *weights))
 
 
+@torch.no_grad()
+def test_few_rows_have_the_dtype_of_many_under_autocast() -> None:
+    weights = layer(0, 48, 64, torch.float32)[1:]
+    with torch.autocast("cpu", torch.bfloat16):
+        few, many = (mp_kernels.linear(torch.randn(rows, 64), *weights) for rows in (5, 500))
+    assert few.dtype == many.dtype == torch.bfloat16
+
+
 def test_values_that_are_not_finite_stay_in_their_few_rows() -> None:
     x, weights = torch.randn(40, 64), layer(0, 48, 64, torch.float32)[1:]
     with torch.inference_mode():

@@ -219,17 +219,26 @@ void test_gate_and_rotation(const mp::Kernels& kernels, int64_t width) {
   expect_close("rotary positions", kernels, turned, want_turned, 1e-6);
 }
 
+// A linear layer by its definition; `stride`: elements from one row of x to the next.
+std::vector<double> linear_layer(const std::vector<float>& x, int64_t stride, const std::vector<float>& weight,
+                                 const std::vector<float>& bias) {
+  const auto outputs = static_cast<int64_t>(bias.size()), rows = static_cast<int64_t>(x.size()) / stride;
+  const int64_t features = static_cast<int64_t>(weight.size()) / outputs;
+  std::vector<double> wanted(rows * outputs);
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t o = 0; o < outputs; ++o) {
+      wanted[r * outputs + o] = bias[o];
+      for (int64_t i = 0; i < features; ++i)
+        wanted[r * outputs + o] += static_cast<double>(x[r * stride + i]) * weight[o * features + i];
+    }
+  return wanted;
+}
+
 void test_dense(const mp::Kernels& kernels, int64_t rows, int64_t features, int64_t outputs) {
   std::vector<float> x = random_floats(rows * features, 1), weight = random_floats(outputs * features, 2);
   std::vector<float> bias = random_floats(outputs, 3), out(rows * outputs, NAN), halves(rows * outputs, NAN);
   for (float& w : weight) w /= std::sqrt(static_cast<float>(features));
-  std::vector<double> wanted(rows * outputs);
-  for (int64_t r = 0; r < rows; ++r)
-    for (int64_t o = 0; o < outputs; ++o) {
-      double sum = bias[o];
-      for (int64_t i = 0; i < features; ++i) sum += static_cast<double>(x[r * features + i]) * weight[o * features + i];
-      wanted[r * outputs + o] = sum;
-    }
+  const std::vector<double> wanted = linear_layer(x, features, weight, bias);
   const auto layer = [&](std::vector<float>& to) {
     return mp::Dense{mp::Dtype::kFloat32, x.data(), weight.data(), bias.data(), to.data(), rows, features, outputs};
   };
@@ -246,13 +255,7 @@ void test_few_rows(const mp::Kernels& kernels, int64_t rows, int64_t features, i
   std::vector<float> bias = random_floats(outputs, 3), out(rows * outputs, NAN), scratch(kernels.few_rows_scratch, NAN);
   std::vector<float> packed(panels * panel * features, NAN);
   for (float& w : weight) w /= std::sqrt(static_cast<float>(features));
-  std::vector<double> wanted(rows * outputs);
-  for (int64_t r = 0; r < rows; ++r)
-    for (int64_t o = 0; o < outputs; ++o) {
-      double sum = bias[o];
-      for (int64_t i = 0; i < features; ++i) sum += static_cast<double>(x[r * stride + i]) * weight[o * features + i];
-      wanted[r * outputs + o] = sum;
-    }
+  const std::vector<double> wanted = linear_layer(x, stride, weight, bias);
   const mp::FewRows layer{x.data(),      rows,        features,      outputs,   stride,
                           weight.data(), bias.data(), packed.data(), out.data()};
   for (int64_t i = 0; i < panels; ++i) kernels.pack_few_rows(layer, i, i + 1);
