@@ -6,123 +6,26 @@
 #include <algorithm>
 #include <optional>
 #include <tuple>
-#include <vector>
 
-#include "arguments.h"
 #include "checks.h"
 #include "cpu/kernels.h"
+#include "int8_arguments.h"
 #include "threads.h"
 
 namespace {
 
+using mp::Columns;
+using mp::float_vector;
+using mp::Int8Weight;
+using mp::kInt8Panel;
+using mp::matrix;
+using mp::NewInt8Rows;
 using mp::require;
-using mp::require_dtype;
 using mp::RowIndex;
 using mp::rows_per_thread;
 using mp::shape_of;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-
-// A contiguous float32 vector of that many elements.
-Tensor float_vector(const char* op, const char* name, const Tensor& x, int64_t length) {
-  require_dtype(op, name, x, ScalarType::Float, "float32");
-  require(x.dim() == 1 && x.size(0) == length, op, ": ", name, " must be [", length, "]; got ", shape_of(x));
-  return torch::stable::contiguous(x);
-}
-
-Tensor matrix(const char* op, const char* name, const Tensor& x, ScalarType dtype, const char* dtype_name) {
-  require(x.dim() == 2, op, ": ", name, " must be [rows, width]; got ", shape_of(x));
-  require_dtype(op, name, x, dtype, dtype_name);
-  return torch::stable::contiguous(x);
-}
-
-// Columns of rows that are kept as floats; none where there is no tensor.
-class Columns {
- public:
-  Columns(const char* op, const std::optional<Tensor>& columns, int64_t width)
-      : index_(op, "columns", columns, width), others_(columns ? width : 0, 1.0f) {
-    for (int64_t k = 0; k < count(); ++k) others_[index_.data()[k]] = 0.0f;
-  }
-  int64_t count() const { return index_.data() ? index_.rows() : 0; }
-  const int64_t* data() const { return index_.data(); }
-  const float* others() const { return others_.data(); }
-
- private:
-  RowIndex index_;
-  std::vector<float> others_;
-};
-
-// New int8 rows with their scales, and what is kept of them as floats.
-struct NewInt8Rows {
-  Tensor rows, scales, kept;
-  NewInt8Rows(const Tensor& like, int64_t count, int64_t width, const Columns& columns)
-      : rows(torch::stable::new_empty(like, {count, width}, ScalarType::Char)),
-        scales(torch::stable::new_empty(like, {count}, ScalarType::Float)),
-        kept(torch::stable::new_empty(like, {count, columns.count()}, ScalarType::Float)) {}
-  mp::Int8Rows pointers(const Columns& columns) {
-    return {static_cast<int8_t*>(rows.data_ptr()),
-            scales.mutable_data_ptr<float>(),
-            columns.data(),
-            columns.others(),
-            kept.mutable_data_ptr<float>(),
-            columns.count()};
-  }
-};
-
-constexpr int64_t kPanel = 16;  // outputs that lie together in a packed weight
-
-// A weight [outputs, features], as it is or as a build of the kernels packs it, [outputs / 16, features / group, 16,
-// group].
-class Int8Weight {
- public:
-  Int8Weight(const char* op, const Tensor& weight) : data_(torch::stable::contiguous(weight)) {
-    require_dtype(op, "weight", weight, ScalarType::Char, "int8");
-    const bool packed = weight.dim() == 4 && weight.size(2) == kPanel && weight.size(3) > 0;
-    require(weight.dim() == 2 || packed, op,
-            ": weight must be [outputs, features], or packed [outputs / 16, features / ", "group, 16, group]; got ",
-            shape_of(weight));
-    if (packed) group_ = weight.size(3);
-    outputs_ = weight.size(0) * (packed ? kPanel : 1);
-    features_ = weight.size(1) * (packed ? group_ : 1);
-  }
-  int64_t outputs() const { return outputs_; }
-  int64_t features() const { return features_; }
-
-  // The weight as these kernels pack it.
-  Tensor packed_for(const mp::Kernels& kernels) const {
-    if (group_ == kernels.int8_group) return data_;
-    const Tensor plain = unpacked();
-    Tensor packed = torch::stable::new_empty(plain, {outputs_, features_});
-    const int8_t* from = elements_of(plain);
-    int8_t* to = static_cast<int8_t*>(packed.data_ptr());
-    torch::stable::parallel_for(
-        0, outputs_ / kPanel, rows_per_thread(kPanel * features_),
-        [&](int64_t begin, int64_t end) { kernels.pack_int8_weight(from, features_, to, begin, end); });
-    return packed;
-  }
-
-  // The weight as it is, [outputs, features].
-  Tensor unpacked() const {
-    if (group_ == 0) return data_;
-    Tensor plain = torch::stable::new_empty(data_, {outputs_, features_});
-    const int8_t* from = elements_of(data_);
-    int8_t* to = static_cast<int8_t*>(plain.data_ptr());
-    torch::stable::parallel_for(0, outputs_, rows_per_thread(features_), [&](int64_t begin, int64_t end) {
-      for (int64_t output = begin; output < end; ++output) {
-        const int8_t* group = from + output / kPanel * kPanel * features_ + output % kPanel * group_;
-        for (int64_t i = 0; i < features_; i += group_, group += kPanel * group_)
-          std::copy_n(group, group_, to + output * features_ + i);
-      }
-    });
-    return plain;
-  }
-
-  static const int8_t* elements_of(const Tensor& weight) { return static_cast<const int8_t*>(weight.data_ptr()); }
-
- private:
-  Tensor data_;
-  int64_t outputs_ = 0, features_ = 0, group_ = 0;
-};
 
 // The product of quantised rows with a weight, whose elements become floats in `finish`.
 class Linear {
@@ -197,7 +100,7 @@ class Linear {
     Tensor all = torch::stable::new_empty(rows_, {count(), width()}, ScalarType::Int);
     auto* elements = all.mutable_data_ptr<int32_t>();
     const int64_t threads = torch::stable::get_num_threads();
-    const int64_t outputs = (width() / kPanel + threads - 1) / threads * kPanel;
+    const int64_t outputs = (width() / kInt8Panel + threads - 1) / threads * kInt8Panel;
     const size_t floats = kernels.int8_scratch(count(), features());
     mp::run_in_order((width() + outputs - 1) / outputs, floats, [&](int64_t task, float* scratch) {
       const int64_t begin = task * outputs, end = std::min(begin + outputs, width());

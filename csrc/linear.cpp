@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <optional>
+#include <vector>
 
 #include "arguments.h"
 #include "checks.h"
@@ -22,6 +23,7 @@ using mp::require;
 using mp::RowIndex;
 using mp::rows_per_thread;
 using mp::shape_of;
+using mp::Step;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
@@ -70,34 +72,60 @@ class Linear {
   // The layer's product with x, float32.
   Tensor product(const Tensor& x) const { return are_few(x.size(0)) ? of_few(x) : in_loops(x); }
 
- private:
   // Whether rows are few, but more than those whose plain loops wait for the weight alone.
   bool are_few(int64_t rows) const {
     constexpr int64_t kFewest = 4;
     return dtype_ == mp::Dtype::kFloat32 && rows >= kFewest && rows <= mp_few_rows(outputs(), features());
   }
 
+  // Room for few rows of x in panels.
+  Tensor panels_for(const Tensor& x) const {
+    const int64_t panel = mp::kernels().few_rows_panel;
+    return torch::stable::new_empty(x, {(x.size(0) + panel - 1) / panel * panel, features()});
+  }
+
+  // The product of few rows; x's rows lie together.
+  mp::FewRows few(const Tensor& x, Tensor& packed, Tensor& result) const {
+    return {x.const_data_ptr<float>(),
+            x.size(0),
+            features(),
+            outputs(),
+            x.stride(0),
+            weight_.const_data_ptr<float>(),
+            bias_ ? bias_->const_data_ptr<float>() : nullptr,
+            packed.mutable_data_ptr<float>(),
+            result.mutable_data_ptr<float>()};
+  }
+
+  // The step that packs the rows of a product, after another step on the rows of each panel.
+  template <typename Before>
+  static Step packing(const mp::FewRows& layer, const Before& before) {
+    const int64_t panel = mp::kernels().few_rows_panel;
+    return {(layer.rows + panel - 1) / panel, layer.features * panel * 4, [=](int64_t begin, int64_t end, float*) {
+              before(begin * panel, std::min(end * panel, layer.rows));
+              mp::kernels().pack_few_rows(layer, begin, end);
+            }};
+  }
+  static Step packing(const mp::FewRows& layer) {
+    return packing(layer, [](int64_t, int64_t) {});
+  }
+
+  // The step that multiplies packed rows.
+  static Step product(const mp::FewRows& layer) {
+    const int64_t strip = mp::kernels().few_rows_strip;
+    return {(layer.outputs + strip - 1) / strip, layer.features * strip * 4,
+            [=](int64_t begin, int64_t end, float* scratch) {
+              mp::kernels().multiply_few_rows(layer, begin, end, scratch);
+            }};
+  }
+
+ private:
   // By the kernels for few rows of float32.
   Tensor of_few(const Tensor& x) const {
-    const mp::Kernels& kernels = mp::kernels();
     const Tensor source = mp::with_rows_together(x);
-    const int64_t panels = (x.size(0) + kernels.few_rows_panel - 1) / kernels.few_rows_panel;
-    Tensor packed = torch::stable::new_empty(source, {panels * kernels.few_rows_panel, features()});
-    Tensor result = torch::stable::new_empty(source, {x.size(0), outputs()});
-    const mp::FewRows layer{source.const_data_ptr<float>(),
-                            x.size(0),
-                            features(),
-                            outputs(),
-                            source.stride(0),
-                            weight_.const_data_ptr<float>(),
-                            bias_ ? bias_->const_data_ptr<float>() : nullptr,
-                            packed.mutable_data_ptr<float>(),
-                            result.mutable_data_ptr<float>()};
-    torch::stable::parallel_for(0, panels, rows_per_thread(features() * kernels.few_rows_panel * 4),
-                                [&](int64_t begin, int64_t end) { kernels.pack_few_rows(layer, begin, end); });
-    mp::run_in_order(
-        (outputs() + kernels.few_rows_strip - 1) / kernels.few_rows_strip, kernels.few_rows_scratch,
-        [&](int64_t strip, float* scratch) { kernels.multiply_few_rows(layer, strip, strip + 1, scratch); });
+    Tensor packed = panels_for(source), result = torch::stable::new_empty(source, {x.size(0), outputs()});
+    const mp::FewRows layer = few(source, packed, result);
+    mp::run_steps({packing(layer), product(layer)}, mp::kernels().few_rows_scratch);
     return result;
   }
 
@@ -148,6 +176,11 @@ class Norm {
 
   // The step for products that are added up where it finds them, into a result.
   mp::LayerNorm into(Tensor& result) const { return step(dtype_, nullptr, residual_, weight_, bias_, result); }
+
+  // The step for a product of float32 that it finds in the result.
+  mp::LayerNorm over(Tensor& product) const {
+    return step(mp::Dtype::kFloat32, product.data_ptr(), residual_, weight_, bias_, product);
+  }
 
   // The result where the product, before the residual, is there already, in float32; it is overwritten.
   Tensor of(Tensor product) const {
@@ -244,12 +277,59 @@ Tensor feed_forward(const Tensor& x, const Tensor& grow_weight, std::optional<Te
   return result;
 }
 
+// The parts of a layer, [weight, bias] or [weight].
+std::optional<Tensor> bias_of(const char* op, const char* name, const std::vector<Tensor>& parts) {
+  require(parts.size() == 1 || parts.size() == 2, op, ": ", name, " must be [weight, bias] or [weight]; got ",
+          parts.size(), " tensors");
+  return parts.size() == 2 ? std::optional(parts[1]) : std::nullopt;
+}
+
+Tensor post_norm_rest(const Tensor& x, const Tensor& residual, std::optional<Tensor> index, std::vector<Tensor> dense,
+                      std::vector<Tensor> dense_norm, double dense_eps, std::vector<Tensor> grow,
+                      std::vector<Tensor> shrink, std::vector<Tensor> norm, double eps) {
+  const char* op = "post_norm_rest";
+  const std::optional<Tensor> dense_bias = bias_of(op, "dense", dense), grow_bias = bias_of(op, "grow", grow),
+                              shrink_bias = bias_of(op, "shrink", shrink);
+  require(dense_norm.size() == 2 && norm.size() == 2, op, ": a LayerNorm must be [weight, bias]");
+  const Linear first(op, x, x.size(1), dense[0], dense_bias), inner(op, x, first.outputs(), grow[0], grow_bias),
+      last(op, x, inner.outputs(), shrink[0], shrink_bias);
+  const int64_t rows = x.size(0);
+  if (!first.are_few(rows) || !inner.are_few(rows) || !last.are_few(rows)) {
+    const Tensor attended =
+        linear_add_layer_norm(x, dense[0], dense_bias, residual, index, dense_norm[0], dense_norm[1], dense_eps);
+    return feed_forward(attended, grow[0], grow_bias, shrink[0], shrink_bias, norm[0], norm[1], eps);
+  }
+  const Norm first_norm(op, x, first.outputs(), residual, index, dense_norm[0], dense_norm[1], dense_eps);
+  Tensor attended = first_norm.new_result();
+  const Norm last_norm(op, x, last.outputs(), attended, std::nullopt, norm[0], norm[1], eps);
+  Tensor grown = torch::stable::new_empty(attended, {rows, inner.outputs()}), result = last_norm.new_result();
+  const Tensor source = mp::with_rows_together(x);
+  Tensor panels = first.panels_for(source), attended_panels = inner.panels_for(attended),
+         grown_panels = last.panels_for(grown);
+  const mp::FewRows context = first.few(source, panels, attended),
+                    growing = inner.few(attended, attended_panels, grown),
+                    shrinking = last.few(grown, grown_panels, result);
+  const mp::LayerNorm middle = first_norm.over(attended), end_norm = last_norm.over(result);
+  const mp::Kernels& kernels = mp::kernels();
+  const auto attend = [&](int64_t begin, int64_t end) { kernels.add_layer_norm(middle, begin, end); };
+  const auto activate = [&](int64_t begin, int64_t end) {
+    kernels.bias_gelu(mp::Dtype::kFloat32, growing.out, nullptr, growing.out, growing.outputs, begin, end);
+  };
+  const auto finish = [&](int64_t begin, int64_t end, float*) { kernels.add_layer_norm(end_norm, begin, end); };
+  mp::run_steps(
+      {Linear::packing(context), Linear::product(context), Linear::packing(growing, attend), Linear::product(growing),
+       Linear::packing(shrinking, activate), Linear::product(shrinking), Step{rows, end_norm.width * 4, finish}},
+      kernels.few_rows_scratch);
+  return result;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(mp_kernels, CPU, m) {
   m.impl("linear", TORCH_BOX(&linear));
   m.impl("linear_add_layer_norm", TORCH_BOX(&linear_add_layer_norm));
   m.impl("feed_forward", TORCH_BOX(&feed_forward));
+  m.impl("post_norm_rest", TORCH_BOX(&post_norm_rest));
 }
 
 // For mp_kernels/products.py: whether weights [outputs, features] of bfloat16 are multiplied in tiles here.

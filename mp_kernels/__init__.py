@@ -29,13 +29,15 @@ from .functional import (
 )
 from .int8 import (
     dequantize_rows,
+    int8_dynamic_linear,
     int8_linear,
     int8_linear_add_layer_norm,
     int8_linear_gelu,
+    int8_post_norm_rest,
     ordered_linear,
     quantize_rows,
 )
-from .products import feed_forward, linear, linear_add_layer_norm
+from .products import feed_forward, linear, linear_add_layer_norm, post_norm_rest
 from .ragged import Kept, Ragged
 
 __all__ = [
@@ -47,9 +49,11 @@ __all__ = [
     "exit_head",
     "feed_forward",
     "gelu_gate",
+    "int8_dynamic_linear",
     "int8_linear",
     "int8_linear_add_layer_norm",
     "int8_linear_gelu",
+    "int8_post_norm_rest",
     "label_entropy",
     "linear",
     "linear_add_layer_norm",
@@ -59,6 +63,7 @@ __all__ = [
     "pack",
     "pack_padded",
     "pair_features",
+    "post_norm_rest",
     "prune_rows",
     "prune_tokens",
     "quantize_rows",

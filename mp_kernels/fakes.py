@@ -170,6 +170,11 @@ def feed_forward(x: Tensor, *layers: Any) -> Tensor:
     return x.new_empty(x.shape)
 
 
+@_fakes
+def post_norm_rest(x: Tensor, residual: Tensor, *layers: Any) -> Tensor:
+    return x.new_empty(x.shape[0], residual.shape[1])
+
+
 def _int8_rows(like: Tensor, count: int, width: int, columns: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     kept = 0 if columns is None else columns.shape[0]
     floats = like.new_empty(count, dtype=torch.float32), like.new_empty(count, kept, dtype=torch.float32)
@@ -208,6 +213,16 @@ def int8_linear_gelu(
 @_fakes
 def int8_linear_add_layer_norm(rows: Tensor, row_scales: Tensor, weight: Tensor, *others: Any) -> Tensor:
     return row_scales.new_empty(rows.shape[0], int8_weight_shape(weight)[0])
+
+
+@_fakes
+def int8_dynamic_linear(x: Tensor, layer: Sequence[Tensor]) -> Tensor:
+    return x.new_empty(x.shape[0], int8_weight_shape(layer[0])[0])
+
+
+@_fakes
+def int8_post_norm_rest(x: Tensor, residual: Tensor, *layers: Any) -> Tensor:
+    return x.new_empty(x.shape[0], residual.shape[1])
 
 
 @_fakes

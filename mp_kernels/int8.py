@@ -10,10 +10,14 @@ is for inference: nothing here has a gradient.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from . import extension, reference
 from .checks import check_int8_weight, check_residual, check_tensor, check_vector, describe, int8_weight_shape
+from .functional import add_layer_norm
+from .memory import in_cache_blocks
 
 _ops = torch.ops.mp_kernels
 _FLOAT32, _INT8, _INT64 = (torch.float32,), (torch.int8,), (torch.int64,)
@@ -228,6 +232,89 @@ def int8_linear_add_layer_norm(
         *(rows, row_scales, weight, column_scales, bias),
         *(residual, index, norm_weight, norm_bias, eps, kept, kept_weight),
     )
+
+
+def int8_dynamic_linear(x: torch.Tensor, layer: Sequence[torch.Tensor]) -> torch.Tensor:
+    """An int8 linear layer for rows of floats, which are quantised on their way into the product.
+
+    Args:
+        x: float32 ``[rows, features]``.
+        layer: the layer's weight, scales and bias, as for :func:`int8_linear`; where columns of the rows are kept as
+            floats, also these, int64 ``[columns]``, and their weight, float32 ``[outputs, columns]``.
+
+    Returns:
+        float32 ``[rows, outputs]``.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as for :func:`quantize_rows` and :func:`int8_linear`.
+    """
+    check_tensor("x", x, 2, _FLOAT32, x)
+    _refuse_gradient(x)
+    if _in_kernels(x, layer):
+        return _ops.int8_dynamic_linear(x, layer)
+    factors, kept = _quantised(x, layer)
+    return int8_linear(*factors, *kept)
+
+
+def int8_post_norm_rest(
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    dense: Sequence[torch.Tensor],
+    dense_norm: Sequence[torch.Tensor],
+    dense_eps: float,
+    grow: Sequence[torch.Tensor],
+    shrink: Sequence[torch.Tensor],
+    norm: Sequence[torch.Tensor],
+    eps: float,
+    index: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """All that follows attention in an int8 layer that normalises after each residual, with the exact GELU.
+
+    ``LayerNorm(shrink(gelu(grow(y))) + y)`` with ``y = LayerNorm(dense(x) + residual[index])``.
+
+    Args:
+        x: float32 ``[rows, features]``, the context.
+        residual: float32 ``[rows, width]``, or with ``index`` ``[any, width]``.
+        dense, grow, shrink: linear layers, as for :func:`int8_dynamic_linear`.
+        dense_norm, norm: weight and bias of the LayerNorms, float32 ``[width]`` each.
+        dense_eps, eps: numbers added to their variances.
+        index: int64 ``[rows]``, the row of ``residual`` for each row of the result; None: the same row.
+
+    Returns:
+        float32 ``[rows, width]``.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as for :func:`int8_linear_add_layer_norm`.
+    """
+    check_tensor("x", x, 2, _FLOAT32, x)
+    _refuse_gradient(x, residual, *dense_norm, *norm)
+    if _in_kernels(x, dense, grow, shrink):
+        return _ops.int8_post_norm_rest(x, residual, index, dense, dense_norm, dense_eps, grow, shrink, norm, eps)
+
+    (dense_factor, dense_offset), (factor, offset) = dense_norm, norm
+
+    def step(block: torch.Tensor) -> torch.Tensor:
+        factors, kept = _quantised(block, grow)
+        columns = shrink[3] if len(shrink) > 3 else None
+        rows, scales, *floats = int8_linear_gelu(*factors, *kept, columns=columns)
+        weight, scale, bias, *_ = shrink
+        kept = [*floats, shrink[4]] if floats else []
+        return int8_linear_add_layer_norm(rows, scales, weight, scale, bias, block, factor, offset, eps, None, *kept)
+
+    attended = add_layer_norm(int8_dynamic_linear(x, dense), residual, dense_factor, dense_offset, dense_eps, index)
+    return in_cache_blocks(step, attended, int8_weight_shape(grow[0])[0])
+
+
+def _in_kernels(x: torch.Tensor, *layers: Sequence[torch.Tensor]) -> bool:
+    """Whether our own kernels multiply int8 rows by the weights of all these layers."""
+    return x.device.type == "cpu" and all(extension.int8_group(*int8_weight_shape(weight)) for weight, *_ in layers)
+
+
+def _quantised(x: torch.Tensor, layer: Sequence[torch.Tensor]) -> tuple[tuple[torch.Tensor, ...], list[torch.Tensor]]:
+    """The arguments of an int8 product of rows of floats with a layer, and what is kept of both."""
+    weight, scale, bias, *kept = layer
+    rows, scales, *floats = quantize_rows(x, columns=kept[0] if kept else None)
+    return (rows, scales, weight, scale, bias), [*floats, *kept[1:]]
 
 
 def _check_linear(

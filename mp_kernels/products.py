@@ -9,6 +9,7 @@ torch's own product; in half precision on a CPU, torch's library compiles a kern
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ from . import extension
 from .checks import FLOATING, check_residual, check_tensor, check_vector, describe
 from .functional import add_layer_norm, bias_gelu
 from .memory import in_cache_blocks
+from .reference import with_bias
 
 # Rows are multiplied in blocks of multiples of these, and the last of them filled up to a multiple of FILLED: the library
 # keeps 1,024 kernels, and to compile one takes milliseconds, as long as the product itself.
@@ -138,6 +140,50 @@ def feed_forward(
         return add_layer_norm(_product(grown, weight, bias), block, norm_weight, norm_bias, eps)
 
     return in_cache_blocks(step, x, grow_weight.shape[0] * x.element_size())
+
+
+def post_norm_rest(
+    x: Tensor,
+    residual: Tensor,
+    dense: Sequence[Tensor],
+    dense_norm: Sequence[Tensor],
+    dense_eps: float,
+    grow: Sequence[Tensor],
+    shrink: Sequence[Tensor],
+    norm: Sequence[Tensor],
+    eps: float,
+    index: Tensor | None = None,
+) -> Tensor:
+    """All that follows attention in a layer that normalises after each residual, with the exact GELU.
+
+    :func:`feed_forward` after :func:`linear_add_layer_norm`.
+
+    Args:
+        x: ``[rows, features]``, floating, the context. Rows may lie apart in memory.
+        residual: ``[rows, width]`` of ``x``'s dtype, or with ``index`` ``[any, width]``.
+        dense, grow, shrink: weight and bias of the linear layers, or the weight alone: ``[width, features]``,
+            ``[inner, width]`` and ``[width, inner]``, with a bias for each output.
+        dense_norm, norm: weight and bias of the LayerNorms, ``[width]`` each.
+        dense_eps, eps: numbers added to their variances.
+        index: int64 ``[rows]``, the row of ``residual`` for each row of the result; None: the same row.
+
+    Returns:
+        ``[rows, width]`` of ``x``'s dtype. Differentiable.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as for :func:`linear_add_layer_norm`.
+    """
+    check_tensor("x", x, 2, FLOATING, x)
+    if in_kernels(x, dense[0], grow[0], shrink[0]):
+        return torch.ops.mp_kernels.post_norm_rest(
+            x, residual, index, dense, dense_norm, dense_eps, grow, shrink, norm, eps
+        )
+    (dense_weight, dense_bias), (grow_weight, grow_bias), (weight, bias) = map(with_bias, (dense, grow, shrink))
+    (dense_factor, dense_offset), (factor, offset) = dense_norm, norm
+    attended = linear_add_layer_norm(
+        x, dense_weight, dense_bias, residual, dense_factor, dense_offset, dense_eps, index
+    )
+    return feed_forward(attended, grow_weight, grow_bias, weight, bias, factor, offset, eps)
 
 
 def _check_layer(x: Tensor, features: int, name: str, weight: Tensor, bias_name: str, bias: Tensor | None) -> None:

@@ -518,6 +518,31 @@ def feed_forward(
     return linear_add_layer_norm(grown, weight, bias, x, norm_weight, norm_bias, eps)
 
 
+def post_norm_rest(
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    dense: Sequence[torch.Tensor],
+    dense_norm: Sequence[torch.Tensor],
+    dense_eps: float,
+    grow: Sequence[torch.Tensor],
+    shrink: Sequence[torch.Tensor],
+    norm: Sequence[torch.Tensor],
+    eps: float,
+    index: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Definition of :func:`mp_kernels.post_norm_rest`."""
+    (dense_weight, dense_bias), (grow_weight, grow_bias), (weight, bias) = map(with_bias, (dense, grow, shrink))
+    (factor, offset), (last_factor, last_offset) = dense_norm, norm
+    attended = linear_add_layer_norm(x, dense_weight, dense_bias, residual, factor, offset, dense_eps, index)
+    return feed_forward(attended, grow_weight, grow_bias, weight, bias, last_factor, last_offset, eps)
+
+
+def with_bias(layer: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Weight and bias of a layer, ``[weight, bias]`` or ``[weight]``."""
+    weight, *bias = layer
+    return weight, bias[0] if bias else None
+
+
 def quantize_rows(
     x: torch.Tensor, index: torch.Tensor | None = None, columns: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, ...]:
@@ -581,6 +606,33 @@ def int8_linear_gelu(
     """Definition of :func:`mp_kernels.int8_linear_gelu`."""
     grown = F.gelu(int8_linear(rows, row_scales, weight, column_scales, bias, kept, kept_weight))
     return quantize_rows(grown, columns=columns)
+
+
+def int8_dynamic_linear(x: torch.Tensor, layer: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Definition of :func:`mp_kernels.int8_dynamic_linear`."""
+    weight, scale, bias, *kept = layer
+    columns, kept_weight = kept or (None, None)
+    rows, scales, *floats = quantize_rows(x, columns=columns)
+    return int8_linear(rows, scales, weight, scale, bias, *floats, *([] if kept_weight is None else [kept_weight]))
+
+
+def int8_post_norm_rest(
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    dense: Sequence[torch.Tensor],
+    dense_norm: Sequence[torch.Tensor],
+    dense_eps: float,
+    grow: Sequence[torch.Tensor],
+    shrink: Sequence[torch.Tensor],
+    norm: Sequence[torch.Tensor],
+    eps: float,
+    index: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Definition of :func:`mp_kernels.int8_post_norm_rest`."""
+    (factor, offset), (last_factor, last_offset) = dense_norm, norm
+    attended = add_layer_norm(int8_dynamic_linear(x, dense), residual, factor, offset, dense_eps, index)
+    grown = F.gelu(int8_dynamic_linear(attended, grow))
+    return add_layer_norm(int8_dynamic_linear(grown, shrink), attended, last_factor, last_offset, eps)
 
 
 def int8_linear_add_layer_norm(

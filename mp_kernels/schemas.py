@@ -68,6 +68,8 @@ SCHEMAS = {
     "Tensor norm_weight, Tensor norm_bias, float eps) -> Tensor",
     "feed_forward": "(Tensor x, Tensor grow_weight, Tensor? grow_bias, Tensor weight, Tensor? bias, "
     "Tensor norm_weight, Tensor norm_bias, float eps) -> Tensor",
+    "post_norm_rest": "(Tensor x, Tensor residual, Tensor? index, Tensor[] dense, Tensor[] dense_norm, "
+    "float dense_eps, Tensor[] grow, Tensor[] shrink, Tensor[] norm, float eps) -> Tensor",
     "quantize_rows": "(Tensor x, Tensor? index, Tensor? columns=None) -> (Tensor rows, Tensor scales, Tensor kept)",
     "dequantize_rows": "(Tensor rows, Tensor scales, Tensor? index) -> Tensor",
     "int8_linear": "(Tensor rows, Tensor row_scales, Tensor weight, Tensor column_scales, Tensor? bias, "
@@ -78,6 +80,9 @@ SCHEMAS = {
     + ", Tensor? columns=None) -> (Tensor rows, Tensor scales, Tensor kept)",
     "int8_linear_add_layer_norm": "(Tensor rows, Tensor row_scales, Tensor weight, Tensor column_scales, Tensor? bias, "
     "Tensor residual, Tensor? index, Tensor norm_weight, Tensor norm_bias, float eps, " + _KEPT + ") -> Tensor",
+    "int8_dynamic_linear": "(Tensor x, Tensor[] layer) -> Tensor",
+    "int8_post_norm_rest": "(Tensor x, Tensor residual, Tensor? index, Tensor[] dense, Tensor[] dense_norm, "
+    "float dense_eps, Tensor[] grow, Tensor[] shrink, Tensor[] norm, float eps) -> Tensor",
     "normalized_entropy": "(Tensor logits) -> Tensor",
     "label_entropy": "(Tensor logits) -> Tensor",
     "exit_head": "(Tensor features, Tensor dense_weight, Tensor dense_bias, Tensor weight, Tensor bias, "
@@ -289,6 +294,12 @@ def feed_forward(x: Tensor, *layers: Any) -> Tensor:
 
 
 @_implements
+def post_norm_rest(x: Tensor, residual: Tensor, index: Tensor | None, *layers: Any) -> Tensor:
+    arguments = x, residual, *layers, index
+    return reference.post_norm_rest(*arguments)
+
+
+@_implements
 def quantize_rows(x: Tensor, index: Tensor | None, columns: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     return _with_kept(x, reference.quantize_rows(x, index, columns))
 
@@ -328,6 +339,17 @@ def int8_linear_add_layer_norm(
     return reference.int8_linear_add_layer_norm(
         *factors, residual, norm_weight, norm_bias, eps, index, kept, kept_weight
     )
+
+
+@_implements
+def int8_dynamic_linear(x: Tensor, layer: Sequence[Tensor]) -> Tensor:
+    return reference.int8_dynamic_linear(x, layer)
+
+
+@_implements
+def int8_post_norm_rest(x: Tensor, residual: Tensor, index: Tensor | None, *layers: Any) -> Tensor:
+    arguments = x, residual, *layers, index
+    return reference.int8_post_norm_rest(*arguments)
 
 
 @_implements

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,19 +12,6 @@ import mp_kernels
 from mp_kernels.int8 import pack_int8_weight_, unpack_int8_weight
 
 from .outliers import outlying_columns
-
-
-class Int8Rows(NamedTuple):
-    """Rounded rows: int8 ``[rows, width]``, scales float32 ``[rows]``, and what is kept as floats, ``[rows, columns]``."""
-
-    rows: Tensor
-    scales: Tensor
-    kept: Tensor | None = None
-
-
-def quantised(x: Tensor, columns: Tensor | None) -> Int8Rows:
-    """Rows, float32 ``[rows, width]``, rounded but for some columns; columns: int64 ``[columns]``, None: but for none."""
-    return Int8Rows(*mp_kernels.quantize_rows(x, columns=columns))
 
 
 class Int8Linear(nn.Module):
@@ -54,11 +41,11 @@ class Int8Linear(nn.Module):
     def of(cls, linear: nn.Linear, columns: Tensor | None = None) -> Int8Linear:
         """The layer with the weights of a float one, rounded but for those of some columns."""
         layer = cls(linear.in_features, linear.out_features, 0 if columns is None else columns.shape[0])
-        rows = quantised(linear.weight.detach().float(), columns)
-        layer.weight, layer.scale = _constant(rows.rows), _constant(rows.scales)
-        if columns is not None and rows.kept is not None:
-            layer.columns, layer.kept_weight = columns.clone(), _constant(rows.kept)
-        bias = rows.scales.new_zeros(linear.out_features) if linear.bias is None else linear.bias.detach().float()
+        rows, scales, *kept = mp_kernels.quantize_rows(linear.weight.detach().float(), columns=columns)
+        layer.weight, layer.scale = _constant(rows), _constant(scales)
+        if columns is not None:
+            layer.columns, layer.kept_weight = columns.clone(), _constant(kept[0])
+        bias = scales.new_zeros(linear.out_features) if linear.bias is None else linear.bias.detach().float()
         layer.bias = _constant(bias)
         return layer
 
@@ -84,7 +71,12 @@ class Int8Linear(nn.Module):
     def part(self, x: Tensor, outputs: slice) -> Tensor:
         """A range of the outputs, float32 ``[rows, outputs]``; x: float32 ``[rows, in]``."""
         own = {name: outputs_of(x, outputs) for name, x in self._parameters.items() if x is not None}
-        return linear_of(quantised(x, self.columns), own)
+        return mp_kernels.int8_dynamic_linear(x, self.factors(own))
+
+    def factors(self, own: Mapping[str, Tensor | None]) -> list[Tensor]:
+        """The layer as :func:`mp_kernels.int8_dynamic_linear` takes it, with certain parameters, by their names."""
+        kept = [self._buffers["columns"], own.get("kept_weight")]
+        return [x for x in (own["weight"], own["scale"], own["bias"], *kept) if x is not None]
 
 
 def outputs_of(parameter: Tensor, outputs: slice) -> Tensor:
@@ -93,12 +85,6 @@ def outputs_of(parameter: Tensor, outputs: slice) -> Tensor:
         return parameter[outputs]
     first, last, _ = outputs.indices(parameter.shape[0] * parameter.shape[2])
     return parameter[first // parameter.shape[2] : last // parameter.shape[2]]
-
-
-def linear_of(rows: Int8Rows, own: Mapping[str, Tensor]) -> Tensor:
-    """The outputs, float32 ``[rows, out]``, of an :class:`Int8Linear` with certain parameters, by their names."""
-    factors = rows.rows, rows.scales, own["weight"], own["scale"], own["bias"]
-    return mp_kernels.int8_linear(*factors, rows.kept, own.get("kept_weight"))
 
 
 class Int8Embedding(nn.Module):

@@ -15,7 +15,7 @@ from mp_kernels.memory import in_cache_blocks
 
 from .attention import Relation
 from .forms import Block, KeysValues, ModuleBlock, RaggedLayer, modules_within, why_modules, why_modules_now
-from .int8 import Int8Linear, Int8Rows, linear_of, quantised
+from .int8 import Int8Linear
 from .prepared import PreparedBlock
 from .projections import Projections, why_apart
 
@@ -144,23 +144,28 @@ class PostNormBlock(PreparedBlock):
         return mp_kernels.linear(values, own["weight"], own["bias"])
 
     def finish(self, context: Tensor, residual: Tensor, index: Tensor | None = None) -> Tensor:
-        parts = self.parts
-        attended = self._add_and_norm(parts.context, parts.context_norm, context, residual, index)
-        return self._feed_forward(attended)
-
-    def _feed_forward(self, attended: Tensor) -> Tensor:
-        parts, norm = self.parts, self.parts.norm
-        grow, shrink = parts.grow, parts.shrink
+        parts, first, last = self.parts, self.parts.context_norm, self.parts.norm
         if type(parts.activation) is GELUActivation:
-            return mp_kernels.feed_forward(
-                attended, grow.weight, grow.bias, shrink.weight, shrink.bias, norm.weight, norm.bias, norm.eps
-            )
+            dense, grow, shrink = map(self._factors, (parts.context, parts.grow, parts.shrink))
+            norms = [first.weight, first.bias], [last.weight, last.bias]
+            return self._rest(context, residual, dense, norms[0], first.eps, grow, shrink, norms[1], last.eps, index)
 
         def step(block: Tensor) -> Tensor:
-            grown = parts.activation(mp_kernels.linear(block, grow.weight, grow.bias))
-            return self._add_and_norm(shrink, norm, grown, block)
+            return self._add_and_norm(parts.shrink, last, parts.activation(self._grown(block)), block)
 
-        return in_cache_blocks(step, attended, grow.out_features * attended.element_size())
+        attended = self._add_and_norm(parts.context, first, context, residual, index)
+        return in_cache_blocks(step, attended, parts.grow.out_features * attended.element_size())
+
+    _rest = staticmethod(mp_kernels.post_norm_rest)
+
+    @staticmethod
+    def _factors(linear: Any) -> list[Tensor]:
+        """The tensors of a linear layer as :meth:`_rest` takes it."""
+        return [linear.weight, linear.bias]
+
+    def _grown(self, attended: Tensor) -> Tensor:
+        """The feed-forward's inner layer, before its activation."""
+        return mp_kernels.linear(attended, self.parts.grow.weight, self.parts.grow.bias)
 
     def _add_and_norm(
         self, dense: Any, norm: nn.LayerNorm, x: Tensor, residual: Tensor, index: Tensor | None = None
@@ -174,44 +179,18 @@ class Int8PostNormBlock(PostNormBlock):
     """The prepared form on int8 weights: rows are quantised on their way into each product, with a scale of their own."""
 
     def _project(self, values: Tensor, outputs: slice) -> Tensor:
-        return linear_of(quantised(values, self.parts.query.columns), self.packed.rows(outputs))
+        return mp_kernels.int8_dynamic_linear(values, self.parts.query.factors(self.packed.rows(outputs)))
 
-    def _feed_forward(self, attended: Tensor) -> Tensor:
-        parts, norm = self.parts, self.parts.norm
-        grow, shrink = parts.grow, parts.shrink
-        fused = type(parts.activation) is GELUActivation
+    _rest = staticmethod(mp_kernels.int8_post_norm_rest)
 
-        def step(block: Tensor) -> Tensor:
-            if not fused:
-                return self._add_and_norm(shrink, norm, parts.activation(grow(block)), block)
-            rows = quantised(block, grow.columns)
-            factors = rows.rows, rows.scales, grow.weight, grow.scale, grow.bias, rows.kept, grow.kept_weight
-            grown = Int8Rows(*mp_kernels.int8_linear_gelu(*factors, columns=shrink.columns))
-            return _normed_product(shrink, norm, grown, block)
+    @staticmethod
+    def _factors(linear: Int8Linear) -> list[Tensor]:
+        return linear.factors(linear._parameters)
 
-        return in_cache_blocks(step, attended, grow.out_features * (1 if fused else attended.element_size()))
+    def _grown(self, attended: Tensor) -> Tensor:
+        return self.parts.grow(attended)
 
     def _add_and_norm(
         self, dense: Any, norm: nn.LayerNorm, x: Tensor, residual: Tensor, index: Tensor | None = None
     ) -> Tensor:
-        return _normed_product(dense, norm, quantised(x, dense.columns), residual, index)
-
-
-def _normed_product(
-    dense: Any, norm: nn.LayerNorm, rows: Int8Rows, residual: Tensor, index: Tensor | None = None
-) -> Tensor:
-    """LayerNorm of an int8 layer's product with quantised rows, with the residual ``residual[index]``."""
-    return mp_kernels.int8_linear_add_layer_norm(
-        rows.rows,
-        rows.scales,
-        dense.weight,
-        dense.scale,
-        dense.bias,
-        residual,
-        norm.weight,
-        norm.bias,
-        norm.eps,
-        index,
-        rows.kept,
-        dense.kept_weight,
-    )
+        return mp_kernels.add_layer_norm(dense(x), residual, norm.weight, norm.bias, norm.eps, index)

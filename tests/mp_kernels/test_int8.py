@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 import mp_kernels
 from mp_kernels import extension, reference
+from mp_kernels import int8 as int8_functions
 from mp_kernels.int8 import pack_int8_weight_, unpack_int8_weight
 from support.accuracy import assert_same_bits
-from support.operator_samples import factors, int8
+from support.operator_samples import factors, floats, int8, int8_layer
 
 # Around the widths of vectors, and of the buffer in which a row is kept between two passes.
 WIDTHS = (1, 3, 4, 7, 8, 9, 15, 16, 17, 63, 64, 65, 768, 4079, 4080, 4081, 4096, 5000)
@@ -237,6 +238,97 @@ def test_threads_change_nothing() -> None:
         assert_same_bits(chain(x, weight, scales), alone)
     finally:
         torch.set_num_threads(threads)
+
+
+# Around the rows that a thread takes at a time, and those that share a layer's outputs among the threads.
+COUNTS = (0, 1, 2, 4, 31, 32, 33, 63, 64, 65, 127, 128, 129, 191, 193, 300)
+
+
+def post_norm(rows: int, inner: int, kept: int, packed: bool = False) -> dict:
+    """Random arguments of a layer's rest, with a residual of other rows; packed: its weights, as they are loaded."""
+    layers = {"dense": int8_layer(32, 64, kept), "grow": int8_layer(inner, 32, kept), "shrink": int8_layer(32, inner)}
+    if packed:
+        layers = {name: [pack_int8_weight_(weight), *others] for name, (weight, *others) in layers.items()}
+    norms = {"dense_norm": floats(32), "dense_eps": 1e-2, "norm": floats(32), "eps": 1e-2}
+    index = torch.randint(0, 9, (rows,))
+    return {"x": torch.randn(rows, 64), "residual": torch.randn(9, 32), "index": index, **layers, **norms}
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("kept", [0, 2])
+@pytest.mark.parametrize("rows", COUNTS)
+def test_layers_have_the_bits_of_their_steps(
+    rows: int, kept: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = post_norm(rows, 64, kept, packed=True)
+    x, dense = arguments["x"], arguments["dense"]
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        found = mp_kernels.int8_post_norm_rest(**arguments), mp_kernels.int8_dynamic_linear(x, dense)
+        alone = [mp_kernels.int8_dynamic_linear(row[None], dense) for row in x]
+    finally:
+        torch.set_num_threads(before)
+    monkeypatch.setattr(int8_functions, "_in_kernels", lambda *_: False)
+    wanted = mp_kernels.int8_post_norm_rest(**arguments), mp_kernels.int8_dynamic_linear(x, dense)
+    for got, expected in zip(found, wanted, strict=True):
+        assert_same_bits(got, expected)
+    assert_same_bits(torch.cat([*alone, wanted[1][:0]]), wanted[1])
+
+
+@pytest.mark.parametrize("inner", [64, 48, 5])
+@pytest.mark.parametrize("kept", [0, 1, 4])
+def test_layers_are_near_their_definition(inner: int, kept: int) -> None:
+    """By the operators themselves, whatever the shape, and by what is chosen for it; an integer may be rounded away."""
+    arguments = post_norm(40, inner, kept)
+    wide = {
+        name: [y.double() if y.is_floating_point() else y for y in x] if isinstance(x, list) else x
+        for name, x in arguments.items()
+    } | {"x": arguments["x"].double(), "residual": arguments["residual"].double()}
+    exact = reference.int8_post_norm_rest(**wide)
+    schema = torch.ops.mp_kernels.int8_post_norm_rest.default._schema
+    direct = torch.ops.mp_kernels.int8_post_norm_rest(*(arguments[x.name] for x in schema.arguments))
+    for found in (mp_kernels.int8_post_norm_rest(**arguments), direct):
+        assert (found - exact).abs().max() < 0.05
+        assert (found - exact).abs().mean() < 1e-3
+    linear, rows = arguments["dense"], wide["x"]
+    exact = reference.int8_dynamic_linear(rows, wide["dense"])
+    for found in (
+        mp_kernels.int8_dynamic_linear(arguments["x"], linear),
+        torch.ops.mp_kernels.int8_dynamic_linear(arguments["x"], linear),
+    ):
+        torch.testing.assert_close(found.double(), exact, rtol=1e-4, atol=1e-4)
+
+
+def test_layers_keep_what_is_not_finite_in_its_row() -> None:
+    arguments = post_norm(40, 64, 0)
+    clean = mp_kernels.int8_post_norm_rest(**arguments)
+    arguments["x"][7, 3], arguments["x"][39, 40] = torch.nan, torch.inf
+    spoilt = mp_kernels.int8_post_norm_rest(**arguments)
+    assert not spoilt[[7, 39]].isfinite().any()
+    others = [row for row in range(40) if row not in (7, 39)]
+    assert_same_bits(spoilt[others], clean[others])
+
+
+BAD_LAYERS = {
+    "x": (torch.ones(3, 63), "x must be .*64"),
+    "residual": (torch.ones(9, 33), "residual"),
+    "index": (torch.tensor([0, 9, 1]), r"index must lie in 0\.\.8; got 9"),
+    "dense": (int8_layer(32, 64)[:2], "dense must be .* got 2 tensors"),
+    "grow": (int8_layer(64, 48), "the layers must fit each other"),
+    "shrink": ([*int8_layer(32, 64)[:2], torch.ones(31)], r"bias must be \[32\]"),
+    "norm": ([torch.ones(32)], r"a LayerNorm must be \[weight, bias\]; got 1"),
+    "dense_norm": ([torch.ones(32), torch.ones(31)], r"a LayerNorm's bias must be \[32\]"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_LAYERS)
+def test_bad_layers_are_refused(name: str) -> None:
+    value, message = BAD_LAYERS[name]
+    arguments = post_norm(3, 64, 0) | {name: value}
+    schema = torch.ops.mp_kernels.int8_post_norm_rest.default._schema
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.mp_kernels.int8_post_norm_rest(*(arguments[x.name] for x in schema.arguments))
 
 
 @pytest.mark.parametrize("features", [1, 7, 16, 33, 768])

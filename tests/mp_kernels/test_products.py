@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.utils._pytree as pytree
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -123,6 +124,51 @@ def test_few_rows_of_every_shape(rows: int, outputs: int, features: int) -> None
             ),
         ):
             torch.testing.assert_close(got.double(), wanted, rtol=1e-5, atol=2e-5)
+
+
+def post_norm(rows: int, width: int, inner: int, features: int, dtype: torch.dtype = torch.float32) -> list:
+    """Random arguments of a layer's rest, with a residual of other rows."""
+    x, *dense = layer(rows, width, features, dtype)
+    grow, (shrink, _) = layer(0, inner, width, dtype)[1:], layer(0, width, inner, dtype)[1:]
+    residual, index = torch.randn(9, width).to(dtype), torch.randint(0, 9, (rows,))
+    return [x, residual, dense, norm(width, dtype), WIDE, grow, [shrink], norm(width, dtype), WIDE, index]
+
+
+def in_steps(x, residual, dense, dense_norm, dense_eps, grow, shrink, last_norm, eps, index):
+    """A layer's rest, by the functions that it is made of."""
+    attended = mp_kernels.linear_add_layer_norm(x, *dense, residual, *dense_norm, dense_eps, index)
+    return mp_kernels.feed_forward(attended, *grow, *shrink, None, *last_norm, eps)
+
+
+def in_float64(x: torch.Tensor) -> torch.Tensor:
+    return x.double() if x.is_floating_point() else x
+
+
+REST_SHAPES = (
+    *((rows, 48, 64, 32) for rows in (0, 1, 3, 4, 5, 15, 16, 17, 55, 128, 129, 255, 256, 257)),
+    *((20, *shape) for shape in ((384, 1536, 384), (47, 64, 32), (48, 63, 32), (48, 64, 31))),
+)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("shape", REST_SHAPES)
+def test_the_rest_of_a_layer_has_the_bits_of_its_steps(shape: tuple[int, ...], threads: int) -> None:
+    """In float32 and in bfloat16; by the operator itself also where there are no kernels for the shape."""
+    before = torch.get_num_threads()
+    for dtype in (torch.float32, torch.bfloat16):
+        arguments = post_norm(*shape, dtype)
+        with torch.inference_mode():
+            wanted = in_steps(*arguments)
+            try:
+                torch.set_num_threads(threads)
+                assert_same_bits(mp_kernels.post_norm_rest(*arguments), wanted)
+                x, residual, *layers, index = arguments
+                direct = torch.ops.mp_kernels.post_norm_rest(x, residual, index, *layers)
+            finally:
+                torch.set_num_threads(before)
+        exact = reference.post_norm_rest(*pytree.tree_map_only(torch.Tensor, in_float64, arguments))
+        apart = {torch.float32: 2e-5, torch.bfloat16: 0.1}[dtype]
+        torch.testing.assert_close(direct.double(), exact, rtol=apart, atol=apart)
 
 
 def test_few_rows_are_read_where_they_lie() -> None:
@@ -307,6 +353,21 @@ def test_no_tiles_where_gradients_are_recorded() -> None:
         assert products.in_kernels(x, weight)
     assert not products.in_kernels(x, weight)
     assert mp_kernels.linear(x, weight, bias).requires_grad
+
+
+def test_gradients_of_the_rest_of_a_layer() -> None:
+    x, residual, dense, first, _, grow, shrink, last, _, index = post_norm(5, 48, 32, 64)
+
+    def rest(module, x, residual, *tensors):
+        dense, first, grow, shrink, last = (tensors[i : i + 2] for i in (0, 2, 4, 6, 7))
+        return module.post_norm_rest(x, residual, dense, first, WIDE, grow, shrink[:1], last, WIDE, index)
+
+    assert_accurate(
+        lambda *xs: rest(mp_kernels, *xs),
+        lambda *xs: rest(reference, *xs),
+        None,
+        [x, residual, *dense, *first, *grow, *shrink, *last],
+    )
 
 
 X, SQUARE, VECTOR = torch.zeros(3, 4), torch.zeros(4, 4), torch.zeros(4)

@@ -463,11 +463,11 @@ def test_executed_flops_are_those_of_the_matrix_products_that_run(
     def of_layer(x, weight, *_, **__):
         return 2 * x[0] * weight[0] * weight[1]
 
-    def of_feed_forward(x, grow, _, shrink, *__, **___):
-        return of_layer(x, grow) + of_layer(x, shrink)
+    def of_rest(x, residual, index, dense, norm, eps, grow, shrink, *_, **__):
+        return sum(of_layer(x, weight) for weight, *_ in (dense, grow, shrink))
 
     ops = torch.ops.mp_kernels
-    formulas = {ops.linear: of_layer, ops.linear_add_layer_norm: of_layer, ops.feed_forward: of_feed_forward}
+    formulas = {ops.linear: of_layer, ops.post_norm_rest: of_rest}
     with FlopCounterMode(display=False, custom_mapping={**formulas, ops.exit_head: of_head}) as counter:
         output = model(**BATCH.padded(), exit_threshold=threshold)
 

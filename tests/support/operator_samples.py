@@ -42,6 +42,18 @@ def packed_factors(rows: int, outputs: int, features: int) -> tuple[torch.Tensor
     return left, row_scales, reference.pack_int8_weight(weight, 4), column_scales
 
 
+def int8_layer(outputs: int, features: int, kept: int = 0) -> list[torch.Tensor]:
+    """A random int8 linear layer, ``kept`` columns of whose rows are kept as floats."""
+    layer = [int8(outputs, features), torch.rand(outputs) / 127 / features**0.5, torch.randn(outputs)]
+    columns = torch.randperm(features)[:kept]
+    return [*layer, columns, torch.randn(outputs, kept)] if kept else layer
+
+
+def floats(width: int) -> list[torch.Tensor]:
+    """Weight and bias of a LayerNorm."""
+    return [torch.randn(width), torch.randn(width)]
+
+
 def halves(*shape: int) -> torch.Tensor:
     """Random bfloat16 numbers."""
     return torch.randn(shape).bfloat16()
@@ -99,7 +111,7 @@ def results_of(operator: Callable, sample: tuple) -> list[torch.Tensor]:
 
 
 # They round sums of bfloat16, whose order differs between implementations, and go on with what was rounded.
-ROUNDING = ("linear", "linear_add_layer_norm", "feed_forward")
+ROUNDING = ("linear", "linear_add_layer_norm", "feed_forward", "post_norm_rest")
 
 
 def assert_same_results(name: str, got: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
@@ -220,6 +232,21 @@ SAMPLES: dict[str, Callable[[], list[tuple]]] = {
         (*layer(4, 5), None, torch.randn(7, 5), torch.randn(7), torch.randn(7), torch.randn(7), 1e-5),
         (*layer(4, 96, 64, torch.bfloat16), halves(96), halves(64, 96), None, halves(64), halves(64), 1e-5),
     ],
+    "post_norm_rest": lambda: [
+        (
+            *(torch.randn(4, 5), torch.randn(4, 7), None, [torch.randn(7, 5)], [torch.randn(7), torch.randn(7)], 1e-5),
+            *([torch.randn(9, 7), torch.randn(9)], [torch.randn(7, 9), torch.randn(7)], [torch.randn(7)] * 2, 1e-5),
+        ),
+        (  # few rows, for which there are kernels
+            *(torch.randn(20, 16), torch.randn(3, 8), torch.arange(20) % 3, [torch.randn(8, 16), torch.randn(8)]),
+            *([torch.randn(8), torch.randn(8)], 1e-5, [torch.randn(24, 8)], [torch.randn(8, 24)]),
+            *([torch.randn(8), torch.randn(8)], 1e-5),
+        ),
+        (
+            *(halves(4, 64), halves(2, 32), torch.tensor([0, 1, 1, 0]), [halves(32, 64) / 8], [halves(32)] * 2, 1e-5),
+            *([halves(96, 32) / 8, halves(96)], [halves(32, 96) / 8], [halves(32)] * 2, 1e-5),
+        ),
+    ],
     "quantize_rows": lambda: [
         (torch.randn(4, 5), None),
         (torch.randn(4, 5), torch.tensor([3, 1])),
@@ -243,6 +270,22 @@ SAMPLES: dict[str, Callable[[], list[tuple]]] = {
         (*factors(4, 5), torch.randn(5), torch.randn(4, 5), None, torch.randn(5), torch.randn(5), 1e-5),
         (*factors(2, 16, 64), None, torch.randn(4, 16), torch.tensor([3, 1]), torch.randn(16), torch.randn(16), 1e-5),
         (*packed_factors(4, 32, 64), None, torch.randn(4, 32), None, torch.randn(32), torch.randn(32), 1e-5),
+    ],
+    "int8_dynamic_linear": lambda: [
+        (torch.randn(4, 7), int8_layer(5, 7)),
+        (torch.randn(4, 64), int8_layer(16, 64, kept=2)),
+        (torch.randn(4, 64), [packed_factors(4, 32, 64)[2], *int8_layer(32, 64)[1:]]),
+    ],
+    "int8_post_norm_rest": lambda: [
+        (
+            *(torch.randn(rows, 64), torch.randn(max(rows, 3), 32), index, int8_layer(32, 64, kept=kept)),
+            *(floats(32), 1e-5, int8_layer(inner, 32, kept=kept), int8_layer(32, inner), floats(32), 1e-5),
+        )
+        for rows, inner, kept, index in (
+            (3, 5, 0, None),
+            (5, 64, 2, torch.tensor([2, 0, 1, 1, 0])),
+            (0, 48, 1, None),
+        )
     ],
     "normalized_entropy": lambda: [(grown(4, 5),)],
     "label_entropy": lambda: [(grown(4, 5),), (grown(4, 1),)],

@@ -107,11 +107,25 @@ def _cases() -> dict[str, tuple[Callable, list[torch.Tensor]]]:
             head[:3],
         ),
         "feed_forward": (lambda m, *xs: m.feed_forward(*xs, head[1].t(), *norm[1:3], norm[1], 1e-2), head[:3]),
+        "post_norm_rest": (
+            lambda m, x, residual, *xs: m.post_norm_rest(
+                x, residual, xs[:2], (wide[0], wide[1]), 1e-2, xs[2:4], xs[4:], (wide[2], wide[3]), 1e-2, nine
+            ),
+            [torch.randn(shape) for shape in ((9, 37), (9, 20), (20, 37), (20,), (11, 20), (11,), (20, 11))],
+        ),
         "quantize_rows": (lambda m: m.quantize_rows(x, nine), []),
         "dequantize_rows": (lambda m: m.dequantize_rows(rows, linear[1], nine), []),
         "int8_linear": (lambda m: m.int8_linear(*linear), []),
         "int8_linear_gelu": (lambda m: m.int8_linear_gelu(*linear), []),
         "int8_linear_add_layer_norm": (lambda m: m.int8_linear_add_layer_norm(*linear, *norm), []),
+        "int8_dynamic_linear": (lambda m: m.int8_dynamic_linear(x, linear[2:]), []),
+        "int8_post_norm_rest": (
+            lambda m: m.int8_post_norm_rest(
+                *(x, norm[0], linear[2:], norm[1:3], 1e-2),
+                *((weight, linear[3], norm[1], nine[:3], norm[0][:3].t()), linear[2:], norm[1:3], 1e-2, nine),
+            ),
+            [],
+        ),
         "normalized_entropy": (lambda m, x: m.normalized_entropy(x), [torch.randn(9, 5)]),
         "label_entropy": (lambda m, x: m.label_entropy(x), [torch.randn(9, 5)]),
         "exit_head": (lambda m: (*m.exit_head(*head, 0.8), *m.exit_head(*head, 0.8, True)), []),

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from mp_kernels import extension, memory, products, reference
+from mp_kernels import int8 as int8_functions
 from mp_model import PyramidBert, PyramidBertForSequenceClassification
 from mp_model.backbones import int8, why_layer_modules
 from mp_model.backbones.forms import ModuleBlock, block_of
@@ -294,7 +295,8 @@ def test_feed_forwards_widen_as_many_rows_as_fit_the_cache(
         return x.split(7)
 
     monkeypatch.setattr(memory, "cache_blocks", few_rows)
-    monkeypatch.setattr(products, "in_kernels", lambda *_: False)  # which need no blocks for few rows
+    for module, name in ((products, "in_kernels"), (int8_functions, "_in_kernels")):  # which need no blocks
+        monkeypatch.setattr(module, name, lambda *_: False)
     in_blocks = answers(made, batch.padded())
     assert asked == [64 * (1 if (precision, activation) == ("int8", "gelu") else 4)] * len(asked)
     assert len(asked) == made.config.num_hidden_layers
