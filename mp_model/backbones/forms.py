@@ -220,6 +220,39 @@ def why_modules_now(device: torch.device) -> str | None:
     return None
 
 
+class PlainModules:
+    """A module and its parts, which :func:`why_modules` found plain, and all that the finding rests on, to look at soon.
+
+    modules: the module first.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        # The dictionaries themselves, since attributes of modules are found slowly.
+        self.found = [
+            (module, type(module), module.__dict__, list(module._modules.values()), list(module._parameters.values()))
+            for module in modules
+        ]
+        self.dtypes = [None if x is None else x.dtype for *_, own in self.found for x in own]
+
+    def hold(self, whole: nn.Module) -> bool:
+        """Whether they are that module and its parts, and nothing has changed; False: it must be looked at anew."""
+        if self.found[0][0] is not whole:  # as copies for several devices hold what the original holds
+            return False
+        dtypes = iter(self.dtypes)
+        for module, kind, own, children, parameters in self.found:
+            if type(module) is not kind or own["training"] or own["_forward_hooks"] or own["_forward_pre_hooks"]:
+                return False
+            if "forward" in own or "_is_fsdp_managed_module" in own or list(own["_modules"].values()) != children:
+                return False
+            now = own["_parameters"].values()
+            if len(now) != len(parameters):
+                return False
+            for x, before, dtype in zip(now, parameters, dtypes, strict=False):
+                if x is not before or (x is not None and (x.dtype is not dtype or type(x) is not nn.Parameter)):
+                    return False
+        return True
+
+
 def why_modules(modules: Iterable[nn.Module], plain: frozenset[type], complete: bool = True) -> str | None:
     """The reason why one of these modules must be called as it is; None where their weights say everything.
 

@@ -14,7 +14,16 @@ from mp_kernels import Ragged
 from mp_kernels.memory import in_cache_blocks
 
 from .attention import Relation
-from .forms import Block, KeysValues, ModuleBlock, RaggedLayer, modules_within, why_modules, why_modules_now
+from .forms import (
+    Block,
+    KeysValues,
+    ModuleBlock,
+    PlainModules,
+    RaggedLayer,
+    modules_within,
+    why_modules,
+    why_modules_now,
+)
 from .int8 import Int8Linear
 from .prepared import PreparedBlock
 from .projections import Projections, why_apart
@@ -59,10 +68,12 @@ class PostNormLayer(RaggedLayer):
     Attributes:
         activation: name of the feed-forward's activation in the module that holds it.
         projections: the packed weights of the prepared form, once it was used.
+        plain_modules: its modules, once their weights were found to say everything.
     """
 
     activation: ClassVar[str] = "intermediate_act_fn"
     projections: Projections | None = None
+    plain_modules: PlainModules | None = None
 
     def parts(self) -> Parts:
         """The layer's modules."""
@@ -77,7 +88,7 @@ class PostNormLayer(RaggedLayer):
         return parts.projections, (parts.grow,), (parts.shrink,)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "projections": None}
+        return {**self.__dict__, "projections": None, "plain_modules": None}
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
         # Weights that are moved or cast leave the piece, which nobody would need any more.
@@ -103,11 +114,17 @@ class PostNormLayer(RaggedLayer):
         now = why_modules_now(device)
         if now is not None:
             return now
+        if self.plain_modules is not None and self.plain_modules.hold(self):
+            return None
+        self.plain_modules = None
         if type(self) not in self.plain:
             return f"the layer is a {type(self).__name__}"
-        why = why_modules(modules_within(self, self.activation), self.plain)
+        modules = list(modules_within(self, self.activation))
+        why = why_modules(modules, self.plain)
         if why is None and len({type(linear) for linear in self.parts().linears}) > 1:
             return "some of the linear layers are int8, and some are not"
+        if why is None:
+            self.plain_modules = PlainModules(modules)
         return why
 
     def _packed(self) -> Projections | None:

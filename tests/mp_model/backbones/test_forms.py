@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mp_model.backbones import why_layer_modules
 from mp_model.inputs import pack_tokens
 from support import tiny
 from support.forms import (
@@ -285,10 +286,22 @@ def test_changed_layers(
 
 
 @torch.no_grad()
+def test_a_replica_is_looked_at_itself() -> None:
+    """It starts with all that its original has found out about its own modules."""
+    model = tiny.classifier()
+    assert reasons(model) == [None] * 5
+    replica: nn.Module = model.bert.encoder.layer[2]._replicate_for_data_parallel()
+    replica._modules["output"] = Scaled(replica._modules["output"])
+    assert "Scaled" in str(why_layer_modules(replica, torch.device("cpu")))
+    assert reasons(model) == [None] * 5
+
+
+@torch.no_grad()
 def test_norms_of_another_dtype(stock_of: Callable) -> None:
     """A model in half precision with its norms in full, as some are loaded."""
     model = tiny.classifier()
     stock = stock_of(model)
+    assert reasons(model) == [None] * 5
     for m in (model, stock):
         m.bfloat16()
         for module in m.bert.encoder.modules():
