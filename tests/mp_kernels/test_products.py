@@ -156,16 +156,19 @@ def test_the_rest_of_a_layer_has_the_bits_of_its_steps(shape: tuple[int, ...], t
     """In float32 and in bfloat16; by the operator itself also where there are no kernels for the shape."""
     before = torch.get_num_threads()
     for dtype in (torch.float32, torch.bfloat16):
-        arguments = post_norm(*shape, dtype)
+        x, residual, *layers, index = arguments = post_norm(*shape, dtype)
         with torch.inference_mode():
-            wanted = in_steps(*arguments)
+            alone = in_steps(*arguments)
             try:
                 torch.set_num_threads(threads)
-                assert_same_bits(mp_kernels.post_norm_rest(*arguments), wanted)
-                x, residual, *layers, index = arguments
+                found, wanted = mp_kernels.post_norm_rest(*arguments), in_steps(*arguments)
                 direct = torch.ops.mp_kernels.post_norm_rest(x, residual, index, *layers)
+                ours = products.in_kernels(x, *(weight for weight, *_ in (layers[0], *layers[3:5])))
             finally:
                 torch.set_num_threads(before)
+        assert_same_bits(found, wanted)
+        if ours:
+            assert_same_bits(found, alone)
         exact = reference.post_norm_rest(*pytree.tree_map_only(torch.Tensor, in_float64, arguments))
         apart = {torch.float32: 2e-5, torch.bfloat16: 0.1}[dtype]
         torch.testing.assert_close(direct.double(), exact, rtol=apart, atol=apart)

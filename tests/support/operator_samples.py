@@ -278,7 +278,12 @@ SAMPLES: dict[str, Callable[[], list[tuple]]] = {
     ],
     "int8_post_norm_rest": lambda: [
         (
-            *(torch.randn(rows, 64), torch.randn(max(rows, 3), 32), index, int8_layer(32, 64, kept=kept)),
+            *(
+                torch.randn(rows, 64),
+                torch.randn(rows if index is None else 3, 32),
+                index,
+                int8_layer(32, 64, kept=kept),
+            ),
             *(floats(32), 1e-5, int8_layer(inner, 32, kept=kept), int8_layer(32, inner), floats(32), 1e-5),
         )
         for rows, inner, kept, index in (
