@@ -43,15 +43,8 @@ class Linear {
     require(kept.has_value() == kept_weight.has_value(), op, ": kept and kept_weight must be given together");
     if (!kept) return;
     kept_ = matrix(op, "kept", *kept, ScalarType::Float, "float32");
-    const Tensor by_output = matrix(op, "kept_weight", *kept_weight, ScalarType::Float, "float32");
-    require(kept_->size(0) == count() && by_output.size(0) == width() && by_output.size(1) == kept_->size(1), op,
-            ": kept must be [rows, columns] and kept_weight [outputs, columns]; got ", shape_of(*kept), " and ",
-            shape_of(by_output));
-    kept_weight_ = torch::stable::new_empty(by_output, {kept_->size(1), width()});
-    const float* from = by_output.const_data_ptr<float>();
-    float* to = kept_weight_->mutable_data_ptr<float>();
-    for (int64_t output = 0; output < width(); ++output)
-      for (int64_t k = 0; k < kept_->size(1); ++k) to[k * width() + output] = *from++;
+    require(kept_->size(0) == count(), op, ": kept must be [rows, columns]; got ", shape_of(*kept));
+    kept_weight_ = mp::by_column(op, *kept_weight, width(), kept_->size(1));
   }
   int64_t count() const { return rows_.size(0); }
   int64_t width() const { return weight_.outputs(); }
@@ -136,13 +129,7 @@ class Linear {
     });
   }
 
-  // Enough rows for a weight that is larger than the cache, few enough for every thread to get some.
-  int64_t rows_at_a_time() const {
-    constexpr int64_t kLeast = 32, kMost = 128, kCached = 1 << 20;
-    int64_t rows = width() * features() > kCached ? kMost : kMost / 2;
-    while (rows > kLeast && count() < 2 * rows * torch::stable::get_num_threads()) rows /= 2;
-    return rows;
-  }
+  int64_t rows_at_a_time() const { return mp::int8_rows_at_a_time(count(), width() * features()); }
 
   Tensor rows_;
   Int8Weight weight_;

@@ -47,6 +47,30 @@ class Columns {
   std::vector<float> others_;
 };
 
+// The weight of kept columns, [outputs, columns], as its products read it: [columns, outputs].
+inline torch::stable::Tensor by_column(const char* op, const torch::stable::Tensor& kept_weight, int64_t outputs,
+                                       int64_t columns) {
+  const torch::stable::Tensor by_output =
+      matrix(op, "kept_weight", kept_weight, torch::headeronly::ScalarType::Float, "float32");
+  require(by_output.size(0) == outputs && by_output.size(1) == columns, op,
+          ": kept_weight must be [outputs, columns], [", outputs, ", ", columns, "]; got ", shape_of(by_output));
+  torch::stable::Tensor turned = torch::stable::new_empty(by_output, {columns, outputs});
+  const float* from = by_output.const_data_ptr<float>();
+  float* to = turned.mutable_data_ptr<float>();
+  for (int64_t output = 0; output < outputs; ++output)
+    for (int64_t k = 0; k < columns; ++k) to[k * outputs + output] = *from++;
+  return turned;
+}
+
+// Rows of a product, of `count` in all, that a thread takes at a time: enough for a weight that is larger than the
+// cache, few enough for every thread to get some.
+inline int64_t int8_rows_at_a_time(int64_t count, int64_t largest_weight) {
+  constexpr int64_t kLeast = 32, kMost = 128, kCached = 1 << 20;
+  int64_t rows = largest_weight > kCached ? kMost : kMost / 2;
+  while (rows > kLeast && count < 2 * rows * torch::stable::get_num_threads()) rows /= 2;
+  return rows;
+}
+
 // New int8 rows with their scales, and what is kept of them as floats.
 struct NewInt8Rows {
   torch::stable::Tensor rows, scales, kept;

@@ -56,7 +56,7 @@ class Layer {
         scales_(float_vector(op, "a layer's scale", parts_[1], outputs())),
         bias_(float_vector(op, "a layer's bias", parts_[2], outputs())),
         columns_(op, parts_.size() > 3 ? std::optional(parts_[3]) : std::nullopt, features()) {
-    if (parts_.size() > 3) transpose(matrix(op, "kept_weight", parts_[4], ScalarType::Float, "float32"), op);
+    if (parts_.size() > 3) kept_weight_ = mp::by_column(op, parts_[4], outputs(), columns_.count());
     const mp::Kernels& kernels = mp::kernels();
     in_panels_ = kernels.takes_int8_weight && kernels.takes_int8_weight(outputs(), features());
     prepared_ = in_panels_ ? weight_.packed_for(kernels) : weight_.unpacked();
@@ -109,16 +109,6 @@ class Layer {
     return parts;
   }
 
-  void transpose(const Tensor& by_output, const char* op) {
-    require(by_output.size(0) == outputs() && by_output.size(1) == columns_.count(), op,
-            ": kept_weight must be [outputs, columns]; got ", shape_of(by_output));
-    kept_weight_ = torch::stable::new_empty(by_output, {columns_.count(), outputs()});
-    const float* from = by_output.const_data_ptr<float>();
-    float* to = kept_weight_->mutable_data_ptr<float>();
-    for (int64_t output = 0; output < outputs(); ++output)
-      for (int64_t k = 0; k < columns_.count(); ++k) to[k * outputs() + output] = *from++;
-  }
-
   void multiply_plainly(const int8_t* rows, int64_t count, const int8_t* weight, int64_t some, int32_t* out) const {
     for (int64_t row = 0; row < count; ++row)
       for (int64_t output = 0; output < some; ++output) {
@@ -141,13 +131,10 @@ class Layer {
 // Computes rows by steps: steps_of(memory, first, count) are those of some of the rows.
 template <typename StepsOf>
 void run(int64_t count, const Tensor& like, const std::vector<const Layer*>& layers, const StepsOf& steps_of) {
-  constexpr int64_t kLeast = 32, kMost = 128, kCached = 1 << 20;  // rows, and bytes of a weight
   const int64_t threads = torch::stable::get_num_threads();
-  const bool cached = std::all_of(layers.begin(), layers.end(),
-                                  [](const Layer* layer) { return layer->outputs() * layer->features() <= kCached; });
-  // Enough rows for a weight that is larger than the cache, few enough for every thread to get some.
-  int64_t at_a_time = cached ? kMost / 2 : kMost;
-  while (at_a_time > kLeast && count < 2 * at_a_time * threads) at_a_time /= 2;
+  int64_t largest_weight = 0;
+  for (const Layer* layer : layers) largest_weight = std::max(largest_weight, layer->outputs() * layer->features());
+  const int64_t at_a_time = mp::int8_rows_at_a_time(count, largest_weight);
   const auto floats_of = [&](int64_t rows) {
     Taker counter(nullptr);
     steps_of(counter, 0, rows);

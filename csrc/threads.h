@@ -23,6 +23,12 @@ inline float* scratch_of_thread(size_t floats) {
   return memory.data() + (misaligned ? (kAlignment - misaligned) / sizeof(float) : 0);
 }
 
+// Number of rows that is worth a thread of its own.
+inline int64_t rows_per_thread(int64_t row_bytes) {
+  constexpr int64_t kWorthAThread = 32 * 1024;
+  return std::max<int64_t>(1, kWorthAThread / std::max<int64_t>(1, row_bytes));
+}
+
 // Calls work(task, scratch of the thread) for tasks 0..tasks - 1. A free thread takes the next task, so the threads are
 // balanced if tasks go from long to short. The result of a task does not depend on the thread that runs it.
 template <typename Work>
@@ -47,14 +53,6 @@ struct Step {
 // would take longer than the steps. All tasks have one order, in which free threads take them; a task waits until those
 // of the steps before have ended, each of which some thread has taken and runs. So it does not matter how many threads
 // there are, and when they come.
-inline void run_steps(const std::vector<Step>& steps, size_t scratch_floats);
-
-// Number of rows that is worth a thread of its own.
-inline int64_t rows_per_thread(int64_t row_bytes) {
-  constexpr int64_t kWorthAThread = 32 * 1024;
-  return std::max<int64_t>(1, kWorthAThread / std::max<int64_t>(1, row_bytes));
-}
-
 inline void run_steps(const std::vector<Step>& steps, size_t scratch_floats) {
   const int64_t most = torch::stable::get_num_threads();
   std::vector<int64_t> firsts{0};  // the first task of each step, and the number of all

@@ -373,6 +373,27 @@ def test_gradients_of_the_rest_of_a_layer() -> None:
     )
 
 
+BAD_RESTS = {
+    "residual": (torch.ones(9, 47), "residual must be"),
+    "index": (torch.tensor([0, 9, 1, 2]), r"index must lie in 0\.\.8; got 9"),
+    "dense": ([torch.ones(48, 31)], "a weight must be"),
+    "grow": ([], r"grow must be \[weight, bias\] or \[weight\]; got 0 tensors"),
+    "shrink": ([torch.ones(48, 64), torch.ones(47)], r"bias must be \[48\]"),
+    "norm": ([torch.ones(48)], r"a LayerNorm must be \[weight, bias\]"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_RESTS)
+def test_bad_rests_are_refused(name: str) -> None:
+    """By the compiled operator, whatever its caller looked at."""
+    names = ("x", "residual", "dense", "dense_norm", "dense_eps", "grow", "shrink", "norm", "eps", "index")
+    value, message = BAD_RESTS[name]
+    arguments = dict(zip(names, post_norm(4, 48, 64, 32), strict=True)) | {name: value}
+    schema = torch.ops.mp_kernels.post_norm_rest.default._schema
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.mp_kernels.post_norm_rest(*(arguments[x.name] for x in schema.arguments))
+
+
 X, SQUARE, VECTOR = torch.zeros(3, 4), torch.zeros(4, 4), torch.zeros(4)
 GOOD = {"x": X, "weight": SQUARE, "bias": VECTOR, "norm_weight": VECTOR, "norm_bias": VECTOR, "eps": 1e-5}
 BAD: list[tuple[Callable, dict, type[Exception], str]] = [
