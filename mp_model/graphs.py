@@ -3,8 +3,7 @@
 A layer of BERT-base takes a modern device some fifty microseconds, and the host as much for each of its dozen kernels, so
 that launched one by one they leave the device idle most of the time. The layers of :mod:`mp_model.bounded` are fixed
 sequences of launches, so they are captured, in *segments* of layers, for a room of samples, columns and rows, and replayed.
-Between segments the host learns how many rows are left and takes the graph with the least room that holds them; it is
-allowed to lag, since a bound stays a bound.
+Between segments the host learns how many rows are left and takes the graph with the least room that holds them.
 
 Graphs hold addresses of weights. They are used only while the model is the one that was captured: its modules, parameters
 and hooks are looked at in every call, while the device works.
@@ -35,7 +34,8 @@ from .schedule import BatchRun
 
 MOST_ROWS = 2**18  # of a batch, padding among them, for the sake of memory
 MOST_ROOMS = 32
-ROOMY = 8192  # rows from which the host waits for the newest count, since a segment takes longer than that
+FIRST_LAYERS = 2  # of a batch's first segment, where it may shrink
+ROOMY = 8192  # rows from which two layers take longer than the host, which therefore counts after every two
 
 
 def room_for_rows(rows: int) -> int:
@@ -83,6 +83,13 @@ class Shape(NamedTuple):
             return cls(_power_of_two(samples), _power_of_two(max(width, 32)), _power_of_two(max(rows, 256)))
         samples, width = room_for_samples(samples), room_for_columns(width)
         return cls(samples, width, samples * width)
+
+
+def _ids_of(given: Padded | PackedInputs) -> Tensor:
+    """Ids of a batch, which lie where the model does."""
+    ids = given.words.values if isinstance(given, PackedInputs) else given[0]
+    assert ids is not None
+    return ids
 
 
 def _power_of_two(size: int) -> int:
@@ -383,32 +390,33 @@ class Room:
         facts = self.told[0, : 5 + 2 * 2].tolist()
         return understood(facts, self.bounded, self.starts, self.model.backbone.first_position(self.model.config)).total
 
-    def run(self, pyramid: Pyramid, rows: int, lag: int) -> list[int]:
-        """Starts all segments, as long as anybody is left; returns the segments that have not told yet.
+    def start(self, pyramid: Pyramid, number: int, rows: int) -> None:
+        """Starts a segment with room for so many rows."""
+        self.graph(pyramid, number, room_for_rows(rows)).replay()
+        if self.rules.shrinks:
+            self.arrived[number + 1].record()
+
+    def go_on(self, pyramid: Pyramid) -> int:
+        """Starts the segments after the first, as long as anybody is left; returns the number of the last that ran.
 
         Raises:
             ValueError: importance is NaN.
         """
-        waiting: list[int] = []
-        for number in range(len(self.segments)):
-            while waiting and (len(waiting) > lag or self.arrived[waiting[0]].query()):
-                rows, samples = self._told(waiting.pop(0))
-                if samples == 0:
-                    return []
-            self.graph(pyramid, number, room_for_rows(rows)).replay()
-            if self.rules.shrinks:
-                self.arrived[number + 1].record()
-                waiting.append(number + 1)
-        return waiting if self.rules.prune_thresholds is not None else []
+        for number in range(1, len(self.segments)):
+            rows, samples = self._told(number)
+            if samples == 0:
+                return number - 1
+            self.start(pyramid, number, rows)
+        return len(self.segments) - 1
 
-    def wait(self, waiting: Sequence[int]) -> None:
-        """Waits for segments whose importance may be NaN, of which only they can tell.
+    def finish(self, last: int) -> None:
+        """Waits for a segment whose importance may be NaN, of which only it can tell.
 
         Raises:
             ValueError: it is.
         """
-        for place in waiting:
-            self._told(place)
+        if self.rules.prune_thresholds is not None:
+            self._told(last + 1)
 
     def _told(self, place: int) -> tuple[int, int]:
         """Rows and samples left, as the device says."""
@@ -472,22 +480,27 @@ class Graphs:
 
     Args:
         model: the classifier, all of whose layers apply in prepared form.
-        layers: layers of a segment, where a batch may shrink.
-        lag: segments that the host may be behind.
     """
 
-    def __init__(self, model: Any, layers: int = 2, lag: int = 1) -> None:
-        self.model, self.layers, self.lag = model, layers, lag
+    def __init__(self, model: Any) -> None:
+        self.model = model
         self.rooms: OrderedDict[tuple[Shape, Rules], Room] = OrderedDict()
         self.snapshot: Snapshot | None = None
         self.pool: Any = None
         self.lock = threading.Lock()
 
-    def segments(self, rules: Rules) -> list[Segment]:
-        """The layers, cut into segments."""
+    def segments(self, rules: Rules, rows: int) -> list[Segment]:
+        """The layers, cut into segments for a batch that comes with so many rows.
+
+        Where a batch may shrink, the first segment has two layers. In small batches each has twice as many as the one
+        before: between two the device waits for the host, and the fewer rows are left, the less it helps to know that.
+        """
         last = self.model.config.num_hidden_layers
-        step = self.layers if rules.shrinks else last
-        firsts = [0, *range(step + 1, last + 1, step)]
+        length = FIRST_LAYERS if rules.shrinks else last
+        firsts = [0]
+        while (first := firsts[-1] + length + (firsts[-1] == 0)) <= last:
+            firsts.append(first)
+            length *= 1 if rows >= ROOMY else 2
         return [Segment(first, end - 1) for first, end in zip(firsts, [*firsts[1:], last + 1], strict=True)]
 
     def run(
@@ -503,20 +516,21 @@ class Graphs:
             given: the batch, padded or packed.
             thresholds: exit thresholds, one an exit layer, or ``[batch, exit layers]``.
         """
-        with self.lock, DEVICES[self.model.device.type].as_current(self.model.device):
+        device = _ids_of(given).device
+        with self.lock, DEVICES[device.type].as_current(device):
             # Tensors that are made in inference mode can be written in no other.
             with torch.inference_mode():
                 room = self._room(pyramid, given)
                 if room is None:
                     return None
                 room.begin()
-                rows = room.load(given, thresholds)
-                waiting = room.run(pyramid, rows, 0 if rows >= ROOMY else self.lag)
+                room.start(pyramid, 0, room.load(given, thresholds))
+                if self.snapshot is None or not self.snapshot.holds():  # seen while the device works
+                    self._forget()
+                    return None  # the graphs read weights that are no longer the model's
+                last = room.go_on(pyramid)
             run = room.answers(pyramid)
-            if self.snapshot is None or not self.snapshot.holds():
-                self._forget()
-                return None  # the graphs read weights that are no longer the model's
-            room.wait(waiting)
+            room.finish(last)
             return run
 
     def _room(self, pyramid: Pyramid, given: Padded | PackedInputs) -> Room | None:
@@ -529,7 +543,7 @@ class Graphs:
                 if self._why_not(pyramid):
                     return None
                 self.snapshot = Snapshot(self.model)
-            room = self.rooms[key] = Room(self.model, *key, self.segments(key[1]), self.pool)
+            room = self.rooms[key] = Room(self.model, *key, self.segments(key[1], key[0].rows), self.pool)
             while len(self.rooms) > MOST_ROOMS:
                 self.rooms.popitem(last=False)
         self.rooms.move_to_end(key)

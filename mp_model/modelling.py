@@ -25,7 +25,7 @@ from .backbones import Backbone, PackedInputs
 from .backbones.int8 import to_int8
 from .configuration import PyramidConfig, as_pyramid, config_class
 from .engine import Pyramid
-from .exits import Exits, make_exit_heads
+from .exits import Exits, Uncertainty, make_exit_heads
 from .flops import Work
 from .graphs import Graphs, Padded, Shape, can_be_captured
 from .inputs import PaddedInputs, checked_values, pack_inputs, padded_inputs
@@ -33,6 +33,7 @@ from .masked import NO_SINGLE_GRAPH, MaskedRun, Wanted, is_traced, run_masked
 from .problems import ONE_LABEL, SEVERAL_LABELS, VALUES
 from .pruning import Pruning
 from .schedule import BatchRun, run_batch
+from .settings import LastSettings
 from .warming import warm_up
 
 ExitThreshold = float | str | Sequence[float] | Tensor | None
@@ -310,6 +311,7 @@ class PyramidForSequenceClassification(PyramidPreTrainedModel):
         if reached_only:
             layers: Any = self.backbone.layers(self.base_model)
             del layers[config.reached_layers :]
+        self._settings = LastSettings()
         self.num_labels: int = config.num_labels  # type: ignore[assignment]  # derived from id2label, never None
         self.base_model.__class__ = PyramidModel.kinds[self.backbone.model_type]
         self.base_model.become_ragged()
@@ -352,16 +354,16 @@ class PyramidForSequenceClassification(PyramidPreTrainedModel):
         Raises:
             ValueError, TypeError: settings that cannot be followed.
         """
-        thresholds = self.config.resolved_exit_threshold(exit_threshold)
-        exits, depth = None, None if self.training else self.config.depth
-        if not self.training and self.config.uses_untrained(exit_threshold):
+        settings = self._settings.of(self.config, prune_thresholds, exit_threshold)
+        depth = None if self.training else settings.depth
+        if not self.training and settings.uses_untrained:
             self._warn_of_untrained_exits()
-        if thresholds is not None and not self.training:
-            layers = self.config.resolved_exit_layers()
-            open_exits = [layer for layer in layers if depth is None or layer < depth]
+        exits = None
+        if settings.exit_thresholds is not None and not self.training:
+            open_exits = [layer for layer in settings.exit_layers if depth is None or layer < depth]
             heads: dict[int, Any] = {layer: self.exits[str(layer)] for layer in open_exits}
-            exits = Exits(heads, dict(zip(open_exits, thresholds, strict=False)), self.config.uncertainty)
-        pyramid = self.with_pruning(Pruning.of(self.config, prune_thresholds), exits)
+            exits = Exits(heads, dict(zip(open_exits, settings.exit_thresholds, strict=False)), settings.uncertainty)
+        pyramid = self._pyramid_of(settings.pruning, exits, settings.uncertainty)
         if depth is None:
             return pyramid
         cap: Any = self.exits[str(depth)]
@@ -369,6 +371,9 @@ class PyramidForSequenceClassification(PyramidPreTrainedModel):
 
     def with_pruning(self, pruning: Pruning, exits: Exits | None = None) -> Pyramid:
         """All layers with a rule of pruning, and exits, if any are open."""
+        return self._pyramid_of(pruning, exits, self.config.uncertainty)
+
+    def _pyramid_of(self, pruning: Pruning, exits: Exits | None, uncertainty: Uncertainty) -> Pyramid:
         encoder = self.base_model
         reads_all = self.backbone.last_reads_all(self.config)
         return Pyramid(
@@ -379,7 +384,7 @@ class PyramidForSequenceClassification(PyramidPreTrainedModel):
             self.final_head,
             encoder.read,
             reads_all,
-            uncertainty=self.config.uncertainty,
+            uncertainty=uncertainty,
         )
 
     def _warn_of_untrained_exits(self) -> None:

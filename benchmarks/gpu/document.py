@@ -60,7 +60,7 @@ def note(path: Path, step: str, **facts: Any) -> None:
 
 
 def merged(documents: Sequence[Document]) -> Document:
-    """One document of the parts of a day; a step of a later one replaces the same step of an earlier one.
+    """One document of several runs, each of whose steps has its run's date; a later run's step replaces an earlier one's.
 
     Raises:
         ValueError: the parts come from different machines, or only some from a dry run.
@@ -73,11 +73,14 @@ def merged(documents: Sequence[Document]) -> Document:
                 raise ValueError(f"figures of different machines do not mix: {name} is {known.get(name)} and {here}")
     steps: dict[str, Any] = {}
     for document in documents:
+        date = document["machine"].get("date")
         ran = {
-            name: step for name, step in document["steps"].items() if step["status"] != LEFT_OUT or name not in steps
+            name: {"date": date, **step}
+            for name, step in document["steps"].items()
+            if step["status"] != LEFT_OUT or name not in steps
         }
         steps.update(ran)
-    return {"machine": first["machine"], "dry": first["dry"], "steps": steps}
+    return {"machine": documents[-1]["machine"], "dry": first["dry"], "steps": steps}
 
 
 def published(document: Document) -> Document:

@@ -85,8 +85,9 @@ def _outcomes(steps: Mapping[str, Any]) -> list[str]:
             said.append(", ".join(f"{tests[outcome]} {outcome}" for outcome in ("passed", "failed", "skipped")))
             said += [f"`{failure['test']}`" for failure in tests["failures"]]
         seconds = f"{known['seconds']:.0f}" if "seconds" in known else ""
-        rows.append((step.name, str(step.part), known["status"], seconds, "; ".join(said)))
-    return ["## Steps", "", *table(("step", "part", "outcome", "seconds", "said"), rows)]
+        when = known.get("date") or ""
+        rows.append((step.name, str(step.part), known["status"], when, seconds, "; ".join(said)))
+    return ["## Steps", "", *table(("step", "part", "outcome", "date", "seconds", "said"), rows)]
 
 
 def _operators(steps: Mapping[str, Any]) -> list[str]:

@@ -67,14 +67,14 @@ const Kernels* const* runnable_kernels() {
 }
 
 const Kernels& kernels() {
-  static const Kernels& chosen = []() -> const Kernels& {
+  static const Kernels* const chosen = [] {
     const Kernels* const* runnable = runnable_kernels();
     if (const char* wanted = std::getenv("MP_KERNELS_ISA"))
       for (const Kernels* const* k = runnable; *k; ++k)
-        if (std::strcmp((*k)->name, wanted) == 0) return **k;
-    return **runnable;
+        if (std::strcmp((*k)->name, wanted) == 0) return *k;
+    return *runnable;
   }();
-  return chosen;
+  return *chosen;
 }
 
 }  // namespace mp

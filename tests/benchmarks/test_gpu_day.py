@@ -192,8 +192,8 @@ def test_a_page_of_made_up_figures() -> None:
     printed = page.page({"machine": MACHINE, "dry": False, "steps": steps})
     for line in (
         "Machine: device NVIDIA H100, cuda 13.0, torch 2.11, triton 3.6, transformers 5.",
-        "| tests/gpu | 1 | failed | 1 | 1 failed; 70 passed, 1 failed, 2 skipped; `tests::one` |",
-        "| Triton suites | 1 | not run |  |  |",
+        "| tests/gpu | 1 | failed |  | 1 | 1 failed; 70 passed, 1 failed, 2 skipped; `tests::one` |",
+        "| Triton suites | 1 | not run |  |  |  |",
         "| gather, bfloat16 | torch | 10.0, 25.0, **2.50** | 20.0, 50.0, **2.50** |",
         "| gather, bfloat16 | `k1` |",
         "| ours, dense | 2.00 | 16000 | **3.00** | 1.00 | 0.50 | 8.0 | 8.2 |",
@@ -208,6 +208,10 @@ def test_parts_of_one_machine_merge(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     second = write(tmp_path / "2.json", {"build": step(1, status=LEFT_OUT), "rows": step(2)}, date="Tuesday")
     merged = document.merged([document.read(first), document.read(second)])
     assert {name: found["status"] for name, found in merged["steps"].items()} == {"build": PASSED, "rows": PASSED}
+    assert {name: found["date"] for name, found in merged["steps"].items()} == {"build": "Monday", "rows": "Tuesday"}
+    assert merged["machine"]["date"] == "Tuesday"
+    later = document.merged([merged, document.read(second)])
+    assert later["steps"] == merged["steps"]
 
     monkeypatch.setattr(gpu_day, "PAGE", tmp_path / "gpu.md")
     monkeypatch.setattr(gpu_day, "FIGURES", tmp_path / "figures.json")

@@ -48,6 +48,16 @@ def test_compiled_kernels_are_loaded() -> None:
     assert extension.chosen_instruction_set() in extension.instruction_sets()
 
 
+@pytest.mark.skipif(shutil.which("nm") is None, reason="needs nm of the binutils")
+@pytest.mark.parametrize("library", [extension.PATH, extension.CUDA_PATH], ids=["cpu", "cuda"])
+def test_libraries_show_their_own_names_alone(library: Path) -> None:
+    """Names of a C++ library inside ours would be taken for those of torch's own, which breaks the process."""
+    if not library.exists():
+        pytest.skip(f"{library.name} is not built")
+    shown = subprocess.run(["nm", "-D", "--defined-only", library], capture_output=True, text=True, check=True).stdout
+    assert [line for line in shown.splitlines() if not line.split()[-1].startswith("mp_")] == []
+
+
 def test_parity_covers_every_public_operator() -> None:
     errors = parity.worst_errors()
     assert set(errors) == {name for name in mp_kernels.__all__ if inspect.isfunction(getattr(mp_kernels, name))}
