@@ -497,11 +497,12 @@ class Graphs:
         """
         last = self.model.config.num_hidden_layers
         length = FIRST_LAYERS if rules.shrinks else last
-        firsts = [0]
-        while (first := firsts[-1] + length + (firsts[-1] == 0)) <= last:
-            firsts.append(first)
+        found, first, end = [], 0, length
+        while first <= last:
+            found.append(Segment(first, min(end, last)))
             length *= 1 if rows >= ROOMY else 2
-        return [Segment(first, end - 1) for first, end in zip(firsts, [*firsts[1:], last + 1], strict=True)]
+            first, end = end + 1, end + length
+        return found
 
     def run(
         self,

@@ -85,6 +85,25 @@ def test_answers(pruning: str, head: str, exits: bool) -> None:
         assert_same(*both(model, **inputs_of(batch), exit_threshold=thresholds if exits else "never"))
 
 
+@pytest.mark.parametrize(
+    ("layers", "rows", "shrinks", "lasts"),
+    [
+        (1, 100, True, [1]),
+        (6, 100, True, [2, 6]),
+        (12, 100, True, [2, 6, 12]),
+        (24, 100, True, [2, 6, 14, 24]),
+        (6, graphs.ROOMY, True, [2, 4, 6]),
+        (12, 100, False, [12]),
+    ],
+)
+def test_segments_follow_each_other(layers: int, rows: int, shrinks: bool, lasts: list[int]) -> None:
+    model, _ = on_device("nothing", "cls", num_hidden_layers=layers, exit_layers=None)
+    rules = graphs.Rules([0.1] * layers if shrinks else None, (), model.config.uncertainty)
+    segments = graphs.Graphs(model).segments(rules, rows)
+    assert [segment.last for segment in segments] == lasts
+    assert [segment.first for segment in segments] == [0, *(last + 1 for last in lasts[:-1])]
+
+
 @torch.no_grad()
 def test_a_room_may_be_wider_than_the_table_of_positions() -> None:
     """Token types stand behind all positions of the table, so its true length counts."""
