@@ -85,11 +85,9 @@ class Shape(NamedTuple):
         return cls(samples, width, samples * width)
 
 
-def _ids_of(given: Padded | PackedInputs) -> Tensor:
-    """Ids of a batch, which lie where the model does."""
-    ids = given.words.values if isinstance(given, PackedInputs) else given[0]
-    assert ids is not None
-    return ids
+def _ids_of(given: Sequence[Any] | PackedInputs) -> Any:
+    """Ids of a batch, a tensor on the model's device once :func:`can_be_captured` has looked at it."""
+    return given.words.values if isinstance(given, PackedInputs) else given[0]
 
 
 def _power_of_two(size: int) -> int:
@@ -500,7 +498,8 @@ class Graphs:
         found, first, end = [], 0, length
         while first <= last:
             found.append(Segment(first, min(end, last)))
-            length *= 1 if rows >= ROOMY else 2
+            if rows < ROOMY:
+                length *= 2
             first, end = end + 1, end + length
         return found
 
@@ -573,7 +572,7 @@ def can_be_captured(model: Any, pyramid: Pyramid, given: Sequence[Any] | PackedI
 
     given: a packed batch; or a padded one's ids, mask and token types, of which whatever is odd is left to others to refuse.
     """
-    ids = given.words.values if isinstance(given, PackedInputs) else given[0]
+    ids = _ids_of(given)
     if not isinstance(ids, Tensor) or ids.device.type not in DEVICES or ids.device != model.device:
         return False
     if not isinstance(given, PackedInputs) and not _is_plain(given, ids):

@@ -22,7 +22,7 @@ WITHOUT_REFERENCES = 2  # the version of marshal's format in which equal values 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a configuration and a call's own arguments ask for.
+    """The settings that a configuration and a call's own arguments ask for.
 
     Attributes:
         pruning: the rule of each layer.
@@ -47,14 +47,13 @@ class Settings:
         Raises:
             ValueError, TypeError: settings that cannot be followed.
         """
-        thresholds = config.resolved_exit_threshold(exit_threshold)
         return cls(
-            Pruning.of(config, prune_thresholds),
-            config.resolved_exit_layers(),
-            thresholds,
-            config.depth,
-            config.uncertainty,
-            config.uses_untrained(exit_threshold),
+            exit_thresholds=config.resolved_exit_threshold(exit_threshold),
+            exit_layers=config.resolved_exit_layers(),
+            pruning=Pruning.of(config, prune_thresholds),
+            depth=config.depth,
+            uncertainty=config.uncertainty,
+            uses_untrained=config.uses_untrained(exit_threshold),
         )
 
 

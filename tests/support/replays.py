@@ -18,10 +18,6 @@ class Passed:
     def synchronize(self) -> None:
         """Nothing is waited for."""
 
-    def query(self) -> bool:
-        """Whether it is behind."""
-        return True
-
 
 class Replay:
     """A graph: the work itself."""
