@@ -66,8 +66,9 @@ inline torch::stable::Tensor by_column(const char* op, const torch::stable::Tens
 // cache, few enough for every thread to get some.
 inline int64_t int8_rows_at_a_time(int64_t count, int64_t largest_weight) {
   constexpr int64_t kLeast = 32, kMost = 128, kCached = 1 << 20;
+  const int64_t threads = torch::stable::get_num_threads();
   int64_t rows = largest_weight > kCached ? kMost : kMost / 2;
-  while (rows > kLeast && count < 2 * rows * torch::stable::get_num_threads()) rows /= 2;
+  while (threads > 1 && rows > kLeast && count < 2 * rows * threads) rows /= 2;
   return rows;
 }
 

@@ -200,7 +200,7 @@ inline void norm_sums(const TileLinear& layer, const LayerNorm& n, float* sums, 
     const int64_t block = (row - begin) / kBlockSize, place = (row - begin) % kBlockSize;
     const float* own = sums + block * kBlockSums + place * kBlockSize;
     const BFloat16* residual = static_cast<const BFloat16*>(n.residual) + (n.index ? n.index[row] : row) * n.width;
-    layer_norm_row<BFloat16>(n, row, [&](int64_t i) {
+    layer_norm_row<BFloat16>(n, row, [&](int64_t i, auto) {
       const Vec v = load(own + i / kBlockSize * height * kBlockSums + i % kBlockSize) + load_as_float(residual + i);
       return layer.bias ? v + load_as_float(layer.bias + i) : v;
     });

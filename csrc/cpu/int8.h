@@ -25,20 +25,32 @@ inline Vec load_integers(const Int* p, int64_t lanes) {
   return __builtin_convertvector(v, Vec);
 }
 
+// The lowest byte of each element.
+template <int... kLane>
+inline Int8Vec lowest_bytes(Vec v, std::integer_sequence<int, kLane...>) {
+#if defined(__AVX512F__)
+  IntVec bits;
+  std::memcpy(&bits, &v, sizeof bits);
+  return __builtin_convertvector(bits, Int8Vec);
+#else  // GCC converts one element after the other
+  typedef int8_t Bytes __attribute__((vector_size(MP_VECTOR_BYTES)));
+  Bytes bytes;
+  std::memcpy(&bytes, &v, sizeof bytes);
+  return __builtin_shufflevector(bytes, bytes, (4 * kLane)...);
+#endif
+}
+
 // Stores floats of magnitude up to 127, rounded to nearest, ties to even.
 inline void store_rounded(int8_t* p, Vec v, int64_t lanes) {
   constexpr float kRoundingShift = 12582912.0f;  // 1.5 * 2^23: adding it leaves the rounded integer in the low bits
-  const Vec shifted = v + kRoundingShift;
-  IntVec bits;
-  std::memcpy(&bits, &shifted, sizeof bits);
-  const Int8Vec rounded = __builtin_convertvector(bits - 0x4B400000, Int8Vec);
+  const Int8Vec rounded = lowest_bytes(v + kRoundingShift, std::make_integer_sequence<int, kWidth>{});
   if (lanes >= kWidth)
     std::memcpy(p, &rounded, sizeof rounded);
   else
     std::memcpy(p, &rounded, static_cast<size_t>(lanes));
 }
 
-// Quantises a row whose vectors are values(0), values(kWidth), ...; returns its scale, the largest magnitude over 127.
+// Quantises a row whose vectors are values(i, lanes); returns its scale, the largest magnitude over 127.
 // A value that is not finite makes the scale NaN.
 template <typename Values>
 inline float quantize_row(const Values& values, int64_t width, int8_t* out) {
@@ -46,16 +58,17 @@ inline float quantize_row(const Values& values, int64_t width, int8_t* out) {
   alignas(64) float kept[kBuffer];
   const bool keep = width + kWidth <= kBuffer;
   Vec magnitudes = {}, poison = {};
-  for (int64_t i = 0; i < width; i += kWidth) {
-    const Vec v = values(i);
+  for_vectors(width, [&](int64_t i, auto lanes) {
+    const Vec v = values(i, lanes);
     if (keep) store(kept + i, v);
     magnitudes = max(magnitudes, max(v, -v));
     poison += v * 0.0f;
-  }
+  });
   const float largest = horizontal_max(magnitudes) + horizontal_sum(poison);
   const float inverse = largest > 0 ? std::min(127.0f / largest, std::numeric_limits<float>::max()) : 0.0f;
-  for (int64_t i = 0; i < width; i += kWidth)
-    store_rounded(out + i, (keep ? load(kept + i) : values(i)) * inverse, width - i);
+  for_vectors(width, [&](int64_t i, auto lanes) {
+    store_rounded(out + i, (keep ? load(kept + i) : values(i, lanes)) * inverse, lanes);
+  });
   return largest / 127.0f;
 }
 
@@ -67,11 +80,12 @@ inline void quantize_and_keep(const Values& values, int64_t width, Int8Rows out,
     out.scales[row] = quantize_row(values, width, rounded);
     return;
   }
-  const auto others = [&](int64_t i) { return values(i) * load_some(out.others + i, width - i); };
+  const auto others = [&](int64_t i, auto lanes) { return values(i, lanes) * load_some(out.others + i, lanes); };
   out.scales[row] = quantize_row(others, width, rounded);
   for (int64_t k = 0; k < out.kept_columns; ++k) {
     const int64_t lane = out.columns[k] % kWidth;
-    out.kept[row * out.kept_columns + k] = values(out.columns[k] - lane)[lane];
+    const int64_t first = out.columns[k] - lane;
+    out.kept[row * out.kept_columns + k] = values(first, width - first)[lane];
   }
 }
 
@@ -79,7 +93,7 @@ inline void quantize_float_rows(const float* x, const int64_t* index, int64_t wi
                                 int64_t end) {
   for (int64_t row = begin; row < end; ++row) {
     const float* from = x + (index ? index[row] : row) * width;
-    quantize_and_keep([&](int64_t i) { return load_some(from + i, width - i); }, width, out, row);
+    quantize_and_keep([&](int64_t i, auto lanes) { return load_some(from + i, lanes); }, width, out, row);
   }
 }
 
@@ -88,8 +102,9 @@ inline void dequantize_int8_rows(Int8Rows from, const int64_t* index, int64_t wi
   for (int64_t row = begin; row < end; ++row) {
     const int64_t source = index ? index[row] : row;
     const int8_t* values = from.rows + source * width;
-    for (int64_t i = 0; i < width; i += kWidth)
-      store_some(out + row * width + i, load_integers<Int8Vec>(values + i, width - i) * from.scales[source], width - i);
+    for_vectors(width, [&](int64_t i, auto lanes) {
+      store_some(out + row * width + i, load_integers<Int8Vec>(values + i, lanes) * from.scales[source], lanes);
+    });
   }
 }
 
@@ -104,8 +119,8 @@ struct ProductRow {
         product(p.product + (row - p.first) * p.width),
         kept(p.kept + row * p.kept_columns),
         scale(p.row_scales[row]) {}
-  Vec operator()(int64_t i) const {
-    const int64_t lanes = p.width - i;
+  template <typename Lanes>
+  Vec operator()(int64_t i, Lanes lanes) const {
     Vec v = load_integers<IntVec>(product + i, lanes) * (load_some(p.column_scales + i, lanes) * scale);
     if (p.bias) v += load_some(p.bias + i, lanes);
     if (!p.kept_columns) return v;
@@ -124,14 +139,14 @@ struct ProductRow {
 inline void dequantize_product(const Int8Product& p, float* out, int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row) {
     const ProductRow values(p, row);
-    for (int64_t i = 0; i < p.width; i += kWidth) store_some(out + row * p.width + i, values(i), p.width - i);
+    for_vectors(p.width, [&](int64_t i, auto lanes) { store_some(out + row * p.width + i, values(i, lanes), lanes); });
   }
 }
 
 inline void gelu_of_product(const Int8Product& p, Int8Rows out, int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row) {
     const ProductRow values(p, row);
-    quantize_and_keep([&](int64_t i) { return gelu(values(i)); }, p.width, out, row);
+    quantize_and_keep([&](int64_t i, auto lanes) { return gelu(values(i, lanes)); }, p.width, out, row);
   }
 }
 
@@ -139,7 +154,8 @@ inline void layer_norm_of_product(const Int8Product& p, const LayerNorm& n, int6
   for (int64_t row = begin; row < end; ++row) {
     const ProductRow values(p, row);
     const float* residual = static_cast<const float*>(n.residual) + (n.index ? n.index[row] : row) * n.width;
-    layer_norm_row<float>(n, row, [&](int64_t i) { return values(i) + load_some(residual + i, n.width - i); });
+    layer_norm_row<float>(n, row,
+                          [&](int64_t i, auto lanes) { return values(i, lanes) + load_some(residual + i, lanes); });
   }
 }
 

@@ -12,7 +12,7 @@
 #include "amx.h"
 #include "amx_linear.h"
 #elif defined(MP_AVX2_ALONE)
-#include "int8_pairs.h"
+#include "int8_quads.h"
 #endif
 
 #define MP_STRINGIZE_(x) #x
@@ -118,11 +118,11 @@ const Kernels kKernels = {MP_STRINGIZE(MP_ISA),
                           int8_scratch,
                           multiply_int8,
 #elif defined(MP_AVX2_ALONE)
-                          kPair,
-                          takes_pairs,
-                          pack_pairs,
-                          pairs_scratch,
-                          multiply_pairs,
+                          kQuad,
+                          takes_quads,
+                          pack_quads,
+                          quads_scratch,
+                          multiply_quads,
 #else
                           0,
                           nullptr,

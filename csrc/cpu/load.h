@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "dtype.h"
 #include "vec.h"
@@ -78,6 +79,14 @@ template <typename T>
 inline void store_some(T* p, Vec v, int64_t lanes) {
   if (lanes >= kWidth) return store_from_float(p, v);
   for (int64_t i = 0; i < lanes; ++i) p[i] = from_float<T>(v[i]);
+}
+
+// Calls work(i, lanes) for each vector of a row: lanes is a constant but for the last one, of which less is left.
+template <typename Work>
+inline void for_vectors(int64_t width, const Work& work) {
+  int64_t i = 0;
+  for (; i + kWidth <= width; i += kWidth) work(i, std::integral_constant<int64_t, kWidth>{});
+  if (i < width) work(i, width - i);
 }
 
 }  // namespace mp::MP_ISA

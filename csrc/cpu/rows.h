@@ -11,7 +11,7 @@
 
 namespace mp::MP_ISA {
 
-// Normalises one row whose vectors are added(0), added(kWidth), ..., and stores it as row `row` of n.out.
+// Normalises one row whose vectors are added(i, lanes), and stores it as row `row` of n.out.
 template <typename T, typename Added>
 inline void layer_norm_row(const LayerNorm& n, int64_t row, const Added& added) {
   const T *weight = static_cast<const T*>(n.weight), *bias = static_cast<const T*>(n.bias);
@@ -21,29 +21,28 @@ inline void layer_norm_row(const LayerNorm& n, int64_t row, const Added& added) 
   T* out = static_cast<T*>(n.out) + row * width;
   const bool keep = width + kWidth <= kBuffer;
   Vec sum = {};
-  for (int64_t i = 0; i < width; i += kWidth) {
-    const Vec v = added(i);
+  for_vectors(width, [&](int64_t i, auto lanes) {
+    const Vec v = added(i, lanes);
     if (keep) store(kept + i, v);
     sum += v;
-  }
+  });
   const float mean = horizontal_sum(sum) / static_cast<float>(width);
+  const auto centred = [&](int64_t i, auto lanes) { return (keep ? load(kept + i) : added(i, lanes)) - mean; };
   Vec squares = {};
-  int64_t i = 0;
-  for (; i + kWidth <= width; i += kWidth) {
-    const Vec centred = (keep ? load(kept + i) : added(i)) - mean;
-    squares += centred * centred;
-  }
-  float square_sum = horizontal_sum(squares);
-  if (i < width) {
-    const Vec v = keep ? load(kept + i) : added(i);
-    for (int64_t lane = 0; lane < width - i; ++lane) square_sum += (v[lane] - mean) * (v[lane] - mean);
-  }
+  float last_squares = 0.0f;
+  for_vectors(width, [&](int64_t i, auto lanes) {
+    const Vec v = centred(i, lanes);
+    if (lanes == kWidth)
+      squares += v * v;
+    else
+      for (int64_t lane = 0; lane < lanes; ++lane) last_squares += v[lane] * v[lane];
+  });
+  const float square_sum = horizontal_sum(squares) + last_squares;
   const float inverse = 1.0f / std::sqrt(square_sum / static_cast<float>(width) + n.eps);
-  for (i = 0; i < width; i += kWidth) {
-    const Vec normal = ((keep ? load(kept + i) : added(i)) - mean) * inverse;
-    const Vec y = normal * load_some(weight + i, width - i) + load_some(bias + i, width - i);
-    store_some(out + i, y, width - i);
-  }
+  for_vectors(width, [&](int64_t i, auto lanes) {
+    const Vec normal = centred(i, lanes) * inverse;
+    store_some(out + i, normal * load_some(weight + i, lanes) + load_some(bias + i, lanes), lanes);
+  });
 }
 
 template <typename T>
@@ -53,7 +52,7 @@ inline void add_layer_norm_rows(const LayerNorm& n, int64_t begin, int64_t end) 
     const T* x = static_cast<const T*>(n.x) + (n.x_index ? n.x_index[row] : row) * width;
     const T* residual = static_cast<const T*>(n.residual) + (n.index ? n.index[row] : row) * width;
     layer_norm_row<T>(n, row,
-                      [&](int64_t i) { return load_some(x + i, width - i) + load_some(residual + i, width - i); });
+                      [&](int64_t i, auto lanes) { return load_some(x + i, lanes) + load_some(residual + i, lanes); });
   }
 }
 
@@ -83,20 +82,20 @@ inline Vec rough_gelu(Vec x) {
 template <typename T>
 inline void bias_gelu_rows(const T* x, const T* bias, T* out, int64_t width, int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row)
-    for (int64_t i = 0; i < width; i += kWidth) {
-      Vec v = load_some(x + row * width + i, width - i);
-      if (bias) v += load_some(bias + i, width - i);
-      store_some(out + row * width + i, gelu(v), width - i);
-    }
+    for_vectors(width, [&](int64_t i, auto lanes) {
+      Vec v = load_some(x + row * width + i, lanes);
+      if (bias) v += load_some(bias + i, lanes);
+      store_some(out + row * width + i, gelu(v), lanes);
+    });
 }
 
 template <typename T>
 inline void gelu_gate_rows(const T* x, T* out, int64_t width, int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row) {
     const T *gated = x + row * 2 * width, *gate = gated + width;
-    for (int64_t i = 0; i < width; i += kWidth)
-      store_some(out + row * width + i, gelu(load_some(gated + i, width - i)) * load_some(gate + i, width - i),
-                 width - i);
+    for_vectors(width, [&](int64_t i, auto lanes) {
+      store_some(out + row * width + i, gelu(load_some(gated + i, lanes)) * load_some(gate + i, lanes), lanes);
+    });
   }
 }
 

@@ -159,6 +159,21 @@ def test_linear_layers_without_a_bias() -> None:
         torch.testing.assert_close(found, exact * row_scales[:, None] * column_scales)
 
 
+def test_pairs_of_extremes_are_exact() -> None:
+    """Every pair of neighbours from the ends of int8's range, times every such pair, in each of a word's two places."""
+    ends = torch.tensor([-128, -127, -65, -64, -1, 0, 1, 63, 64, 65, 126, 127], dtype=torch.int8)
+    pairs = torch.cartesian_prod(ends, ends)
+    for place in (0, 2, 30, 62):
+        left, weight = torch.zeros(144, 64, dtype=torch.int8), torch.zeros(144, 64, dtype=torch.int8)
+        left[:, place : place + 2] = weight[:, place : place + 2] = pairs
+        exact = pairs.double() @ pairs.double().t()
+        found = mp_kernels.int8_linear(left, torch.ones(144), weight, torch.ones(144))
+        assert torch.equal(found.double(), exact)
+        alike = pairs.repeat(1, 32)
+        found = mp_kernels.int8_linear(alike, torch.ones(144), alike.contiguous(), torch.ones(144))
+        assert torch.equal(found.double(), 32 * exact)
+
+
 def test_large_products_are_exact() -> None:
     """The largest sum that 3,072 products can have is no integer of float32; its error is float32's."""
     left, weight = torch.full((1, 3072), -127, dtype=torch.int8), torch.full((16, 3072), 127, dtype=torch.int8)
