@@ -156,7 +156,7 @@ inline void multiply_quads(const int8_t* rows, int64_t count, int64_t features, 
       multiply_panel<kRows>(limited.elements + row * features, limited.offsets + row, features, panel,
                             out + row * stride + output, stride);
       row += kRows;
-      // After the rest, which the panel is read for in order.
+      // After the rest, by which the panel was read in order: here it would come from memory a place at a time.
       while (excess < limited.end && excess->row < row)
         excess = multiply_excess(excess, limited.end, panel, out + excess->row * stride + output);
     };
