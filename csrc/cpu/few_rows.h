@@ -45,6 +45,8 @@ inline void half_tile(int64_t depth, const float* weight, int64_t features, cons
     odd[o] = Vec{};
   }
   for (int64_t i = 0; i < depth; i += 2) {
+    if (i % kLine == 0)
+      for (int o = 0; o < kOutputs; ++o) fetch_ahead(weight + (kOutputs + o) * features + i);
     const Vec first = load(panel + i * kPanel), second = load(panel + (i + 1) * kPanel);
     for (int o = 0; o < kOutputs; ++o) {
       even[o] += weight[o * features + i] * first;
@@ -76,7 +78,7 @@ inline void few_rows_block(const FewRows& f, int64_t begin, int64_t end, int64_t
   for (int64_t feature = 0; feature < f.features; feature += kStripDepth) {
     const int64_t depth = std::min(kStripDepth, f.features - feature);
     const float *weight = f.weight + begin * f.features + feature, *panel = panels + feature * kPanel;
-    multiply(end - begin, whole, depth, {weight, f.features, 1}, panel, f.features, sums, padded, feature > 0);
+    multiply<true>(end - begin, whole, depth, {weight, f.features, 1}, panel, f.features, sums, padded, feature > 0);
     if (whole < padded)
       multiply_half(end - begin, depth, weight, f.features, panel + whole * f.features, sums + whole, padded,
                     feature > 0);

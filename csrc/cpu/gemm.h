@@ -13,13 +13,23 @@ inline int64_t round_up(int64_t n, int64_t multiple) {
   return (n + multiple - 1) / multiple * multiple;
 }
 
+constexpr int64_t kLine = 16;  // floats of a line of the cache
+
+// Has a line of memory fetched, not into the nearest cache, where the tile's own rows are.
+inline void fetch_ahead(const float* line) {
+  constexpr int kForReading = 0, kSecondCache = 2;
+  __builtin_prefetch(line, kForReading, kSecondCache);
+}
+
 // Strides count floats.
 struct Matrix {
   const float* data;
   int64_t row_stride, column_stride;
 };
 
-template <int kRows>
+// kAhead: whether to fetch as many rows of A that come next in memory, where it lies row by row and was not read
+// before.
+template <int kRows, bool kAhead = false>
 inline void tile(int64_t depth, const float* a, int64_t a_row, int64_t a_column, const float* panel, float* c,
                  int64_t c_row, bool accumulate) {
   Vec sum[kRows][2];
@@ -28,6 +38,8 @@ inline void tile(int64_t depth, const float* a, int64_t a_row, int64_t a_column,
     sum[r][1] = accumulate ? load(c + r * c_row + kWidth) : Vec{};
   }
   for (int64_t k = 0; k < depth; ++k) {
+    if (kAhead && k % kLine == 0)
+      for (int r = 0; r < kRows; ++r) fetch_ahead(a + (kRows + r) * a_row);
     const Vec b0 = load(panel), b1 = load(panel + kWidth);
     panel += kPanel;
     for (int r = 0; r < kRows; ++r) {
@@ -44,14 +56,16 @@ inline void tile(int64_t depth, const float* a, int64_t a_row, int64_t a_column,
 }
 
 // panels: [columns / kPanel][panel_depth][kPanel], of which the first depth rows are used. columns must be a multiple
-// of kPanel, and rows of C must have room for all of them.
+// of kPanel, and rows of C must have room for all of them. kOnce: whether A, row by row, comes from memory now.
+template <bool kOnce = false>
 inline void multiply(int64_t rows, int64_t columns, int64_t depth, Matrix a, const float* panels, int64_t panel_depth,
                      float* c, int64_t c_row, bool accumulate) {
   for (int64_t column = 0; column < columns; column += kPanel, panels += panel_depth * kPanel) {
+    const auto whole_tile = kOnce && column == 0 ? tile<kTileRows, kOnce> : tile<kTileRows>;
     int64_t row = 0;
     for (; row + kTileRows <= rows; row += kTileRows)
-      tile<kTileRows>(depth, a.data + row * a.row_stride, a.row_stride, a.column_stride, panels,
-                      c + row * c_row + column, c_row, accumulate);
+      whole_tile(depth, a.data + row * a.row_stride, a.row_stride, a.column_stride, panels, c + row * c_row + column,
+                 c_row, accumulate);
     const float* tail = a.data + row * a.row_stride;
     float* out = c + row * c_row + column;
     switch (rows - row) {

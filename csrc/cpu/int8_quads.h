@@ -115,6 +115,7 @@ inline void multiply_panel(const int8_t* rows, const int32_t* offsets, int64_t f
   for (int r = 0; r < kRows; ++r) sums[r][0] = sums[r][1] = _mm256_set1_epi32(offsets[r]);
   for (int64_t i = 0; i < features; i += kQuad, panel += kQuadBytes) {
     const __m256i left = unsigned_weights(panel), right = unsigned_weights(panel + kQuadBytes / 2);
+    _mm_prefetch(panel + kQuadOutputs * features, _MM_HINT_T0);  // of the next panel, which comes from memory
     for (int r = 0; r < kRows; ++r) {
       int32_t quad;
       std::memcpy(&quad, rows + r * features + i, sizeof quad);

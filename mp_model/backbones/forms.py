@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
+from operator import attrgetter, is_
 from types import MethodType
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -223,34 +225,42 @@ def why_modules_now(device: torch.device) -> str | None:
 class PlainModules:
     """A module and its parts, which :func:`why_modules` found plain, and all that the finding rests on, to look at soon.
 
+    Everything is looked at by functions that loop in C, since every layer of every batch asks.
+
     modules: the module first.
     """
 
+    # Entries of a module's dictionary that the finding rests on: itself, or that it is not there.
+    ENTRIES = (
+        *("training", "_modules", "_parameters", "_buffers", "_forward_hooks", "_forward_pre_hooks"),
+        *("forward", "_is_fsdp_managed_module"),
+    )
+
     def __init__(self, modules: Sequence[nn.Module]) -> None:
-        # The dictionaries themselves, since attributes of modules are found slowly.
-        self.found = [
-            (module, type(module), module.__dict__, list(module._modules.values()), list(module._parameters.values()))
-            for module in modules
-        ]
-        self.dtypes = [None if x is None else x.dtype for *_, own in self.found for x in own]
+        self.modules = modules
+        own: list[dict[str, Any]] = [module.__dict__ for module in modules]
+        self.own, self.names = [entries for entries in own for _ in self.ENTRIES], self.ENTRIES * len(own)
+        self.members = [entries[kind] for entries in own for kind in ("_modules", "_parameters", "_buffers")]
+        self.hooks = [entries[kind] for entries in own for kind in ("_forward_hooks", "_forward_pre_hooks")]
+        self.parameters = [x for entries in own for x in entries["_parameters"].values() if x is not None]
+        self.found = self._now()
 
     def hold(self, whole: nn.Module) -> bool:
         """Whether they are that module and its parts, and nothing has changed; False: it must be looked at anew."""
-        if self.found[0][0] is not whole:  # as copies for several devices hold what the original holds
+        if self.modules[0] is not whole:  # as copies for several devices hold what the original holds
             return False
-        dtypes = iter(self.dtypes)
-        for module, kind, own, children, parameters in self.found:
-            if type(module) is not kind or own["training"] or own["_forward_hooks"] or own["_forward_pre_hooks"]:
-                return False
-            if "forward" in own or "_is_fsdp_managed_module" in own or list(own["_modules"].values()) != children:
-                return False
-            now = own["_parameters"].values()
-            if len(now) != len(parameters):
-                return False
-            for x, before, dtype in zip(now, parameters, dtypes, strict=False):
-                if x is not before or (x is not None and (x.dtype is not dtype or type(x) is not nn.Parameter)):
-                    return False
-        return True
+        now = self._now()
+        return not any(self.hooks) and len(now) == len(self.found) and all(map(is_, now, self.found))
+
+    def _now(self) -> list[Any]:
+        """All objects that are to stay the same."""
+        return [
+            *map(type, self.modules),
+            *map(dict.get, self.own, self.names),
+            *chain.from_iterable(map(dict.values, self.members)),
+            *map(type, self.parameters),
+            *map(attrgetter("dtype"), self.parameters),
+        ]
 
 
 def why_modules(modules: Iterable[nn.Module], plain: frozenset[type], complete: bool = True) -> str | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -68,11 +70,13 @@ class PostNormLayer(RaggedLayer):
     Attributes:
         activation: name of the feed-forward's activation in the module that holds it.
         projections: the packed weights of the prepared form, once it was used.
+        weights: all its weights, as its steps take them, for as long as they are those of its parts.
         plain_modules: its modules, once their weights were found to say everything.
     """
 
     activation: ClassVar[str] = "intermediate_act_fn"
     projections: Projections | None = None
+    weights: Weights | None = None
     plain_modules: PlainModules | None = None
 
     def parts(self) -> Parts:
@@ -88,11 +92,11 @@ class PostNormLayer(RaggedLayer):
         return parts.projections, (parts.grow,), (parts.shrink,)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "projections": None, "plain_modules": None}
+        return {**self.__dict__, "projections": None, "weights": None, "plain_modules": None}
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
         # Weights that are moved or cast leave the piece, which nobody would need any more.
-        self.projections = None
+        self.projections = self.weights = None
         return super()._apply(*args, **kwargs)
 
     def why_modules(self, device: torch.device) -> str | None:
@@ -106,8 +110,11 @@ class PostNormLayer(RaggedLayer):
             if why_apart(parts.projections) is not None:
                 return ModuleBlock(self)
             self.projections = projections = Projections(parts.projections)
+        weights = self.weights
+        if weights is None or weights.packed is not projections or weights.parts != parts:
+            self.weights = weights = Weights(parts, projections)
         prepared = Int8PostNormBlock if type(parts.query) is Int8Linear else PostNormBlock
-        return prepared(parts, projections, self.relation())
+        return prepared(weights, self.relation())
 
     def _why_called(self, device: torch.device) -> str | None:
         """The reason why the modules of the layer must be called just now; None: their weights say everything."""
@@ -116,7 +123,7 @@ class PostNormLayer(RaggedLayer):
             return now
         if self.plain_modules is not None and self.plain_modules.hold(self):
             return None
-        self.plain_modules = None
+        self.plain_modules = self.weights = None
         if type(self) not in self.plain:
             return f"the layer is a {type(self).__name__}"
         modules = list(modules_within(self, self.activation))
@@ -137,34 +144,82 @@ class PostNormLayer(RaggedLayer):
 PLAIN = frozenset({nn.Linear, nn.LayerNorm, nn.Dropout, GELUActivation, Int8Linear})
 
 
+@dataclass
+class Weights:
+    """The weights of a layer as the steps of its prepared form take them.
+
+    Attributes:
+        parts: the modules that hold them.
+        packed: the piece of queries, keys and values.
+    """
+
+    parts: Parts
+    packed: Projections
+
+    def projection(self, outputs: slice) -> list[Tensor]:
+        """A range of the outputs of queries, keys and values, in this order, as one linear layer."""
+        own = self.packed.rows(outputs)
+        query = self.parts.query
+        return query.factors(own) if type(query) is Int8Linear else [own["weight"], own["bias"]]
+
+    @cached_property
+    def whole(self) -> list[Tensor]:
+        """Queries, keys and values as one linear layer."""
+        return self.projection(slice(None))
+
+    @cached_property
+    def queries(self) -> list[Tensor]:
+        """Queries as a linear layer."""
+        return self.projection(slice(self.parts.query.out_features))
+
+    @cached_property
+    def keys_values(self) -> list[Tensor]:
+        """Keys and values as one linear layer."""
+        return self.projection(slice(self.parts.query.out_features, None))
+
+    @cached_property
+    def linears(self) -> list[list[Tensor]]:
+        """The linear layers of the rest: attention's output, and the feed-forward's two."""
+        return [_tensors(linear) for linear in (self.parts.context, self.parts.grow, self.parts.shrink)]
+
+    @cached_property
+    def norms(self) -> list[list[Tensor]]:
+        """Weight and bias of the LayerNorms of the rest."""
+        return [[norm.weight, norm.bias] for norm in (self.parts.context_norm, self.parts.norm)]
+
+
+def _tensors(linear: Any) -> list[Tensor]:
+    """The tensors of a linear layer as steps take them."""
+    return linear.factors(linear._parameters) if type(linear) is Int8Linear else [linear.weight, linear.bias]
+
+
 class PostNormBlock(PreparedBlock):
     """The prepared form: one product for queries, keys and values; bias and GELU, residual and LayerNorm in one pass."""
 
-    def __init__(self, parts: Parts, packed: Projections, relation: Relation | None = None) -> None:
-        super().__init__(parts.heads, relation)
-        self.parts, self.packed = parts, packed
-        self.width: int = parts.query.out_features
+    def __init__(self, weights: Weights, relation: Relation | None = None) -> None:
+        super().__init__(weights.parts.heads, relation)
+        self.weights, self.parts = weights, weights.parts
 
     def queries(self, values: Tensor, places: Tensor | None) -> Tensor:
-        return self._project(values, slice(self.width))
+        return self._product(values, self.weights.queries)
 
     def keys_values(self, batch: Ragged) -> KeysValues:
-        return KeysValues(self._project(batch.values, slice(self.width, None)), batch)
+        return KeysValues(self._product(batch.values, self.weights.keys_values), batch)
 
     def projections(self, batch: Ragged) -> tuple[Tensor, Tensor, Tensor]:
-        query, key, value = self._project(batch.values, slice(None)).chunk(3, dim=1)
+        query, key, value = self._product(batch.values, self.weights.whole).chunk(3, dim=1)
         return query, key, value
 
-    def _project(self, values: Tensor, outputs: slice) -> Tensor:
-        """A range of the outputs of queries, keys and values, in this order: ``[rows, outputs]``."""
-        own = self.packed.rows(outputs)
-        return mp_kernels.linear(values, own["weight"], own["bias"])
+    @staticmethod
+    def _product(x: Tensor, layer: Sequence[Tensor]) -> Tensor:
+        """A linear layer's outputs, ``[rows, outputs]``."""
+        weight, bias = layer
+        return mp_kernels.linear(x, weight, bias)
 
     def finish(self, context: Tensor, residual: Tensor, index: Tensor | None = None) -> Tensor:
         parts, first, last = self.parts, self.parts.context_norm, self.parts.norm
         if type(parts.activation) is GELUActivation:
-            dense, grow, shrink = map(self._factors, (parts.context, parts.grow, parts.shrink))
-            norms = [first.weight, first.bias], [last.weight, last.bias]
+            (dense, grow, shrink), norms = self.weights.linears, self.weights.norms
             return self._rest(context, residual, dense, norms[0], first.eps, grow, shrink, norms[1], last.eps, index)
 
         def step(block: Tensor) -> Tensor:
@@ -174,11 +229,6 @@ class PostNormBlock(PreparedBlock):
         return in_cache_blocks(step, attended, parts.grow.out_features * attended.element_size())
 
     _rest = staticmethod(mp_kernels.post_norm_rest)
-
-    @staticmethod
-    def _factors(linear: Any) -> list[Tensor]:
-        """The tensors of a linear layer as :meth:`_rest` takes it."""
-        return [linear.weight, linear.bias]
 
     def _grown(self, attended: Tensor) -> Tensor:
         """The feed-forward's inner layer, before its activation."""
@@ -195,14 +245,8 @@ class PostNormBlock(PreparedBlock):
 class Int8PostNormBlock(PostNormBlock):
     """The prepared form on int8 weights: rows are quantised on their way into each product, with a scale of their own."""
 
-    def _project(self, values: Tensor, outputs: slice) -> Tensor:
-        return mp_kernels.int8_dynamic_linear(values, self.parts.query.factors(self.packed.rows(outputs)))
-
+    _product = staticmethod(mp_kernels.int8_dynamic_linear)
     _rest = staticmethod(mp_kernels.int8_post_norm_rest)
-
-    @staticmethod
-    def _factors(linear: Int8Linear) -> list[Tensor]:
-        return linear.factors(linear._parameters)
 
     def _grown(self, attended: Tensor) -> Tensor:
         return self.parts.grow(attended)

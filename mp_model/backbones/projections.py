@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -10,6 +12,8 @@ from torch import Tensor, nn
 from torch.utils.dlpack import from_dlpack, to_dlpack  # type: ignore[attr-defined]
 
 from .int8 import outputs_of
+
+KIND = attrgetter("layout", "dtype", "device")  # all that two tensors must agree in before their memory can be compared
 
 
 class Projections:
@@ -34,6 +38,8 @@ class Projections:
         for name, own in parameters.items():
             for parameter, part in zip(own, self.parts[name], strict=True):
                 parameter.data = part
+        self._all_parts = list(chain.from_iterable(self.parts.values()))
+        self._kinds = list(map(KIND, self._all_parts))
 
     def rows(self, outputs: slice) -> dict[str, Tensor]:
         """The parameters of a range of outputs, by their names."""
@@ -42,9 +48,10 @@ class Projections:
     def hold(self, linears: Sequence[nn.Module]) -> bool:
         """Whether the modules' parameters still lie in this piece."""
         parameters = _parameters_of(linears)
-        return parameters.keys() == self.parts.keys() and all(
-            all(map(_is_same_memory, self.parts[name], own)) for name, own in parameters.items()
-        )
+        if parameters.keys() != self.parts.keys():
+            return False
+        own = list(chain.from_iterable(parameters.values()))
+        return list(map(KIND, own)) == self._kinds and all(map(Tensor.is_set_to, self._all_parts, own))
 
 
 def _parameters_of(linears: Sequence[nn.Module]) -> dict[str, list[Any]]:
@@ -55,10 +62,6 @@ def _parameters_of(linears: Sequence[nn.Module]) -> dict[str, list[Any]]:
 def _of_its_own(view: Tensor) -> Tensor:
     """The same memory as a storage of its own: those who save weights drop all but one tensor of a storage."""
     return from_dlpack(to_dlpack(view))  # by way of a capsule: a tensor itself must be on the current device
-
-
-def _is_same_memory(x: Tensor, y: Tensor) -> bool:
-    return x.layout == y.layout and x.dtype == y.dtype and x.device == y.device and x.is_set_to(y)
 
 
 def why_apart(linears: Sequence[nn.Module]) -> str | None:

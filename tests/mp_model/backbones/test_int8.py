@@ -250,6 +250,16 @@ def test_other_weights_can_be_loaded_into_packed_ones(batch: tiny.Batch) -> None
         assert_same_bits(got, wanted)
 
 
+def test_other_columns_take_effect(batch: tiny.Batch) -> None:
+    model = widened()
+    before = answers(model, batch.padded())
+    grow = model.bert.stack[1].intermediate.dense
+    grow.columns = (grow.columns + 1) % grow.in_features
+    after, again = answers(model, batch.padded()), answers(copy.deepcopy(model), batch.padded())
+    assert_same_bits(after[0], again[0])
+    assert not torch.equal(after[0], before[0])
+
+
 def test_weights_that_are_read_for_a_precision_are_packed(tmp_path: Path) -> None:
     widened().save_pretrained(tmp_path)
     found = read_in_precision(tmp_path, "int8")

@@ -181,13 +181,21 @@ def exchange_linears(model: PyramidBertForSequenceClassification) -> None:
     own.query, own.value = own.value, own.query
 
 
+def replace_in_the_rest(model: PyramidBertForSequenceClassification) -> None:
+    layer = model.bert.encoder.layer[1]
+    layer.attention.output.dense.weight = nn.Parameter(layer.attention.output.dense.weight.detach() * 1.5)
+    layer.intermediate.dense.bias.data = layer.intermediate.dense.bias.data + 1
+    layer.output.dense = nn.Linear(*layer.output.dense.weight.shape[::-1])
+    layer.output.LayerNorm.weight = nn.Parameter(layer.output.LayerNorm.weight.detach() * 1.5)
+
+
 def load_into_one_layer(model: PyramidBertForSequenceClassification) -> None:
     attention_of(model).load_state_dict(attention_of(tiny.classifier(seed=8)).state_dict())
 
 
 CHANGES = [
     *(in_place, in_place_through_data, replace_data, transpose_data, replace_parameter),
-    *(replace_linear, exchange_linears, load_into_one_layer),
+    *(replace_linear, exchange_linears, replace_in_the_rest, load_into_one_layer),
 ]
 
 
@@ -199,6 +207,14 @@ def test_changed_weights(change: Callable[[PyramidBertForSequenceClassification]
     assert_answers_of_its_weights(model)
     assert (answer(model) - before).abs().max() > 0.01
     assert reasons(model) == [None] * 4
+
+
+def test_another_eps_takes_effect() -> None:
+    model = used()
+    before = answer(model)
+    model.bert.encoder.layer[1].output.LayerNorm.eps = 1.0
+    torch.testing.assert_close(answer(model), answer(copy.deepcopy(model)), atol=1e-5, rtol=1e-5)
+    assert (answer(model) - before).abs().max() > 0.01
 
 
 def test_cast_and_back() -> None:
