@@ -60,6 +60,16 @@ class SequenceStarts {
   int64_t batch_, longest_ = 0;
 };
 
+// The samples by falling cost.
+inline std::vector<int32_t> by_falling_cost(const SequenceStarts& queries, const SequenceStarts& keys) {
+  std::vector<int32_t> order(static_cast<size_t>(keys.batch()));
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
+    return queries.length(a) * keys.length(a) > queries.length(b) * keys.length(b);
+  });
+  return order;
+}
+
 // The samples that stay: bool [batch], or none where all do.
 class Stays {
  public:

@@ -12,6 +12,7 @@
 #include "checks.h"
 #include "cpu/kernels.h"
 #include "int8_arguments.h"
+#include "self_attention.h"
 #include "threads.h"
 
 namespace {
@@ -128,37 +129,69 @@ class Layer {
   Tensor prepared_;
 };
 
+// The largest of the layers' weights.
+int64_t largest_of(const std::vector<const Layer*>& layers) {
+  int64_t largest = 0;
+  for (const Layer* layer : layers) largest = std::max(largest, layer->outputs() * layer->features());
+  return largest;
+}
+
+// The scratch memory of the layers' products.
+size_t scratch_of(const std::vector<const Layer*>& layers, int64_t rows) {
+  size_t floats = 0;
+  for (const Layer* layer : layers) floats = std::max(floats, layer->scratch(rows));
+  return floats;
+}
+
+// Whether all threads share the outputs of rows.
+bool share(int64_t count, const std::vector<const Layer*>& layers) {
+  const int64_t threads = torch::stable::get_num_threads();
+  return threads > 1 && count <= mp::int8_rows_at_a_time(count, largest_of(layers)) * threads;
+}
+
+// Runs steps that threads share; steps_of(memory) are those of all rows.
+template <typename StepsOf>
+void run_shared(const Tensor& like, size_t scratch, const StepsOf& steps_of) {
+  Taker counter(nullptr);
+  steps_of(counter);
+  Tensor memory = torch::stable::new_empty(like, {static_cast<int64_t>(counter.used())}, ScalarType::Float);
+  Taker taker(memory.mutable_data_ptr<float>());
+  mp::run_steps(steps_of(taker), scratch);
+}
+
 // Computes rows by steps: steps_of(memory, first, count) are those of some of the rows.
 template <typename StepsOf>
 void run(int64_t count, const Tensor& like, const std::vector<const Layer*>& layers, const StepsOf& steps_of) {
-  const int64_t threads = torch::stable::get_num_threads();
-  int64_t largest_weight = 0;
-  for (const Layer* layer : layers) largest_weight = std::max(largest_weight, layer->outputs() * layer->features());
-  const int64_t at_a_time = mp::int8_rows_at_a_time(count, largest_weight);
-  const auto floats_of = [&](int64_t rows) {
-    Taker counter(nullptr);
-    steps_of(counter, 0, rows);
-    return counter.used();
-  };
-  const auto scratch_of = [&](int64_t rows) {
-    size_t floats = 0;
-    for (const Layer* layer : layers) floats = std::max(floats, layer->scratch(rows));
-    return floats;
-  };
-  if (threads > 1 && count <= at_a_time * threads) {
-    Tensor memory = torch::stable::new_empty(like, {static_cast<int64_t>(floats_of(count))}, ScalarType::Float);
-    Taker taker(memory.mutable_data_ptr<float>());
-    mp::run_steps(steps_of(taker, 0, count), scratch_of(count));
+  if (share(count, layers)) {
+    run_shared(like, scratch_of(layers, count), [&](Taker& memory) { return steps_of(memory, 0, count); });
     return;
   }
-  const size_t floats = floats_of(std::min(at_a_time, count));
-  mp::run_in_order((count + at_a_time - 1) / at_a_time, floats + scratch_of(std::min(at_a_time, count)),
+  const int64_t at_a_time = mp::int8_rows_at_a_time(count, largest_of(layers)), most = std::min(at_a_time, count);
+  Taker counter(nullptr);
+  steps_of(counter, 0, most);
+  const size_t floats = counter.used();
+  mp::run_in_order((count + at_a_time - 1) / at_a_time, floats + scratch_of(layers, most),
                    [&](int64_t task, float* scratch) {
                      const int64_t first = task * at_a_time;
                      Taker taker(scratch);
                      for (const Step& step : steps_of(taker, first, std::min(at_a_time, count - first)))
                        step.work(0, step.units, scratch + floats);
                    });
+}
+
+// The steps of one layer, from rows of floats to rows of floats.
+std::vector<Step> linear_steps(const Layer& layer, Taker& memory, const float* from, float* out, int64_t count) {
+  const mp::Int8Rows rows = layer.rows_from(memory, count);
+  auto* elements = reinterpret_cast<int32_t*>(memory.floats(count * layer.outputs()));
+  const auto quantise = [=, &layer](int64_t begin, int64_t end, float*) {
+    mp::kernels().quantize_rows(from, nullptr, layer.features(), rows, begin, end);
+  };
+  const auto finish = [=, &layer](int64_t begin, int64_t end, float*) {
+    mp::kernels().dequantize(layer.floats_of(elements, rows), out, begin, end);
+  };
+  return {{count, layer.features() * 4, quantise},
+          layer.product(rows, count, elements),
+          {count, layer.outputs() * 4, finish}};
 }
 
 Tensor int8_dynamic_linear(const Tensor& x, std::vector<Tensor> parts) {
@@ -170,17 +203,7 @@ Tensor int8_dynamic_linear(const Tensor& x, std::vector<Tensor> parts) {
   const float* from = source.const_data_ptr<float>();
   float* out = result.mutable_data_ptr<float>();
   run(source.size(0), source, {&layer}, [&](Taker& memory, int64_t first, int64_t count) {
-    const mp::Int8Rows rows = layer.rows_from(memory, count);
-    auto* elements = reinterpret_cast<int32_t*>(memory.floats(count * layer.outputs()));
-    const auto quantise = [=, &layer](int64_t begin, int64_t end, float*) {
-      mp::kernels().quantize_rows(from + first * layer.features(), nullptr, layer.features(), rows, begin, end);
-    };
-    const auto finish = [=, &layer](int64_t begin, int64_t end, float*) {
-      mp::kernels().dequantize(layer.floats_of(elements, rows), out + first * layer.outputs(), begin, end);
-    };
-    return std::vector<Step>{{count, layer.features() * 4, quantise},
-                             layer.product(rows, count, elements),
-                             {count, layer.outputs() * 4, finish}};
+    return linear_steps(layer, memory, from + first * layer.features(), out + first * layer.outputs(), count);
   });
   return result;
 }
@@ -203,56 +226,129 @@ struct Norm {
   }
 };
 
+// All that follows attention in a layer that normalises after each residual.
+class Rest {
+ public:
+  Rest(const char* op, const std::vector<Tensor>& dense, const std::vector<Tensor>& dense_norm, double dense_eps,
+       const std::vector<Tensor>& grow, const std::vector<Tensor>& shrink, const std::vector<Tensor>& norm, double eps)
+      : dense_(op, "dense", dense),
+        grow_(op, "grow", grow),
+        shrink_(op, "shrink", shrink),
+        dense_norm_(op, dense_norm, dense_eps, width()),
+        norm_(op, norm, eps, width()) {
+    require(grow_.features() == width() && shrink_.features() == grow_.outputs() && shrink_.outputs() == width(), op,
+            ": the layers must fit each other; got weights ", shape_of(dense[0]), ", ", shape_of(grow[0]), " and ",
+            shape_of(shrink[0]));
+  }
+  int64_t features() const { return dense_.features(); }
+  int64_t width() const { return dense_.outputs(); }
+  std::vector<const Layer*> layers() const { return {&dense_, &grow_, &shrink_}; }
+
+  // The steps from contexts [count, features], whose entering states are residual[index], to out [count, width].
+  std::vector<Step> steps(Taker& memory, const float* from, const float* residual, const int64_t* index, float* out,
+                          int64_t count) const {
+    const mp::Int8Rows context = dense_.rows_from(memory, count), attended_rows = grow_.rows_from(memory, count),
+                       grown = shrink_.rows_from(memory, count);
+    float* attended = memory.floats(count * width());
+    auto* elements = reinterpret_cast<int32_t*>(memory.floats(count * std::max(width(), grow_.outputs())));
+    const mp::LayerNorm middle = dense_norm_.of(residual, index, attended), last = norm_.of(attended, nullptr, out);
+    const mp::Kernels& kernels = mp::kernels();
+    const auto quantise = [=, this, &kernels](int64_t begin, int64_t end, float*) {
+      kernels.quantize_rows(from, nullptr, features(), context, begin, end);
+    };
+    const auto attend = [=, this, &kernels](int64_t begin, int64_t end, float*) {
+      kernels.dequantize_add_layer_norm(dense_.floats_of(elements, context), middle, begin, end);
+      kernels.quantize_rows(attended, nullptr, width(), attended_rows, begin, end);
+    };
+    const auto activate = [=, this, &kernels](int64_t begin, int64_t end, float*) {
+      kernels.dequantize_gelu(grow_.floats_of(elements, attended_rows), grown, begin, end);
+    };
+    const auto finish = [=, this, &kernels](int64_t begin, int64_t end, float*) {
+      kernels.dequantize_add_layer_norm(shrink_.floats_of(elements, grown), last, begin, end);
+    };
+    return {{count, features() * 4, quantise},
+            dense_.product(context, count, elements),
+            {count, width() * 4, attend},
+            grow_.product(attended_rows, count, elements),
+            {count, grow_.outputs() * 4, activate},
+            shrink_.product(grown, count, elements),
+            {count, width() * 4, finish}};
+  }
+
+  // All rows of contexts, by the threads that are free.
+  void run(const Tensor& context, const float* residual, const int64_t* index, float* out) const {
+    const float* from = context.const_data_ptr<float>();
+    ::run(context.size(0), context, layers(), [&](Taker& memory, int64_t first, int64_t count) {
+      const int64_t* some = index ? index + first : nullptr;
+      const float* entered = some ? residual : residual + first * width();
+      return steps(memory, from + first * features(), entered, some, out + first * width(), count);
+    });
+  }
+
+ private:
+  Layer dense_, grow_, shrink_;
+  Norm dense_norm_, norm_;
+};
+
 Tensor int8_post_norm_rest(const Tensor& x, const Tensor& residual, std::optional<Tensor> index,
-                           std::vector<Tensor> dense_parts, std::vector<Tensor> dense_norm_parts, double dense_eps,
-                           std::vector<Tensor> grow_parts, std::vector<Tensor> shrink_parts,
-                           std::vector<Tensor> norm_parts, double eps) {
+                           std::vector<Tensor> dense, std::vector<Tensor> dense_norm, double dense_eps,
+                           std::vector<Tensor> grow, std::vector<Tensor> shrink, std::vector<Tensor> norm, double eps) {
   const char* op = "int8_post_norm_rest";
-  const Layer dense(op, "dense", dense_parts), grow(op, "grow", grow_parts), shrink(op, "shrink", shrink_parts);
-  const int64_t width = dense.outputs();
-  require(grow.features() == width && shrink.features() == grow.outputs() && shrink.outputs() == width, op,
-          ": the layers must fit each other; got weights ", shape_of(dense_parts[0]), ", ", shape_of(grow_parts[0]),
-          " and ", shape_of(shrink_parts[0]));
-  const Norm dense_norm(op, dense_norm_parts, dense_eps, width), norm(op, norm_parts, eps, width);
+  const Rest rest(op, dense, dense_norm, dense_eps, grow, shrink, norm, eps);
   const Tensor source = matrix(op, "x", x, ScalarType::Float, "float32");
   const Tensor residuals = matrix(op, "residual", residual, ScalarType::Float, "float32");
   const RowIndex places(op, "index", index, residuals.size(0));
-  require(source.size(1) == dense.features() && residuals.size(1) == width && places.rows() == source.size(0), op,
-          ": x must be [rows, ", dense.features(), "] and residual, after index, [rows, ", width, "]; got ",
+  require(source.size(1) == rest.features() && residuals.size(1) == rest.width() && places.rows() == source.size(0), op,
+          ": x must be [rows, ", rest.features(), "] and residual, after index, [rows, ", rest.width(), "]; got ",
           shape_of(x), " and ", shape_of(residual));
-  Tensor result = torch::stable::new_empty(source, {source.size(0), width});
-  const float *from = source.const_data_ptr<float>(), *entered = residuals.const_data_ptr<float>();
+  Tensor result = torch::stable::new_empty(source, {source.size(0), rest.width()});
+  rest.run(source, residuals.const_data_ptr<float>(), places.data(), result.mutable_data_ptr<float>());
+  return result;
+}
+
+Tensor int8_post_norm_layer(const Tensor& x, const Tensor& cu_seqlens, int64_t max_seqlen, int64_t heads,
+                            std::vector<Tensor> projections, std::vector<Tensor> dense, std::vector<Tensor> dense_norm,
+                            double dense_eps, std::vector<Tensor> grow, std::vector<Tensor> shrink,
+                            std::vector<Tensor> norm, double eps) {
+  const char* op = "int8_post_norm_layer";
+  const Layer projection(op, "projections", projections);
+  const Rest rest(op, dense, dense_norm, dense_eps, grow, shrink, norm, eps);
+  const Tensor source = matrix(op, "x", x, ScalarType::Float, "float32");
+  const int64_t count = source.size(0), outputs = projection.outputs();
+  const mp::SelfAttention attention(op, cu_seqlens, max_seqlen, count, heads, outputs);
+  require(
+      source.size(1) == projection.features() && source.size(1) == rest.width() && attention.width() == rest.features(),
+      op, ": x must be [rows, width] of layers that fit each other; got x ", shape_of(x), ", projections of ",
+      projection.features(), " features and ", outputs, " outputs, dense of ", rest.features(), " features and ",
+      rest.width(), " outputs");
+  Tensor result = torch::stable::new_empty(source, {count, rest.width()});
+  const float* from = source.const_data_ptr<float>();
   float* out = result.mutable_data_ptr<float>();
-  run(source.size(0), source, {&dense, &grow, &shrink}, [&](Taker& memory, int64_t first, int64_t count) {
-    const mp::Kernels& kernels = mp::kernels();
-    const mp::Int8Rows context = dense.rows_from(memory, count), attended_rows = grow.rows_from(memory, count),
-                       grown = shrink.rows_from(memory, count);
-    float* attended = memory.floats(count * width);
-    auto* elements = reinterpret_cast<int32_t*>(memory.floats(count * std::max(width, grow.outputs())));
-    const int64_t* some = places.data() ? places.data() + first : nullptr;
-    const mp::LayerNorm middle = dense_norm.of(some ? entered : entered + first * width, some, attended);
-    const mp::LayerNorm last = norm.of(attended, nullptr, out + first * width);
-    const auto quantise = [=, &kernels, &dense](int64_t begin, int64_t end, float*) {
-      kernels.quantize_rows(from + first * dense.features(), nullptr, dense.features(), context, begin, end);
-    };
-    const auto attend = [=, &kernels, &dense](int64_t begin, int64_t end, float*) {
-      kernels.dequantize_add_layer_norm(dense.floats_of(elements, context), middle, begin, end);
-      kernels.quantize_rows(attended, nullptr, width, attended_rows, begin, end);
-    };
-    const auto activate = [=, &kernels, &grow](int64_t begin, int64_t end, float*) {
-      kernels.dequantize_gelu(grow.floats_of(elements, attended_rows), grown, begin, end);
-    };
-    const auto finish = [=, &kernels, &shrink](int64_t begin, int64_t end, float*) {
-      kernels.dequantize_add_layer_norm(shrink.floats_of(elements, grown), last, begin, end);
-    };
-    return std::vector<Step>{{count, dense.features() * 4, quantise},
-                             dense.product(context, count, elements),
-                             {count, width * 4, attend},
-                             grow.product(attended_rows, count, elements),
-                             {count, grow.outputs() * 4, activate},
-                             shrink.product(grown, count, elements),
-                             {count, width * 4, finish}};
-  });
+  std::vector<const Layer*> layers = rest.layers();
+  layers.push_back(&projection);
+  if (share(count, layers)) {
+    run_shared(source, std::max(scratch_of(layers, count), attention.scratch()), [&](Taker& memory) {
+      float *rows = memory.floats(count * outputs), *context = memory.floats(count * rest.features());
+      float* sums = memory.floats(attention.sums());
+      std::vector<Step> steps = linear_steps(projection, memory, from, rows, count);
+      steps.push_back(attention.step(attention.forward(mp::Dtype::kFloat32, rows, context, sums)));
+      const std::vector<Step> others = rest.steps(memory, context, from, nullptr, out, count);
+      steps.insert(steps.end(), others.begin(), others.end());
+      return steps;
+    });
+    return result;
+  }
+  Tensor context = torch::stable::new_empty(source, {count, rest.features()});
+  {
+    Tensor rows = torch::stable::new_empty(source, {count, outputs});
+    Tensor sums = torch::stable::new_empty(source, {attention.sums()});
+    float* to = rows.mutable_data_ptr<float>();
+    run(count, source, {&projection}, [&](Taker& memory, int64_t first, int64_t some) {
+      return linear_steps(projection, memory, from + first * projection.features(), to + first * outputs, some);
+    });
+    attention.run(attention.forward(mp::Dtype::kFloat32, to, context.data_ptr(), sums.mutable_data_ptr<float>()));
+  }
+  rest.run(context, from, nullptr, out);
   return result;
 }
 
@@ -261,4 +357,5 @@ Tensor int8_post_norm_rest(const Tensor& x, const Tensor& residual, std::optiona
 STABLE_TORCH_LIBRARY_IMPL(mp_kernels, CPU, m) {
   m.impl("int8_dynamic_linear", TORCH_BOX(&int8_dynamic_linear));
   m.impl("int8_post_norm_rest", TORCH_BOX(&int8_post_norm_rest));
+  m.impl("int8_post_norm_layer", TORCH_BOX(&int8_post_norm_layer));
 }

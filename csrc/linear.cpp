@@ -12,6 +12,7 @@
 #include "arguments.h"
 #include "checks.h"
 #include "cpu/kernels.h"
+#include "self_attention.h"
 #include "threads.h"
 
 extern "C" bool mp_multiplies_in_tiles(int64_t outputs, int64_t features);
@@ -284,6 +285,55 @@ std::optional<Tensor> bias_of(const char* op, const char* name, const std::vecto
   return parts.size() == 2 ? std::optional(parts[1]) : std::nullopt;
 }
 
+// All that follows attention in a layer that normalises after each residual, for few rows, with the memory in between.
+class RestOfFew {
+ public:
+  // context: its rows, as those of the result; the layers take them as few.
+  RestOfFew(const char* op, const Tensor& context, const Linear& dense, const Linear& grow, const Linear& shrink,
+            const Tensor& residual, const std::optional<Tensor>& index, const std::vector<Tensor>& dense_norm,
+            double dense_eps, const std::vector<Tensor>& norm, double eps)
+      : dense_(dense),
+        grow_(grow),
+        shrink_(shrink),
+        dense_norm_(op, context, dense.outputs(), residual, index, dense_norm[0], dense_norm[1], dense_eps),
+        attended_(dense_norm_.new_result()),
+        norm_(op, context, shrink.outputs(), attended_, std::nullopt, norm[0], norm[1], eps),
+        grown_(torch::stable::new_empty(attended_, {context.size(0), grow.outputs()})),
+        result_(norm_.new_result()),
+        panels_{dense.panels_for(context), grow.panels_for(attended_), shrink.panels_for(grown_)} {}
+
+  const Tensor& result() const { return result_; }
+
+  // The steps from contexts, whose rows lie together.
+  std::vector<Step> steps(const Tensor& context) {
+    const mp::FewRows first = dense_.few(context, panels_[0], attended_),
+                      growing = grow_.few(attended_, panels_[1], grown_),
+                      shrinking = shrink_.few(grown_, panels_[2], result_);
+    const mp::LayerNorm middle = dense_norm_.over(attended_), last = norm_.over(result_);
+    const mp::Kernels& kernels = mp::kernels();
+    const auto attend = [=, &kernels](int64_t begin, int64_t end) { kernels.add_layer_norm(middle, begin, end); };
+    const auto activate = [=, &kernels](int64_t begin, int64_t end) {
+      kernels.bias_gelu(mp::Dtype::kFloat32, growing.out, nullptr, growing.out, growing.outputs, begin, end);
+    };
+    const auto finish = [=, &kernels](int64_t begin, int64_t end, float*) { kernels.add_layer_norm(last, begin, end); };
+    return {Linear::packing(first),
+            Linear::product(first),
+            Linear::packing(growing, attend),
+            Linear::product(growing),
+            Linear::packing(shrinking, activate),
+            Linear::product(shrinking),
+            Step{context.size(0), last.width * 4, finish}};
+  }
+
+ private:
+  const Linear &dense_, &grow_, &shrink_;
+  Norm dense_norm_;
+  Tensor attended_;
+  Norm norm_;
+  Tensor grown_, result_;
+  Tensor panels_[3];
+};
+
 Tensor post_norm_rest(const Tensor& x, const Tensor& residual, std::optional<Tensor> index, std::vector<Tensor> dense,
                       std::vector<Tensor> dense_norm, double dense_eps, std::vector<Tensor> grow,
                       std::vector<Tensor> shrink, std::vector<Tensor> norm, double eps) {
@@ -299,28 +349,43 @@ Tensor post_norm_rest(const Tensor& x, const Tensor& residual, std::optional<Ten
         linear_add_layer_norm(x, dense[0], dense_bias, residual, index, dense_norm[0], dense_norm[1], dense_eps);
     return feed_forward(attended, grow[0], grow_bias, shrink[0], shrink_bias, norm[0], norm[1], eps);
   }
-  const Norm first_norm(op, x, first.outputs(), residual, index, dense_norm[0], dense_norm[1], dense_eps);
-  Tensor attended = first_norm.new_result();
-  const Norm last_norm(op, x, last.outputs(), attended, std::nullopt, norm[0], norm[1], eps);
-  Tensor grown = torch::stable::new_empty(attended, {rows, inner.outputs()}), result = last_norm.new_result();
-  const Tensor source = mp::with_rows_together(x);
-  Tensor panels = first.panels_for(source), attended_panels = inner.panels_for(attended),
-         grown_panels = last.panels_for(grown);
-  const mp::FewRows context = first.few(source, panels, attended),
-                    growing = inner.few(attended, attended_panels, grown),
-                    shrinking = last.few(grown, grown_panels, result);
-  const mp::LayerNorm middle = first_norm.over(attended), end_norm = last_norm.over(result);
-  const mp::Kernels& kernels = mp::kernels();
-  const auto attend = [&](int64_t begin, int64_t end) { kernels.add_layer_norm(middle, begin, end); };
-  const auto activate = [&](int64_t begin, int64_t end) {
-    kernels.bias_gelu(mp::Dtype::kFloat32, growing.out, nullptr, growing.out, growing.outputs, begin, end);
+  RestOfFew rest(op, x, first, inner, last, residual, index, dense_norm, dense_eps, norm, eps);
+  mp::run_steps(rest.steps(mp::with_rows_together(x)), mp::kernels().few_rows_scratch);
+  return rest.result();
+}
+
+Tensor post_norm_layer(const Tensor& x, const Tensor& cu_seqlens, int64_t max_seqlen, int64_t heads,
+                       std::vector<Tensor> projections, std::vector<Tensor> dense, std::vector<Tensor> dense_norm,
+                       double dense_eps, std::vector<Tensor> grow, std::vector<Tensor> shrink, std::vector<Tensor> norm,
+                       double eps) {
+  const char* op = "post_norm_layer";
+  const std::optional<Tensor> bias = bias_of(op, "projections", projections), dense_bias = bias_of(op, "dense", dense),
+                              grow_bias = bias_of(op, "grow", grow), shrink_bias = bias_of(op, "shrink", shrink);
+  require(dense_norm.size() == 2 && norm.size() == 2, op, ": a LayerNorm must be [weight, bias]");
+  const Linear projection(op, x, x.size(1), projections[0], bias);
+  const int64_t rows = x.size(0), outputs = projection.outputs();
+  const mp::SelfAttention attention(op, cu_seqlens, max_seqlen, rows, heads, outputs);
+  const Linear first(op, x, attention.width(), dense[0], dense_bias), inner(op, x, first.outputs(), grow[0], grow_bias),
+      last(op, x, inner.outputs(), shrink[0], shrink_bias);
+  const mp::Dtype dtype = mp::floating_dtype(op, "x", x);
+  Tensor context = torch::stable::new_empty(x, {rows, attention.width()});
+  Tensor sums = torch::stable::new_empty(x, {attention.sums()}, ScalarType::Float);
+  const auto forward = [&](const Tensor& projected) {
+    return attention.forward(dtype, projected.data_ptr(), context.data_ptr(), sums.mutable_data_ptr<float>());
   };
-  const auto finish = [&](int64_t begin, int64_t end, float*) { kernels.add_layer_norm(end_norm, begin, end); };
-  mp::run_steps(
-      {Linear::packing(context), Linear::product(context), Linear::packing(growing, attend), Linear::product(growing),
-       Linear::packing(shrinking, activate), Linear::product(shrinking), Step{rows, end_norm.width * 4, finish}},
-      kernels.few_rows_scratch);
-  return result;
+  if (!projection.are_few(rows) || !first.are_few(rows) || !inner.are_few(rows) || !last.are_few(rows)) {
+    attention.run(forward(linear(x, projections[0], bias)));
+    return post_norm_rest(context, x, std::nullopt, dense, dense_norm, dense_eps, grow, shrink, norm, eps);
+  }
+  const Tensor source = mp::with_rows_together(x);
+  RestOfFew rest(op, context, first, inner, last, source, std::nullopt, dense_norm, dense_eps, norm, eps);
+  Tensor panels = projection.panels_for(source), projected = torch::stable::new_empty(source, {rows, outputs});
+  const mp::FewRows projecting = projection.few(source, panels, projected);
+  std::vector<Step> steps{Linear::packing(projecting), Linear::product(projecting), attention.step(forward(projected))};
+  const std::vector<Step> others = rest.steps(context);
+  steps.insert(steps.end(), others.begin(), others.end());
+  mp::run_steps(steps, std::max(mp::kernels().few_rows_scratch, attention.scratch()));
+  return rest.result();
 }
 
 }  // namespace
@@ -330,6 +395,7 @@ STABLE_TORCH_LIBRARY_IMPL(mp_kernels, CPU, m) {
   m.impl("linear_add_layer_norm", TORCH_BOX(&linear_add_layer_norm));
   m.impl("feed_forward", TORCH_BOX(&feed_forward));
   m.impl("post_norm_rest", TORCH_BOX(&post_norm_rest));
+  m.impl("post_norm_layer", TORCH_BOX(&post_norm_layer));
 }
 
 // For mp_kernels/products.py: whether weights [outputs, features] of bfloat16 are multiplied in tiles here.

@@ -8,7 +8,6 @@
 #include <algorithm>
 #include <cstring>
 #include <limits>
-#include <numeric>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -23,6 +22,7 @@
 namespace {
 
 using mp::as_heads;
+using mp::by_falling_cost;
 using mp::DistanceBias;
 using mp::floating_dtype;
 using mp::heads_of;
@@ -98,16 +98,6 @@ struct AttentionInputs {
     shape.places.buckets = bias->buckets();
   }
 };
-
-// The samples by falling cost.
-std::vector<int32_t> by_falling_cost(const SequenceStarts& queries, const SequenceStarts& keys) {
-  std::vector<int32_t> order(static_cast<size_t>(keys.batch()));
-  std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
-    return queries.length(a) * keys.length(a) > queries.length(b) * keys.length(b);
-  });
-  return order;
-}
 
 std::tuple<Tensor, Tensor, Tensor> ragged_attention(const Tensor& q, const Tensor& k, const Tensor& v,
                                                     const Tensor& cu_seqlens_q, const Tensor& cu_seqlens,

@@ -175,6 +175,11 @@ def post_norm_rest(x: Tensor, residual: Tensor, *layers: Any) -> Tensor:
     return x.new_empty(x.shape[0], residual.shape[1])
 
 
+@_fakes
+def post_norm_layer(x: Tensor, *layers: Any) -> Tensor:
+    return x.new_empty(x.shape)
+
+
 def _int8_rows(like: Tensor, count: int, width: int, columns: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     kept = 0 if columns is None else columns.shape[0]
     floats = like.new_empty(count, dtype=torch.float32), like.new_empty(count, kept, dtype=torch.float32)
@@ -223,6 +228,11 @@ def int8_dynamic_linear(x: Tensor, layer: Sequence[Tensor]) -> Tensor:
 @_fakes
 def int8_post_norm_rest(x: Tensor, residual: Tensor, *layers: Any) -> Tensor:
     return x.new_empty(x.shape[0], residual.shape[1])
+
+
+@_fakes
+def int8_post_norm_layer(x: Tensor, *layers: Any) -> Tensor:
+    return x.new_empty(x.shape)
 
 
 @_fakes

@@ -15,9 +15,18 @@ from collections.abc import Sequence
 import torch
 
 from . import extension, reference
-from .checks import check_int8_weight, check_residual, check_tensor, check_vector, describe, int8_weight_shape
+from .checks import (
+    check_cu_seqlens,
+    check_int8_weight,
+    check_residual,
+    check_tensor,
+    check_vector,
+    describe,
+    int8_weight_shape,
+)
 from .functional import add_layer_norm
 from .memory import in_cache_blocks
+from .products import self_attention
 
 _ops = torch.ops.mp_kernels
 _FLOAT32, _INT8, _INT64 = (torch.float32,), (torch.int8,), (torch.int64,)
@@ -303,6 +312,48 @@ def int8_post_norm_rest(
 
     attended = add_layer_norm(int8_dynamic_linear(x, dense), residual, dense_factor, dense_offset, dense_eps, index)
     return in_cache_blocks(step, attended, int8_weight_shape(grow[0])[0])
+
+
+def int8_post_norm_layer(
+    x: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    max_seqlen: int,
+    heads: int,
+    projections: Sequence[torch.Tensor],
+    dense: Sequence[torch.Tensor],
+    dense_norm: Sequence[torch.Tensor],
+    dense_eps: float,
+    grow: Sequence[torch.Tensor],
+    shrink: Sequence[torch.Tensor],
+    norm: Sequence[torch.Tensor],
+    eps: float,
+) -> torch.Tensor:
+    """A whole int8 layer that normalises after each residual, with the exact GELU, in which no token is pruned.
+
+    :func:`int8_dynamic_linear`, :func:`mp_kernels.ragged_attention` and :func:`int8_post_norm_rest`, in one call.
+
+    Args:
+        x: float32 ``[total, width]``, the rows of a packed batch.
+        cu_seqlens: int32 ``[batch + 1]``, the first row of each sample; 0 first, ``total`` last.
+        max_seqlen: length of the longest sample, or more.
+        heads: number of heads.
+        projections: queries, keys and values as one linear layer of ``3 * heads * head_dim`` outputs, in this order.
+        dense, dense_norm, dense_eps, grow, shrink, norm, eps: as for :func:`int8_post_norm_rest`.
+
+    Returns:
+        float32 ``[total, width]``.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as for these functions.
+    """
+    check_tensor("x", x, 2, _FLOAT32, x)
+    check_cu_seqlens(cu_seqlens, x)
+    _refuse_gradient(x, *dense_norm, *norm)
+    rest = dense, dense_norm, dense_eps, grow, shrink, norm, eps
+    if _in_kernels(x, projections, dense, grow, shrink):
+        return _ops.int8_post_norm_layer(x, cu_seqlens, max_seqlen, heads, projections, *rest)
+    context = self_attention(int8_dynamic_linear(x, projections), cu_seqlens, max_seqlen, heads)
+    return int8_post_norm_rest(context, x, *rest)
 
 
 def _in_kernels(x: torch.Tensor, *layers: Sequence[torch.Tensor]) -> bool:

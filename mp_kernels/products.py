@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import extension
-from .checks import FLOATING, check_residual, check_tensor, check_vector, describe
-from .functional import add_layer_norm, bias_gelu
+from .checks import FLOATING, check_cu_seqlens, check_residual, check_tensor, check_vector, describe
+from .functional import add_layer_norm, bias_gelu, ragged_attention
 from .memory import in_cache_blocks
 from .reference import with_bias
 
@@ -184,6 +184,53 @@ def post_norm_rest(
         x, dense_weight, dense_bias, residual, dense_factor, dense_offset, dense_eps, index
     )
     return feed_forward(attended, grow_weight, grow_bias, weight, bias, factor, offset, eps)
+
+
+def post_norm_layer(
+    x: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    heads: int,
+    projections: Sequence[Tensor],
+    dense: Sequence[Tensor],
+    dense_norm: Sequence[Tensor],
+    dense_eps: float,
+    grow: Sequence[Tensor],
+    shrink: Sequence[Tensor],
+    norm: Sequence[Tensor],
+    eps: float,
+) -> Tensor:
+    """A whole layer that normalises after each residual, with the exact GELU, in which no token is pruned.
+
+    :func:`linear`, :func:`mp_kernels.ragged_attention` and :func:`post_norm_rest`, in one call: of a lone text, threads
+    are woken once.
+
+    Args:
+        x: floating ``[total, width]``, the rows of a packed batch.
+        cu_seqlens: int32 ``[batch + 1]``, the first row of each sample; 0 first, ``total`` last.
+        max_seqlen: length of the longest sample, or more.
+        heads: number of heads.
+        projections: queries, keys and values as one linear layer of ``3 * heads * head_dim`` outputs, in this order.
+        dense, dense_norm, dense_eps, grow, shrink, norm, eps: as for :func:`post_norm_rest`.
+
+    Returns:
+        ``[total, width]`` of ``x``'s dtype. Differentiable.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as for these functions.
+    """
+    check_tensor("x", x, 2, FLOATING, x)
+    check_cu_seqlens(cu_seqlens, x)
+    rest = dense, dense_norm, dense_eps, grow, shrink, norm, eps
+    if in_kernels(x, projections[0], dense[0], grow[0], shrink[0]):
+        return torch.ops.mp_kernels.post_norm_layer(x, cu_seqlens, max_seqlen, heads, projections, *rest)
+    return post_norm_rest(self_attention(linear(x, *with_bias(projections)), cu_seqlens, max_seqlen, heads), x, *rest)
+
+
+def self_attention(projected: Tensor, cu_seqlens: Tensor, max_seqlen: int, heads: int) -> Tensor:
+    """Context ``[total, width]`` of queries, keys and values ``[total, 3 width]``."""
+    q, k, v = (x.unflatten(1, (heads, -1)) for x in projected.chunk(3, dim=1))
+    return ragged_attention(q, k, v, cu_seqlens, max_seqlen, need_importance=False)[0].flatten(1)
 
 
 def _check_layer(x: Tensor, features: int, name: str, weight: Tensor, bias_name: str, bias: Tensor | None) -> None:

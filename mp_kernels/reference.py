@@ -537,6 +537,31 @@ def post_norm_rest(
     return feed_forward(attended, grow_weight, grow_bias, weight, bias, last_factor, last_offset, eps)
 
 
+def post_norm_layer(
+    x: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    max_seqlen: int,
+    heads: int,
+    projections: Sequence[torch.Tensor],
+    dense: Sequence[torch.Tensor],
+    dense_norm: Sequence[torch.Tensor],
+    dense_eps: float,
+    grow: Sequence[torch.Tensor],
+    shrink: Sequence[torch.Tensor],
+    norm: Sequence[torch.Tensor],
+    eps: float,
+) -> torch.Tensor:
+    """Definition of :func:`mp_kernels.post_norm_layer`."""
+    context = _self_attention(linear(x, *with_bias(projections)), cu_seqlens, heads)
+    return post_norm_rest(context, x, dense, dense_norm, dense_eps, grow, shrink, norm, eps)
+
+
+def _self_attention(projected: torch.Tensor, cu_seqlens: torch.Tensor, heads: int) -> torch.Tensor:
+    """Context ``[total, width]`` of queries, keys and values ``[total, 3 width]``."""
+    q, k, v = projected.unflatten(1, (3, heads, -1)).unbind(1)
+    return attention_with_logsumexp(q, k, v, cu_seqlens, cu_seqlens, 1.0 / math.sqrt(q.shape[-1]))[0].flatten(1)
+
+
 def with_bias(layer: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Weight and bias of a layer, ``[weight, bias]`` or ``[weight]``."""
     weight, *bias = layer
@@ -633,6 +658,25 @@ def int8_post_norm_rest(
     attended = add_layer_norm(int8_dynamic_linear(x, dense), residual, factor, offset, dense_eps, index)
     grown = F.gelu(int8_dynamic_linear(attended, grow))
     return add_layer_norm(int8_dynamic_linear(grown, shrink), attended, last_factor, last_offset, eps)
+
+
+def int8_post_norm_layer(
+    x: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    max_seqlen: int,
+    heads: int,
+    projections: Sequence[torch.Tensor],
+    dense: Sequence[torch.Tensor],
+    dense_norm: Sequence[torch.Tensor],
+    dense_eps: float,
+    grow: Sequence[torch.Tensor],
+    shrink: Sequence[torch.Tensor],
+    norm: Sequence[torch.Tensor],
+    eps: float,
+) -> torch.Tensor:
+    """Definition of :func:`mp_kernels.int8_post_norm_layer`."""
+    context = _self_attention(int8_dynamic_linear(x, projections), cu_seqlens, heads)
+    return int8_post_norm_rest(context, x, dense, dense_norm, dense_eps, grow, shrink, norm, eps)
 
 
 def int8_linear_add_layer_norm(

@@ -33,6 +33,8 @@ library = torch.library.Library("mp_kernels", "DEF")
 
 _COMPACTION = "(Tensor index, Tensor cu_seqlens, Tensor samples, Tensor extents)"
 _PLACES = "Tensor? positions_q=None, Tensor? positions=None, Tensor? bias=None, Tensor? buckets=None, int window=-1)"
+_REST = "Tensor[] dense, Tensor[] dense_norm, float dense_eps, Tensor[] grow, Tensor[] shrink, Tensor[] norm, float eps"
+_LAYER = "Tensor x, Tensor cu_seqlens, SymInt max_seqlen, int heads, Tensor[] projections, " + _REST + ") -> Tensor"
 _KEPT = "Tensor? kept=None, Tensor? kept_weight=None"
 
 SCHEMAS = {
@@ -68,8 +70,8 @@ SCHEMAS = {
     "Tensor norm_weight, Tensor norm_bias, float eps) -> Tensor",
     "feed_forward": "(Tensor x, Tensor grow_weight, Tensor? grow_bias, Tensor weight, Tensor? bias, "
     "Tensor norm_weight, Tensor norm_bias, float eps) -> Tensor",
-    "post_norm_rest": "(Tensor x, Tensor residual, Tensor? index, Tensor[] dense, Tensor[] dense_norm, "
-    "float dense_eps, Tensor[] grow, Tensor[] shrink, Tensor[] norm, float eps) -> Tensor",
+    "post_norm_rest": "(Tensor x, Tensor residual, Tensor? index, " + _REST + ") -> Tensor",
+    "post_norm_layer": "(" + _LAYER,
     "quantize_rows": "(Tensor x, Tensor? index, Tensor? columns=None) -> (Tensor rows, Tensor scales, Tensor kept)",
     "dequantize_rows": "(Tensor rows, Tensor scales, Tensor? index) -> Tensor",
     "int8_linear": "(Tensor rows, Tensor row_scales, Tensor weight, Tensor column_scales, Tensor? bias, "
@@ -81,8 +83,8 @@ SCHEMAS = {
     "int8_linear_add_layer_norm": "(Tensor rows, Tensor row_scales, Tensor weight, Tensor column_scales, Tensor? bias, "
     "Tensor residual, Tensor? index, Tensor norm_weight, Tensor norm_bias, float eps, " + _KEPT + ") -> Tensor",
     "int8_dynamic_linear": "(Tensor x, Tensor[] layer) -> Tensor",
-    "int8_post_norm_rest": "(Tensor x, Tensor residual, Tensor? index, Tensor[] dense, Tensor[] dense_norm, "
-    "float dense_eps, Tensor[] grow, Tensor[] shrink, Tensor[] norm, float eps) -> Tensor",
+    "int8_post_norm_rest": "(Tensor x, Tensor residual, Tensor? index, " + _REST + ") -> Tensor",
+    "int8_post_norm_layer": "(" + _LAYER,
     "normalized_entropy": "(Tensor logits) -> Tensor",
     "label_entropy": "(Tensor logits) -> Tensor",
     "exit_head": "(Tensor features, Tensor dense_weight, Tensor dense_bias, Tensor weight, Tensor bias, "
@@ -300,6 +302,11 @@ def post_norm_rest(x: Tensor, residual: Tensor, index: Tensor | None, *layers: A
 
 
 @_implements
+def post_norm_layer(*arguments: Any) -> Tensor:
+    return reference.post_norm_layer(*arguments)
+
+
+@_implements
 def quantize_rows(x: Tensor, index: Tensor | None, columns: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     return _with_kept(x, reference.quantize_rows(x, index, columns))
 
@@ -350,6 +357,11 @@ def int8_dynamic_linear(x: Tensor, layer: Sequence[Tensor]) -> Tensor:
 def int8_post_norm_rest(x: Tensor, residual: Tensor, index: Tensor | None, *layers: Any) -> Tensor:
     arguments = x, residual, *layers, index
     return reference.int8_post_norm_rest(*arguments)
+
+
+@_implements
+def int8_post_norm_layer(*arguments: Any) -> Tensor:
+    return reference.int8_post_norm_layer(*arguments)
 
 
 @_implements

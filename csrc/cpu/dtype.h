@@ -43,6 +43,10 @@ inline BFloat16 from_float<BFloat16>(float x) {  // to nearest, ties to even; Na
   return {static_cast<uint16_t>(bits >> 16)};
 }
 
+inline int64_t bytes_of(Dtype dtype) {
+  return dtype == Dtype::kFloat32 ? 4 : 2;
+}
+
 // Calls f with a value of the C++ type of dtype.
 template <typename F>
 inline void with_type(Dtype dtype, const F& f) {

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers.activations import GELUActivation
 
 import mp_kernels
-from mp_kernels import Ragged
+from mp_kernels import Kept, Ragged
 from mp_kernels.memory import in_cache_blocks
 
 from .attention import Relation
@@ -22,7 +22,9 @@ from .forms import (
     ModuleBlock,
     PlainModules,
     RaggedLayer,
+    Survive,
     modules_within,
+    output_of,
     why_modules,
     why_modules_now,
 )
@@ -210,6 +212,19 @@ class PostNormBlock(PreparedBlock):
         query, key, value = self._product(batch.values, self.weights.whole).chunk(3, dim=1)
         return query, key, value
 
+    def whole(
+        self, batch: Ragged, survive: Survive | None = None, keys_values: KeysValues | None = None
+    ) -> tuple[Ragged, Kept | None]:
+        """As :meth:`.forms.Block.whole`; in one call where nothing comes in between."""
+        parts, weights = self.parts, self.weights
+        is_gelu = type(parts.activation) is GELUActivation
+        if survive is not None or keys_values is not None or self.relation is not None or not is_gelu:
+            return super().whole(batch, survive, keys_values)
+        (dense, grow, shrink), (first, last) = weights.linears, weights.norms
+        rest = dense, first, parts.context_norm.eps, grow, shrink, last, parts.norm.eps
+        values = self._layer(batch.values, batch.cu_seqlens, batch.max_seqlen, parts.heads, weights.whole, *rest)
+        return output_of(values, None, batch), None
+
     @staticmethod
     def _product(x: Tensor, layer: Sequence[Tensor]) -> Tensor:
         """A linear layer's outputs, ``[rows, outputs]``."""
@@ -228,6 +243,7 @@ class PostNormBlock(PreparedBlock):
         attended = self._add_and_norm(parts.context, first, context, residual, index)
         return in_cache_blocks(step, attended, parts.grow.out_features * attended.element_size())
 
+    _layer = staticmethod(mp_kernels.post_norm_layer)
     _rest = staticmethod(mp_kernels.post_norm_rest)
 
     def _grown(self, attended: Tensor) -> Tensor:
@@ -246,6 +262,7 @@ class Int8PostNormBlock(PostNormBlock):
     """The prepared form on int8 weights: rows are quantised on their way into each product, with a scale of their own."""
 
     _product = staticmethod(mp_kernels.int8_dynamic_linear)
+    _layer = staticmethod(mp_kernels.int8_post_norm_layer)
     _rest = staticmethod(mp_kernels.int8_post_norm_rest)
 
     def _grown(self, attended: Tensor) -> Tensor:

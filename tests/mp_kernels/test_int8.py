@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.utils._pytree as pytree
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,7 +15,8 @@ from mp_kernels import extension, reference
 from mp_kernels import int8 as int8_functions
 from mp_kernels.int8 import pack_int8_weight_, unpack_int8_weight
 from support.accuracy import assert_same_bits
-from support.operator_samples import factors, floats, int8, int8_layer
+from support.operator_samples import factors, floats, int8, int8_layer, int8_layers
+from support.ragged_batches import cu_seqlens_of
 
 # Around the widths of vectors, and of the buffer in which a row is kept between two passes.
 WIDTHS = (1, 3, 4, 7, 8, 9, 15, 16, 17, 63, 64, 65, 768, 4079, 4080, 4081, 4096, 5000)
@@ -291,6 +293,53 @@ def test_layers_have_the_bits_of_their_steps(
     assert_same_bits(torch.cat([*alone, wanted[1][:0]]), wanted[1])
 
 
+LENGTHS = ([], [0], [1], [2, 1, 1], [17], [32, 0, 1], [64], [65, 3], [128, 1], [40, 100, 3, 60], [1, 300])
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("kept", [0, 2])
+@pytest.mark.parametrize("lengths", LENGTHS)
+def test_whole_layers_have_the_bits_of_their_steps(
+    lengths: list[int], kept: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the number of threads, and whatever a sample's companions."""
+    cu_seqlens, x = cu_seqlens_of(lengths), torch.randn(sum(lengths), 32)
+    heads, projections, *rest = int8_layers(32, 2, 64, kept)
+
+    def layer_of(x: torch.Tensor, cu_seqlens: torch.Tensor) -> torch.Tensor:
+        return mp_kernels.int8_post_norm_layer(x, cu_seqlens, max([0, *lengths]), heads, projections, *rest)
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        found = layer_of(x, cu_seqlens)
+        alone = [layer_of(own, cu_seqlens_of([len(own)])) for own in x.split(lengths)]
+    finally:
+        torch.set_num_threads(before)
+    assert_same_bits(torch.cat([*alone, found[:0]]), found)
+    q, k, v = mp_kernels.int8_dynamic_linear(x, projections).view(-1, 3, heads, 16).unbind(1)
+    context, _ = mp_kernels.ragged_attention(q, k, v, cu_seqlens, max([0, *lengths]))
+    assert_same_bits(found, mp_kernels.int8_post_norm_rest(context.flatten(1), x, *rest))
+    monkeypatch.setattr(int8_functions, "_in_kernels", lambda *_: False)
+    assert_same_bits(found, layer_of(x, cu_seqlens))
+
+
+@pytest.mark.parametrize("inner", [64, 48, 5])
+@pytest.mark.parametrize("kept", [0, 1, 4])
+def test_whole_layers_are_near_their_definition(inner: int, kept: int) -> None:
+    """By the operator itself, whatever the shape, and by what is chosen for it; an integer may be rounded away."""
+    x, cu_seqlens = torch.randn(40, 32), cu_seqlens_of([17, 0, 1, 22])
+    layers = int8_layers(32, 2, inner, kept)
+    wide = pytree.tree_map_only(
+        torch.Tensor, lambda y: y.double() if y.is_floating_point() else y, (x, cu_seqlens, 22, *layers)
+    )
+    exact = reference.int8_post_norm_layer(*wide)
+    for function in (mp_kernels.int8_post_norm_layer, torch.ops.mp_kernels.int8_post_norm_layer):
+        found = function(x, cu_seqlens, 22, *layers)
+        assert (found - exact).abs().max() < 0.1
+        assert (found - exact).abs().mean() < 2e-3
+
+
 @pytest.mark.parametrize("inner", [64, 48, 5])
 @pytest.mark.parametrize("kept", [0, 1, 4])
 def test_layers_are_near_their_definition(inner: int, kept: int) -> None:
@@ -344,6 +393,28 @@ def test_bad_layers_are_refused(name: str) -> None:
     schema = torch.ops.mp_kernels.int8_post_norm_rest.default._schema
     with pytest.raises(RuntimeError, match=message):
         torch.ops.mp_kernels.int8_post_norm_rest(*(arguments[x.name] for x in schema.arguments))
+
+
+BAD_WHOLES = {
+    "x": (torch.ones(4, 31), "x must be .* of layers that fit each other"),
+    "cu_seqlens": (torch.tensor([0, 2, 5], dtype=torch.int32), r"the last entry of cu_seqlens must be .* 4; got 5"),
+    "max_seqlen": (2, "max_seqlen must be at least the longest sample, 3; got 2"),
+    "heads": (5, "queries, keys and values of 5 heads; got 96 outputs"),
+    "projections": (int8_layer(96, 64), "x must be .* of layers that fit each other"),
+    "dense": (int8_layer(32, 64), "x must be .* of layers that fit each other"),
+    "grow": (int8_layer(64, 48), "the layers must fit each other"),
+    "norm": ([torch.ones(32)], r"a LayerNorm must be \[weight, bias\]; got 1"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_WHOLES)
+def test_bad_whole_layers_are_refused(name: str) -> None:
+    value, message = BAD_WHOLES[name]
+    names = [x.name for x in torch.ops.mp_kernels.int8_post_norm_layer.default._schema.arguments]
+    good = torch.randn(4, 32), cu_seqlens_of([3, 1]), 3, *int8_layers(32, 2, 64)
+    arguments = dict(zip(names, good, strict=True)) | {name: value}
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.mp_kernels.int8_post_norm_layer(*arguments.values())
 
 
 @pytest.mark.parametrize("features", [1, 7, 16, 33, 768])

@@ -15,6 +15,8 @@ import mp_kernels
 from mp_kernels import extension, products, reference
 from mp_kernels.products import row_blocks
 from support.accuracy import assert_accurate, assert_no_worse_than_plain, assert_same_bits
+from support.operator_samples import float_layers
+from support.ragged_batches import cu_seqlens_of
 
 COUNTS = (0, 1, 15, 16, 17, 48, 49, 63, 64, 65, 80, 81, 127, 1023, 1024, 1025, 1088, 2047, 5000)
 TILES = pytest.mark.skipif(not extension.multiplies_in_tiles(64, 64), reason="this processor has no tiles for bfloat16")
@@ -172,6 +174,77 @@ def test_the_rest_of_a_layer_has_the_bits_of_its_steps(shape: tuple[int, ...], t
         exact = reference.post_norm_rest(*pytree.tree_map_only(torch.Tensor, in_float64, arguments))
         apart = {torch.float32: 2e-5, torch.bfloat16: 0.1}[dtype]
         torch.testing.assert_close(direct.double(), exact, rtol=apart, atol=apart)
+
+
+LENGTHS = ([], [0], [1], [3], [4], [2, 1, 1], [17], [16, 0, 1, 15], [55], [128, 5], [256], [1, 255, 3])
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("lengths", LENGTHS)
+def test_a_layer_has_the_bits_of_its_steps(lengths: list[int], threads: int) -> None:
+    """Where our kernels compute it, whatever the number of threads; near its definition everywhere."""
+    cu_seqlens, total, longest = cu_seqlens_of(lengths), sum(lengths), max([0, *lengths])
+    before = torch.get_num_threads()
+    for dtype, width in ((torch.float32, 32), (torch.bfloat16, 64), (torch.float32, 30)):
+        x = torch.randn(total, width).to(dtype)
+        heads, projections, *rest = float_layers(width, 2, 48, dtype)
+        with torch.inference_mode():
+            ours = products.in_kernels(x, projections[0], *(weight for weight, *_ in (rest[0], *rest[3:5])))
+            alone = mp_kernels.post_norm_layer(x, cu_seqlens, longest, heads, projections, *rest)
+            try:
+                torch.set_num_threads(threads)
+                found = mp_kernels.post_norm_layer(x, cu_seqlens, longest + 3, heads, projections, *rest)
+                direct = torch.ops.mp_kernels.post_norm_layer(x, cu_seqlens, longest, heads, projections, *rest)
+                q, k, v = mp_kernels.linear(x, *projections).view(total, 3, heads, width // heads).unbind(1)
+                context, _ = mp_kernels.ragged_attention(q, k, v, cu_seqlens, longest)
+                wanted = mp_kernels.post_norm_rest(context.flatten(1), x, *rest)
+            finally:
+                torch.set_num_threads(before)
+        assert_same_bits(found, wanted)
+        if ours:
+            assert_same_bits(found, alone)
+        wide = pytree.tree_map_only(torch.Tensor, in_float64, (x, cu_seqlens, longest, heads, projections, *rest))
+        apart = {torch.float32: 5e-5, torch.bfloat16: 0.2}[dtype]
+        torch.testing.assert_close(direct.double(), reference.post_norm_layer(*wide), rtol=apart, atol=apart)
+
+
+def test_gradients_of_a_layer() -> None:
+    cu_seqlens, x = cu_seqlens_of([3, 0, 1, 5]), torch.randn(9, 6)
+    heads, projections, dense, first, _, grow, shrink, last, _ = float_layers(6, 2, 5)
+
+    def layer_of(module, x, *tensors):
+        projections, dense, first, grow, last = (tensors[i : i + 2] for i in (0, 2, 4, 6, 9))
+        parts = projections, dense, first, WIDE, grow, tensors[8:9], last, WIDE
+        return module.post_norm_layer(x, cu_seqlens, 5, heads, *parts)
+
+    assert_accurate(
+        lambda *xs: layer_of(mp_kernels, *xs),
+        lambda *xs: layer_of(reference, *xs),
+        None,
+        [x, *projections, *dense, *first, *grow, *shrink, *last],
+    )
+
+
+BAD_WHOLES = {
+    "x": (torch.ones(4, 31), "a weight must be"),
+    "cu_seqlens": (torch.tensor([0, 2, 5], dtype=torch.int32), r"the last entry of cu_seqlens must be .* 4; got 5"),
+    "max_seqlen": (2, "max_seqlen must be at least the longest sample, 3; got 2"),
+    "heads": (5, r"queries, keys and values of 5 heads; got 96 outputs"),
+    "projections": ([torch.ones(95, 32)], r"queries, keys and values of 2 heads; got 95 outputs"),
+    "dense": ([torch.ones(32, 31)], "a weight must be"),
+    "norm": ([torch.ones(32)], r"a LayerNorm must be \[weight, bias\]"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_WHOLES)
+def test_bad_layers_are_refused(name: str) -> None:
+    """By the compiled operator, whatever its caller looked at."""
+    value, message = BAD_WHOLES[name]
+    names = [x.name for x in torch.ops.mp_kernels.post_norm_layer.default._schema.arguments]
+    good = torch.randn(4, 32), cu_seqlens_of([3, 1]), 3, *float_layers(32, 2, 48)
+    arguments = dict(zip(names, good, strict=True)) | {name: value}
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.mp_kernels.post_norm_layer(*arguments.values())
 
 
 def test_few_rows_are_read_where_they_lie() -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 import mp_kernels
+from mp_kernels import products
 from mp_model import PyramidBertForSequenceClassification, engine
 from mp_model.pruning import Pruning, top_k_counts
 from support import definition, tiny
@@ -456,6 +457,7 @@ def test_executed_flops_are_those_of_the_matrix_products_that_run(
         return attention(q, k, v, cu_seqlens, max_seqlen, scale, cu_seqlens_q=cu_seqlens_q, **options)
 
     monkeypatch.setattr(mp_kernels, "ragged_attention", counted_attention)
+    monkeypatch.setattr(products, "ragged_attention", counted_attention)
 
     def of_head(features, dense, _, classifier, *__, **___):
         return 2 * features[0] * (dense[0] * dense[1] + classifier[0] * classifier[1])
@@ -466,8 +468,19 @@ def test_executed_flops_are_those_of_the_matrix_products_that_run(
     def of_rest(x, residual, index, dense, norm, eps, grow, shrink, *_, **__):
         return sum(of_layer(x, weight) for weight, *_ in (dense, grow, shrink))
 
+    def of_whole(x, cu_seqlens, max_seqlen, heads, projections, *rest, **__):
+        return of_layer(x, projections[0]) + of_rest(x, x, None, *rest)
+
     ops = torch.ops.mp_kernels
-    formulas = {ops.linear: of_layer, ops.post_norm_rest: of_rest}
+    layer = ops.post_norm_layer.default
+
+    def counted_layer(x, cu_seqlens, *others):
+        nonlocal in_attention
+        in_attention += 4 * int((cu_seqlens.diff().long() ** 2).sum()) * x.shape[1]
+        return layer(x, cu_seqlens, *others)
+
+    monkeypatch.setattr(ops, "post_norm_layer", counted_layer)
+    formulas = {ops.linear: of_layer, ops.post_norm_rest: of_rest, layer.overloadpacket: of_whole}
     with FlopCounterMode(display=False, custom_mapping={**formulas, ops.exit_head: of_head}) as counter:
         output = model(**BATCH.padded(), exit_threshold=threshold)
 

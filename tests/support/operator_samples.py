@@ -64,6 +64,31 @@ def layer(rows: int, outputs: int, features: int = 7, dtype: torch.dtype = torch
     return torch.randn(rows, features).to(dtype), (torch.randn(outputs, features) / features**0.5).to(dtype)
 
 
+def packed_batch(rows: int, width: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Random rows ``[rows, width]``, their samples' first rows, one sample being empty, and a bound on lengths."""
+    starts = torch.tensor([0, min(rows, 1), min(rows, 1), rows], dtype=torch.int32)
+    return torch.randn(rows, width).to(dtype), starts, rows
+
+
+def float_layers(width: int, heads: int, inner: int, dtype: torch.dtype = torch.float32) -> tuple:
+    """Heads and random weights of a layer that normalises after each residual."""
+    projections, dense, grow, shrink = (
+        [layer(0, outputs, features, dtype)[1], torch.randn(outputs).to(dtype)]
+        for outputs, features in ((3 * width, width), (width, width), (inner, width), (width, inner))
+    )
+    norms = [[x.to(dtype) for x in floats(width)] for _ in range(2)]
+    return heads, projections, dense, norms[0], 1e-2, grow, shrink[:1], norms[1], 1e-2
+
+
+def int8_layers(width: int, heads: int, inner: int, kept: int = 0) -> tuple:
+    """The same with int8 weights; kept: columns that are kept as floats."""
+    projections, dense, grow, shrink = (
+        int8_layer(outputs, features, kept)
+        for outputs, features in ((3 * width, width), (width, width), (inner, width), (width, inner))
+    )
+    return heads, projections, dense, floats(width), 1e-2, grow, shrink, floats(width), 1e-2
+
+
 def turns(places: int, pairs: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Cosine and sine of random angles, ``[places, pairs]`` each."""
     angles = torch.randn(places, pairs)
@@ -111,7 +136,7 @@ def results_of(operator: Callable, sample: tuple) -> list[torch.Tensor]:
 
 
 # They round sums of bfloat16, whose order differs between implementations, and go on with what was rounded.
-ROUNDING = ("linear", "linear_add_layer_norm", "feed_forward", "post_norm_rest")
+ROUNDING = ("linear", "linear_add_layer_norm", "feed_forward", "post_norm_rest", "post_norm_layer")
 
 
 def assert_same_results(name: str, got: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
@@ -247,6 +272,15 @@ SAMPLES: dict[str, Callable[[], list[tuple]]] = {
             *([halves(96, 32) / 8, halves(96)], [halves(32, 96) / 8], [halves(32)] * 2, 1e-5),
         ),
     ],
+    "post_norm_layer": lambda: [
+        (*packed_batch(rows, width, dtype), *float_layers(width, heads, inner, dtype))
+        for rows, width, heads, inner, dtype in (
+            (0, 6, 2, 5, torch.float32),
+            (9, 6, 2, 5, torch.float32),
+            (20, 16, 2, 24, torch.float32),  # few rows, for which there are kernels
+            (9, 64, 2, 96, torch.bfloat16),
+        )
+    ],
     "quantize_rows": lambda: [
         (torch.randn(4, 5), None),
         (torch.randn(4, 5), torch.tensor([3, 1])),
@@ -291,6 +325,10 @@ SAMPLES: dict[str, Callable[[], list[tuple]]] = {
             (5, 64, 2, torch.tensor([2, 0, 1, 1, 0])),
             (0, 48, 1, None),
         )
+    ],
+    "int8_post_norm_layer": lambda: [
+        (*packed_batch(rows, 32), *int8_layers(32, 2, inner, kept))
+        for rows, inner, kept in ((0, 48, 1), (9, 5, 0), (20, 64, 2))
     ],
     "normalized_entropy": lambda: [(grown(4, 5),)],
     "label_entropy": lambda: [(grown(4, 5),), (grown(4, 1),)],

@@ -47,6 +47,16 @@ def _cases() -> dict[str, tuple[Callable, list[torch.Tensor]]]:
     wide = torch.randn(9, 20)
     norm = (torch.randn(9, 37), torch.randn(37), torch.randn(37), 1e-2, nine)
 
+    starts = cu_seqlens_of([1, 0, 4, 4])
+
+    def rows_of(outputs: int, features: int) -> torch.Tensor:
+        """A part of an int8 weight."""
+        return weight.repeat(2, 1)[:outputs, :features]
+
+    def of_outputs(outputs: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scales and bias of a layer."""
+        return linear[3].repeat(2)[:outputs], linear[4].repeat(2)[:outputs]
+
     whole, halves = torch.randint(-3, 4, (40, 64)).float(), torch.randint(-1, 2, (48, 64)).float()
 
     def in_halves(m) -> torch.Tensor:
@@ -113,6 +123,15 @@ def _cases() -> dict[str, tuple[Callable, list[torch.Tensor]]]:
             ),
             [torch.randn(shape) for shape in ((9, 37), (9, 20), (20, 37), (20,), (11, 20), (11,), (20, 11))],
         ),
+        "post_norm_layer": (
+            lambda m, x, *xs: m.post_norm_layer(
+                x, starts, 4, 3, xs[:2], xs[2:4], wide[:2], 1e-2, xs[4:5], xs[5:], wide[2:4], 1e-2
+            ),
+            [
+                torch.randn(shape) / 4
+                for shape in ((9, 20), (45, 20), (45,), (20, 15), (20,), (11, 20), (20, 11), (20,))
+            ],
+        ),
         "quantize_rows": (lambda m: m.quantize_rows(x, nine), []),
         "dequantize_rows": (lambda m: m.dequantize_rows(rows, linear[1], nine), []),
         "int8_linear": (lambda m: m.int8_linear(*linear), []),
@@ -123,6 +142,20 @@ def _cases() -> dict[str, tuple[Callable, list[torch.Tensor]]]:
             lambda m: m.int8_post_norm_rest(
                 *(x, norm[0], linear[2:], norm[1:3], 1e-2),
                 *((weight, linear[3], norm[1], nine[:3], norm[0][:3].t()), linear[2:], norm[1:3], 1e-2, nine),
+            ),
+            [],
+        ),
+        "int8_post_norm_layer": (
+            lambda m: m.int8_post_norm_layer(
+                *(x[:, :20], starts, 4, 3, (rows_of(45, 20), *of_outputs(45)), (rows_of(20, 15), *of_outputs(20))),
+                *(
+                    wide[:2],
+                    1e-2,
+                    (rows_of(11, 20), *of_outputs(11)),
+                    (rows_of(20, 11), *of_outputs(20)),
+                    wide[2:4],
+                    1e-2,
+                ),
             ),
             [],
         ),
