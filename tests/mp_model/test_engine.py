@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 import mp_kernels
-from mp_kernels import products
 from mp_model import PyramidBertForSequenceClassification, engine
+from mp_model.backbones.post_norm import PostNormBlock
 from mp_model.pruning import Pruning, top_k_counts
 from support import definition, tiny
 from support.pyramids import BATCH, HEADS, LAYERS, PRUNINGS, calibrated
@@ -456,8 +456,13 @@ def test_executed_flops_are_those_of_the_matrix_products_that_run(
         in_attention += 4 * int((queries * cu_seqlens.diff() * computed).sum()) * q[0].numel()
         return attention(q, k, v, cu_seqlens, max_seqlen, scale, cu_seqlens_q=cu_seqlens_q, **options)
 
+    def counted_layer(x, cu_seqlens, *others):
+        nonlocal in_attention
+        in_attention += 4 * int((cu_seqlens.diff().long() ** 2).sum()) * x.shape[1]
+        return mp_kernels.post_norm_layer(x, cu_seqlens, *others)
+
     monkeypatch.setattr(mp_kernels, "ragged_attention", counted_attention)
-    monkeypatch.setattr(products, "ragged_attention", counted_attention)
+    monkeypatch.setattr(PostNormBlock, "_layer", staticmethod(counted_layer))
 
     def of_head(features, dense, _, classifier, *__, **___):
         return 2 * features[0] * (dense[0] * dense[1] + classifier[0] * classifier[1])
@@ -472,15 +477,7 @@ def test_executed_flops_are_those_of_the_matrix_products_that_run(
         return of_layer(x, projections[0]) + of_rest(x, x, None, *rest)
 
     ops = torch.ops.mp_kernels
-    layer = ops.post_norm_layer.default
-
-    def counted_layer(x, cu_seqlens, *others):
-        nonlocal in_attention
-        in_attention += 4 * int((cu_seqlens.diff().long() ** 2).sum()) * x.shape[1]
-        return layer(x, cu_seqlens, *others)
-
-    monkeypatch.setattr(ops, "post_norm_layer", counted_layer)
-    formulas = {ops.linear: of_layer, ops.post_norm_rest: of_rest, layer.overloadpacket: of_whole}
+    formulas = {ops.linear: of_layer, ops.post_norm_rest: of_rest, ops.post_norm_layer: of_whole}
     with FlopCounterMode(display=False, custom_mapping={**formulas, ops.exit_head: of_head}) as counter:
         output = model(**BATCH.padded(), exit_threshold=threshold)
 
