@@ -20,6 +20,7 @@ namespace {
 using mp::Columns;
 using mp::float_vector;
 using mp::Int8Weight;
+using mp::joined;
 using mp::kInt8Panel;
 using mp::matrix;
 using mp::require;
@@ -179,12 +180,13 @@ void run(int64_t count, const Tensor& like, const std::vector<const Layer*>& lay
                    });
 }
 
-// The steps of one layer, from rows of floats to rows of floats.
-std::vector<Step> linear_steps(const Layer& layer, Taker& memory, const float* from, float* out, int64_t count) {
+// The steps of one layer, from rows of floats, x[index] or x, to rows of floats.
+std::vector<Step> linear_steps(const Layer& layer, Taker& memory, const float* from, float* out, int64_t count,
+                               const int64_t* index = nullptr) {
   const mp::Int8Rows rows = layer.rows_from(memory, count);
   auto* elements = reinterpret_cast<int32_t*>(memory.floats(count * layer.outputs()));
   const auto quantise = [=, &layer](int64_t begin, int64_t end, float*) {
-    mp::kernels().quantize_rows(from, nullptr, layer.features(), rows, begin, end);
+    mp::kernels().quantize_rows(from, index, layer.features(), rows, begin, end);
   };
   const auto finish = [=, &layer](int64_t begin, int64_t end, float*) {
     mp::kernels().dequantize(layer.floats_of(elements, rows), out, begin, end);
@@ -276,9 +278,9 @@ class Rest {
   }
 
   // All rows of contexts, by the threads that are free.
-  void run(const Tensor& context, const float* residual, const int64_t* index, float* out) const {
-    const float* from = context.const_data_ptr<float>();
-    ::run(context.size(0), context, layers(), [&](Taker& memory, int64_t first, int64_t count) {
+  void run(int64_t rows, const Tensor& like, const float* from, const float* residual, const int64_t* index,
+           float* out) const {
+    ::run(rows, like, layers(), [&](Taker& memory, int64_t first, int64_t count) {
       const int64_t* some = index ? index + first : nullptr;
       const float* entered = some ? residual : residual + first * width();
       return steps(memory, from + first * features(), entered, some, out + first * width(), count);
@@ -302,7 +304,8 @@ Tensor int8_post_norm_rest(const Tensor& x, const Tensor& residual, std::optiona
           ": x must be [rows, ", rest.features(), "] and residual, after index, [rows, ", rest.width(), "]; got ",
           shape_of(x), " and ", shape_of(residual));
   Tensor result = torch::stable::new_empty(source, {source.size(0), rest.width()});
-  rest.run(source, residuals.const_data_ptr<float>(), places.data(), result.mutable_data_ptr<float>());
+  rest.run(source.size(0), source, source.const_data_ptr<float>(), residuals.const_data_ptr<float>(), places.data(),
+           result.mutable_data_ptr<float>());
   return result;
 }
 
@@ -315,12 +318,12 @@ Tensor int8_post_norm_layer(const Tensor& x, const Tensor& cu_seqlens, int64_t m
   const Rest rest(op, dense, dense_norm, dense_eps, grow, shrink, norm, eps);
   const Tensor source = matrix(op, "x", x, ScalarType::Float, "float32");
   const int64_t count = source.size(0), outputs = projection.outputs();
-  const mp::SelfAttention attention(op, cu_seqlens, max_seqlen, count, heads, outputs);
-  require(
-      source.size(1) == projection.features() && source.size(1) == rest.width() && attention.width() == rest.features(),
-      op, ": x must be [rows, width] of layers that fit each other; got x ", shape_of(x), ", projections of ",
-      projection.features(), " features and ", outputs, " outputs, dense of ", rest.features(), " features and ",
-      rest.width(), " outputs");
+  require(outputs % 3 == 0, op, ": projections must be queries, keys and values; got ", outputs, " outputs");
+  const mp::SelfAttention attention(op, cu_seqlens, max_seqlen, count, heads, outputs / 3);
+  require(source.size(1) == projection.features() && source.size(1) == rest.width() && outputs == 3 * rest.features(),
+          op, ": x must be [rows, width] of layers that fit each other; got x ", shape_of(x), ", projections of ",
+          projection.features(), " features and ", outputs, " outputs, dense of ", rest.features(), " features and ",
+          rest.width(), " outputs");
   Tensor result = torch::stable::new_empty(source, {count, rest.width()});
   const float* from = source.const_data_ptr<float>();
   float* out = result.mutable_data_ptr<float>();
@@ -330,11 +333,10 @@ Tensor int8_post_norm_layer(const Tensor& x, const Tensor& cu_seqlens, int64_t m
     run_shared(source, std::max(scratch_of(layers, count), attention.scratch()), [&](Taker& memory) {
       float *rows = memory.floats(count * outputs), *context = memory.floats(count * rest.features());
       float* sums = memory.floats(attention.sums());
-      std::vector<Step> steps = linear_steps(projection, memory, from, rows, count);
-      steps.push_back(attention.step(attention.forward(mp::Dtype::kFloat32, rows, context, sums)));
-      const std::vector<Step> others = rest.steps(memory, context, from, nullptr, out, count);
-      steps.insert(steps.end(), others.begin(), others.end());
-      return steps;
+      const mp::AttentionForward forward = attention.forward(mp::Dtype::kFloat32, rows, context, sums);
+      return joined({linear_steps(projection, memory, from, rows, count),
+                     {attention.step(forward)},
+                     rest.steps(memory, context, from, nullptr, out, count)});
     });
     return result;
   }
@@ -348,7 +350,55 @@ Tensor int8_post_norm_layer(const Tensor& x, const Tensor& cu_seqlens, int64_t m
     });
     attention.run(attention.forward(mp::Dtype::kFloat32, to, context.data_ptr(), sums.mutable_data_ptr<float>()));
   }
-  rest.run(context, from, nullptr, out);
+  rest.run(count, source, context.const_data_ptr<float>(), from, nullptr, out);
+  return result;
+}
+
+Tensor int8_post_norm_first(const Tensor& x, const Tensor& cu_seqlens, int64_t max_seqlen, int64_t heads,
+                            std::vector<Tensor> queries_parts, std::vector<Tensor> keys_values_parts,
+                            std::vector<Tensor> dense, std::vector<Tensor> dense_norm, double dense_eps,
+                            std::vector<Tensor> grow, std::vector<Tensor> shrink, std::vector<Tensor> norm,
+                            double eps) {
+  const char* op = "int8_post_norm_first";
+  const Layer queries(op, "queries", queries_parts), keys_values(op, "keys_values", keys_values_parts);
+  const Rest rest(op, dense, dense_norm, dense_eps, grow, shrink, norm, eps);
+  const Tensor source = matrix(op, "x", x, ScalarType::Float, "float32");
+  const int64_t total = source.size(0), width = queries.outputs();
+  const mp::SelfAttention attention(op, cu_seqlens, max_seqlen, total, heads, width, true);
+  require(source.size(1) == queries.features() && source.size(1) == keys_values.features() &&
+              source.size(1) == rest.width() && keys_values.outputs() == 2 * width && width == rest.features(),
+          op, ": x must be [rows, width] of layers that fit each other; got x ", shape_of(x), ", queries of ",
+          queries.features(), " features and ", width, " outputs, keys_values of ", keys_values.features(),
+          " features and ", keys_values.outputs(), " outputs, dense of ", rest.features(), " features and ",
+          rest.width(), " outputs");
+  const int64_t batch = attention.queries();
+  const int64_t* first_rows = attention.first_rows().data();
+  Tensor result = torch::stable::new_empty(source, {batch, rest.width()});
+  const float* from = source.const_data_ptr<float>();
+  float* out = result.mutable_data_ptr<float>();
+  Tensor memory = torch::stable::new_empty(source, {2 * (total + batch) * width + attention.sums()});
+  float* rows = memory.mutable_data_ptr<float>();
+  float *asking = rows + 2 * total * width, *context = asking + batch * width, *sums = context + batch * width;
+  const mp::AttentionForward forward = attention.forward(mp::Dtype::kFloat32, asking, rows, context, sums);
+  std::vector<const Layer*> layers = rest.layers();
+  layers.insert(layers.end(), {&queries, &keys_values});
+  if (share(total, layers)) {
+    run_shared(source, std::max(scratch_of(layers, total), attention.scratch()), [&](Taker& more) {
+      return joined({linear_steps(keys_values, more, from, rows, total),
+                     linear_steps(queries, more, from, asking, batch, first_rows),
+                     {attention.step(forward)},
+                     rest.steps(more, context, from, first_rows, out, batch)});
+    });
+    return result;
+  }
+  run(total, source, {&keys_values}, [&](Taker& more, int64_t first, int64_t some) {
+    return linear_steps(keys_values, more, from + first * keys_values.features(), rows + first * 2 * width, some);
+  });
+  run(batch, source, {&queries}, [&](Taker& more, int64_t first, int64_t some) {
+    return linear_steps(queries, more, from, asking + first * width, some, first_rows + first);
+  });
+  attention.run(forward);
+  rest.run(batch, source, context, from, first_rows, out);
   return result;
 }
 
@@ -358,4 +408,5 @@ STABLE_TORCH_LIBRARY_IMPL(mp_kernels, CPU, m) {
   m.impl("int8_dynamic_linear", TORCH_BOX(&int8_dynamic_linear));
   m.impl("int8_post_norm_rest", TORCH_BOX(&int8_post_norm_rest));
   m.impl("int8_post_norm_layer", TORCH_BOX(&int8_post_norm_layer));
+  m.impl("int8_post_norm_first", TORCH_BOX(&int8_post_norm_first));
 }

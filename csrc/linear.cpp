@@ -6,6 +6,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
+#include <cstring>
 #include <optional>
 #include <vector>
 
@@ -20,6 +21,7 @@ extern "C" int64_t mp_few_rows(int64_t outputs, int64_t features);
 
 namespace {
 
+using mp::joined;
 using mp::require;
 using mp::RowIndex;
 using mp::rows_per_thread;
@@ -96,6 +98,28 @@ class Linear {
             bias_ ? bias_->const_data_ptr<float>() : nullptr,
             packed.mutable_data_ptr<float>(),
             result.mutable_data_ptr<float>()};
+  }
+
+  // Whether rows are multiplied in steps that threads share.
+  bool in_steps(int64_t rows) const {
+    const int64_t most = mp_few_rows(outputs(), features());
+    return dtype_ == mp::Dtype::kFloat32 && most > 0 && rows <= most;
+  }
+
+  // The steps of x's product, after `before` was done with x's rows; panels: of panels_for(x). x's rows lie one after
+  // the other.
+  template <typename Before>
+  std::vector<Step> steps(const Tensor& x, Tensor& panels, Tensor& result, const Before& before) const {
+    const mp::FewRows layer = few(x, panels, result);
+    if (are_few(layer.rows)) return {packing(layer, before), product(layer)};
+    const mp::Dense dense{mp::Dtype::kFloat32, layer.x,    layer.weight,   layer.bias,
+                          layer.out,           layer.rows, layer.features, layer.outputs};
+    return {{layer.rows, layer.features * 4, [=](int64_t begin, int64_t end, float*) { before(begin, end); }},
+            {layer.outputs, layer.features * 4,
+             [=](int64_t begin, int64_t end, float*) { mp::kernels().dense(dense, begin, end); }}};
+  }
+  std::vector<Step> steps(const Tensor& x, Tensor& panels, Tensor& result) const {
+    return steps(x, panels, result, [](int64_t, int64_t) {});
   }
 
   // The step that packs the rows of a product, after another step on the rows of each panel.
@@ -285,6 +309,16 @@ std::optional<Tensor> bias_of(const char* op, const char* name, const std::vecto
   return parts.size() == 2 ? std::optional(parts[1]) : std::nullopt;
 }
 
+// Certain rows of a contiguous matrix.
+Tensor rows_at(const Tensor& x, const std::vector<int64_t>& rows) {
+  Tensor result = torch::stable::new_empty(x, {static_cast<int64_t>(rows.size()), x.size(1)});
+  const size_t bytes = static_cast<size_t>(x.size(1) * mp::bytes_of(mp::floating_dtype("rows_at", "x", x)));
+  const auto* from = static_cast<const char*>(x.data_ptr());
+  auto* to = static_cast<char*>(result.data_ptr());
+  for (int64_t row : rows) std::memcpy(to, from + static_cast<size_t>(row) * bytes, bytes), to += bytes;
+  return result;
+}
+
 // All that follows attention in a layer that normalises after each residual, for few rows, with the memory in between.
 class RestOfFew {
  public:
@@ -304,25 +338,21 @@ class RestOfFew {
 
   const Tensor& result() const { return result_; }
 
-  // The steps from contexts, whose rows lie together.
+  // The steps from contexts, whose rows lie one after the other.
   std::vector<Step> steps(const Tensor& context) {
-    const mp::FewRows first = dense_.few(context, panels_[0], attended_),
-                      growing = grow_.few(attended_, panels_[1], grown_),
-                      shrinking = shrink_.few(grown_, panels_[2], result_);
     const mp::LayerNorm middle = dense_norm_.over(attended_), last = norm_.over(result_);
     const mp::Kernels& kernels = mp::kernels();
+    float* grown = grown_.mutable_data_ptr<float>();
+    const int64_t inner = grow_.outputs();
     const auto attend = [=, &kernels](int64_t begin, int64_t end) { kernels.add_layer_norm(middle, begin, end); };
     const auto activate = [=, &kernels](int64_t begin, int64_t end) {
-      kernels.bias_gelu(mp::Dtype::kFloat32, growing.out, nullptr, growing.out, growing.outputs, begin, end);
+      kernels.bias_gelu(mp::Dtype::kFloat32, grown, nullptr, grown, inner, begin, end);
     };
     const auto finish = [=, &kernels](int64_t begin, int64_t end, float*) { kernels.add_layer_norm(last, begin, end); };
-    return {Linear::packing(first),
-            Linear::product(first),
-            Linear::packing(growing, attend),
-            Linear::product(growing),
-            Linear::packing(shrinking, activate),
-            Linear::product(shrinking),
-            Step{context.size(0), last.width * 4, finish}};
+    return joined({dense_.steps(context, panels_[0], attended_),
+                   grow_.steps(attended_, panels_[1], grown_, attend),
+                   shrink_.steps(grown_, panels_[2], result_, activate),
+                   {Step{context.size(0), last.width * 4, finish}}});
   }
 
  private:
@@ -344,13 +374,13 @@ Tensor post_norm_rest(const Tensor& x, const Tensor& residual, std::optional<Ten
   const Linear first(op, x, x.size(1), dense[0], dense_bias), inner(op, x, first.outputs(), grow[0], grow_bias),
       last(op, x, inner.outputs(), shrink[0], shrink_bias);
   const int64_t rows = x.size(0);
-  if (!first.are_few(rows) || !inner.are_few(rows) || !last.are_few(rows)) {
+  if (!first.in_steps(rows) || !inner.in_steps(rows) || !last.in_steps(rows)) {
     const Tensor attended =
         linear_add_layer_norm(x, dense[0], dense_bias, residual, index, dense_norm[0], dense_norm[1], dense_eps);
     return feed_forward(attended, grow[0], grow_bias, shrink[0], shrink_bias, norm[0], norm[1], eps);
   }
   RestOfFew rest(op, x, first, inner, last, residual, index, dense_norm, dense_eps, norm, eps);
-  mp::run_steps(rest.steps(mp::with_rows_together(x)), mp::kernels().few_rows_scratch);
+  mp::run_steps(rest.steps(torch::stable::contiguous(x)), mp::kernels().few_rows_scratch);
   return rest.result();
 }
 
@@ -364,7 +394,8 @@ Tensor post_norm_layer(const Tensor& x, const Tensor& cu_seqlens, int64_t max_se
   require(dense_norm.size() == 2 && norm.size() == 2, op, ": a LayerNorm must be [weight, bias]");
   const Linear projection(op, x, x.size(1), projections[0], bias);
   const int64_t rows = x.size(0), outputs = projection.outputs();
-  const mp::SelfAttention attention(op, cu_seqlens, max_seqlen, rows, heads, outputs);
+  require(outputs % 3 == 0, op, ": projections must be queries, keys and values; got ", outputs, " outputs");
+  const mp::SelfAttention attention(op, cu_seqlens, max_seqlen, rows, heads, outputs / 3);
   const Linear first(op, x, attention.width(), dense[0], dense_bias), inner(op, x, first.outputs(), grow[0], grow_bias),
       last(op, x, inner.outputs(), shrink[0], shrink_bias);
   const mp::Dtype dtype = mp::floating_dtype(op, "x", x);
@@ -373,18 +404,58 @@ Tensor post_norm_layer(const Tensor& x, const Tensor& cu_seqlens, int64_t max_se
   const auto forward = [&](const Tensor& projected) {
     return attention.forward(dtype, projected.data_ptr(), context.data_ptr(), sums.mutable_data_ptr<float>());
   };
-  if (!projection.are_few(rows) || !first.are_few(rows) || !inner.are_few(rows) || !last.are_few(rows)) {
+  if (!projection.in_steps(rows) || !first.in_steps(rows) || !inner.in_steps(rows) || !last.in_steps(rows)) {
     attention.run(forward(linear(x, projections[0], bias)));
     return post_norm_rest(context, x, std::nullopt, dense, dense_norm, dense_eps, grow, shrink, norm, eps);
   }
-  const Tensor source = mp::with_rows_together(x);
+  const Tensor source = torch::stable::contiguous(x);
   RestOfFew rest(op, context, first, inner, last, source, std::nullopt, dense_norm, dense_eps, norm, eps);
   Tensor panels = projection.panels_for(source), projected = torch::stable::new_empty(source, {rows, outputs});
-  const mp::FewRows projecting = projection.few(source, panels, projected);
-  std::vector<Step> steps{Linear::packing(projecting), Linear::product(projecting), attention.step(forward(projected))};
-  const std::vector<Step> others = rest.steps(context);
-  steps.insert(steps.end(), others.begin(), others.end());
-  mp::run_steps(steps, std::max(mp::kernels().few_rows_scratch, attention.scratch()));
+  mp::run_steps(
+      joined({projection.steps(source, panels, projected), {attention.step(forward(projected))}, rest.steps(context)}),
+      std::max(mp::kernels().few_rows_scratch, attention.scratch()));
+  return rest.result();
+}
+
+Tensor post_norm_first(const Tensor& x, const Tensor& cu_seqlens, int64_t max_seqlen, int64_t heads,
+                       std::vector<Tensor> queries, std::vector<Tensor> keys_values, std::vector<Tensor> dense,
+                       std::vector<Tensor> dense_norm, double dense_eps, std::vector<Tensor> grow,
+                       std::vector<Tensor> shrink, std::vector<Tensor> norm, double eps) {
+  const char* op = "post_norm_first";
+  const std::optional<Tensor> asking_bias = bias_of(op, "queries", queries),
+                              bias = bias_of(op, "keys_values", keys_values), dense_bias = bias_of(op, "dense", dense),
+                              grow_bias = bias_of(op, "grow", grow), shrink_bias = bias_of(op, "shrink", shrink);
+  require(dense_norm.size() == 2 && norm.size() == 2, op, ": a LayerNorm must be [weight, bias]");
+  const Linear asking(op, x, x.size(1), queries[0], asking_bias), answering(op, x, x.size(1), keys_values[0], bias);
+  const int64_t total = x.size(0);
+  const mp::SelfAttention attention(op, cu_seqlens, max_seqlen, total, heads, asking.outputs(), true);
+  require(answering.outputs() == 2 * attention.width(), op,
+          ": keys_values must have twice the outputs of queries; got ", answering.outputs(), " and ", asking.outputs());
+  const Linear first(op, x, attention.width(), dense[0], dense_bias), inner(op, x, first.outputs(), grow[0], grow_bias),
+      last(op, x, inner.outputs(), shrink[0], shrink_bias);
+  const mp::Dtype dtype = mp::floating_dtype(op, "x", x);
+  const Tensor source = torch::stable::contiguous(x), entered = rows_at(source, attention.first_rows());
+  const int64_t batch = attention.queries();
+  Tensor context = torch::stable::new_empty(x, {batch, attention.width()});
+  Tensor sums = torch::stable::new_empty(x, {attention.sums()}, ScalarType::Float);
+  const auto forward = [&](const Tensor& of_first, const Tensor& of_all) {
+    return attention.forward(dtype, of_first.data_ptr(), of_all.data_ptr(), context.data_ptr(),
+                             sums.mutable_data_ptr<float>());
+  };
+  if (!answering.in_steps(total) || !asking.in_steps(batch) || !first.in_steps(batch) || !inner.in_steps(batch) ||
+      !last.in_steps(batch)) {
+    attention.run(forward(linear(entered, queries[0], asking_bias), linear(source, keys_values[0], bias)));
+    return post_norm_rest(context, entered, std::nullopt, dense, dense_norm, dense_eps, grow, shrink, norm, eps);
+  }
+  RestOfFew rest(op, context, first, inner, last, entered, std::nullopt, dense_norm, dense_eps, norm, eps);
+  Tensor panels = answering.panels_for(source), first_panels = asking.panels_for(entered);
+  Tensor of_all = torch::stable::new_empty(source, {total, answering.outputs()}),
+         of_first = torch::stable::new_empty(source, {batch, asking.outputs()});
+  mp::run_steps(joined({answering.steps(source, panels, of_all),
+                        asking.steps(entered, first_panels, of_first),
+                        {attention.step(forward(of_first, of_all))},
+                        rest.steps(context)}),
+                std::max(mp::kernels().few_rows_scratch, attention.scratch()));
   return rest.result();
 }
 
@@ -396,6 +467,7 @@ STABLE_TORCH_LIBRARY_IMPL(mp_kernels, CPU, m) {
   m.impl("feed_forward", TORCH_BOX(&feed_forward));
   m.impl("post_norm_rest", TORCH_BOX(&post_norm_rest));
   m.impl("post_norm_layer", TORCH_BOX(&post_norm_layer));
+  m.impl("post_norm_first", TORCH_BOX(&post_norm_first));
 }
 
 // For mp_kernels/products.py: whether weights [outputs, features] of bfloat16 are multiplied in tiles here.

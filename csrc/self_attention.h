@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <numeric>
 #include <vector>
 
 #include "arguments.h"
@@ -17,33 +18,36 @@ namespace mp {
 
 class SelfAttention {
  public:
-  // Of `total` rows of queries, keys and values, [total, 3 * width].
+  // first_only: whether the first row of each sample asks alone, else all do. width: of queries, as of keys and of
+  // values.
   SelfAttention(const char* op, const torch::stable::Tensor& cu_seqlens, int64_t max_seqlen, int64_t total,
-                int64_t heads, int64_t outputs)
-      : starts_(op, "cu_seqlens", cu_seqlens, total), total_(total), heads_(heads), width_(outputs / 3) {
-    require(heads > 0 && outputs > 0 && outputs % (3 * heads) == 0, op,
-            ": projections must be queries, keys and values of ", heads, " heads; got ", outputs, " outputs");
+                int64_t heads, int64_t width, bool first_only = false)
+      : starts_(op, "cu_seqlens", cu_seqlens, total), total_(total), heads_(heads), width_(width) {
+    require(heads > 0 && width > 0 && width % heads == 0, op, ": projections must be of ", heads, " heads; got ", width,
+            " outputs for the queries");
     require(max_seqlen >= starts_.longest(), op, ": max_seqlen must be at least the longest sample, ",
             starts_.longest(), "; got ", max_seqlen);
+    if (!first_only) return;
+    for (int64_t b = 0; b < starts_.batch(); ++b) {
+      require(starts_.length(b) > 0, op, ": each sample must have a row; got none for sample ", b);
+      first_rows_.push_back(starts_.data()[b]);
+    }
+    counted_.resize(first_rows_.size() + 1);
+    std::iota(counted_.begin(), counted_.end(), 0);
   }
   int64_t width() const { return width_; }
-  int64_t sums() const { return heads_ * total_; }  // floats that forward() needs beside its results
+  int64_t queries() const { return counted_.empty() ? total_ : starts_.batch(); }
+  const std::vector<int64_t>& first_rows() const { return first_rows_; }
+  int64_t sums() const { return heads_ * queries(); }  // floats that forward() needs beside its results
   size_t scratch() const { return kernels().attention_forward_scratch(starts_.longest(), width_ / heads_); }
 
-  // The kernels' arguments: rows [total, 3 * width], context [total, width].
+  // The kernels' arguments: rows of queries, keys and values, [total, 3 * width], and context [queries, width].
   AttentionForward forward(Dtype dtype, void* rows, void* context, float* sums) const {
-    const int64_t head_dim = width_ / heads_, bytes = bytes_of(dtype);
-    const auto part = [&](int64_t number) {
-      return Heads{static_cast<char*>(rows) + number * width_ * bytes, 3 * width_, head_dim};
-    };
-    const float scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(head_dim)));
-    return {{dtype, starts_.data(), starts_.data(), heads_, head_dim, total_, total_, scale},
-            part(0),
-            part(1),
-            part(2),
-            {context, width_, head_dim},
-            nullptr,
-            sums};
+    return forward(dtype, part(dtype, rows, 0, 3), part(dtype, rows, 1, 3), part(dtype, rows, 2, 3), context, sums);
+  }
+  // With queries [queries, width] that lie apart from keys and values, [total, 2 * width].
+  AttentionForward forward(Dtype dtype, void* queries, void* rows, void* context, float* sums) const {
+    return forward(dtype, part(dtype, queries, 0, 1), part(dtype, rows, 0, 2), part(dtype, rows, 1, 2), context, sums);
   }
 
   // All of it as one of several steps. Heads come before samples, so that threads get alike parts of samples that
@@ -65,12 +69,27 @@ class SelfAttention {
   }
 
  private:
+  // One of several matrices of the width that lie side by side.
+  Heads part(Dtype dtype, void* rows, int64_t number, int64_t of) const {
+    return {static_cast<char*>(rows) + number * width_ * bytes_of(dtype), of * width_, width_ / heads_};
+  }
+
+  AttentionForward forward(Dtype dtype, Heads q, Heads k, Heads v, void* context, float* sums) const {
+    const int64_t head_dim = width_ / heads_;
+    const float scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(head_dim)));
+    const int32_t* starts_q = counted_.empty() ? starts_.data() : counted_.data();
+    const AttentionShape shape{dtype, starts_q, starts_.data(), heads_, head_dim, queries(), total_, scale};
+    return {shape, q, k, v, {context, width_, head_dim}, nullptr, sums};
+  }
+
   void one(const AttentionForward& f, int64_t sample, int64_t head, float* scratch) const {
     if (starts_.length(sample)) kernels().attention_forward(f, sample, head, scratch);
   }
 
   SequenceStarts starts_;
   int64_t total_, heads_, width_;
+  std::vector<int64_t> first_rows_;
+  std::vector<int32_t> counted_;  // the first query of each sample, where each has one
 };
 
 }  // namespace mp

@@ -49,6 +49,12 @@ struct Step {
   std::function<void(int64_t begin, int64_t end, float* scratch)> work;  // it throws nothing
 };
 
+inline std::vector<Step> joined(const std::vector<std::vector<Step>>& parts) {
+  std::vector<Step> steps;
+  for (const std::vector<Step>& part : parts) steps.insert(steps.end(), part.begin(), part.end());
+  return steps;
+}
+
 // Runs steps one after the other, with threads that are woken once: to wake them again for every step of a small batch
 // would take longer than the steps. All tasks have one order, in which free threads take them; a task waits until those
 // of the steps before have ended, each of which some thread has taken and runs. So it does not matter how many threads

@@ -33,12 +33,13 @@ from .int8 import (
     int8_linear,
     int8_linear_add_layer_norm,
     int8_linear_gelu,
+    int8_post_norm_first,
     int8_post_norm_layer,
     int8_post_norm_rest,
     ordered_linear,
     quantize_rows,
 )
-from .products import feed_forward, linear, linear_add_layer_norm, post_norm_layer, post_norm_rest
+from .products import feed_forward, linear, linear_add_layer_norm, post_norm_first, post_norm_layer, post_norm_rest
 from .ragged import Kept, Ragged
 
 __all__ = [
@@ -54,6 +55,7 @@ __all__ = [
     "int8_linear",
     "int8_linear_add_layer_norm",
     "int8_linear_gelu",
+    "int8_post_norm_first",
     "int8_post_norm_layer",
     "int8_post_norm_rest",
     "label_entropy",
@@ -65,6 +67,7 @@ __all__ = [
     "pack",
     "pack_padded",
     "pair_features",
+    "post_norm_first",
     "post_norm_layer",
     "post_norm_rest",
     "prune_rows",

@@ -20,10 +20,11 @@ from .schemas import SCHEMAS, library
 COMPILED_FOR_CUDA = ("ragged_gather", "ragged_gather_backward")
 # The steps of int8 models, and linear layers with the steps around them, have no Triton kernels.
 FOR_CPUS = (
-    *("linear", "linear_add_layer_norm", "feed_forward", "post_norm_rest", "post_norm_layer"),
+    *("linear", "linear_add_layer_norm", "feed_forward", "post_norm_rest"),
+    *("post_norm_layer", "post_norm_first", "int8_post_norm_layer", "int8_post_norm_first"),
     *("ordered_linear", "quantize_rows", "dequantize_rows"),
     *("int8_linear", "int8_linear_gelu", "int8_linear_add_layer_norm"),
-    *("int8_dynamic_linear", "int8_post_norm_rest", "int8_post_norm_layer"),
+    *("int8_dynamic_linear", "int8_post_norm_rest"),
 )
 IN_TRITON = tuple(name for name in SCHEMAS if name not in FOR_CPUS)
 

@@ -180,6 +180,11 @@ def post_norm_layer(x: Tensor, *layers: Any) -> Tensor:
     return x.new_empty(x.shape)
 
 
+@_fakes
+def post_norm_first(x: Tensor, cu_seqlens: Tensor, *layers: Any) -> Tensor:
+    return x.new_empty(cu_seqlens.shape[0] - 1, x.shape[1])
+
+
 def _int8_rows(like: Tensor, count: int, width: int, columns: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     kept = 0 if columns is None else columns.shape[0]
     floats = like.new_empty(count, dtype=torch.float32), like.new_empty(count, kept, dtype=torch.float32)
@@ -233,6 +238,11 @@ def int8_post_norm_rest(x: Tensor, residual: Tensor, *layers: Any) -> Tensor:
 @_fakes
 def int8_post_norm_layer(x: Tensor, *layers: Any) -> Tensor:
     return x.new_empty(x.shape)
+
+
+@_fakes
+def int8_post_norm_first(x: Tensor, cu_seqlens: Tensor, *layers: Any) -> Tensor:
+    return x.new_empty(cu_seqlens.shape[0] - 1, x.shape[1])
 
 
 @_fakes

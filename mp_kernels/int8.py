@@ -26,7 +26,7 @@ from .checks import (
 )
 from .functional import add_layer_norm
 from .memory import in_cache_blocks
-from .products import self_attention
+from .products import first_attention, self_attention
 
 _ops = torch.ops.mp_kernels
 _FLOAT32, _INT8, _INT64 = (torch.float32,), (torch.int8,), (torch.int64,)
@@ -354,6 +354,45 @@ def int8_post_norm_layer(
         return _ops.int8_post_norm_layer(x, cu_seqlens, max_seqlen, heads, projections, *rest)
     context = self_attention(int8_dynamic_linear(x, projections), cu_seqlens, max_seqlen, heads)
     return int8_post_norm_rest(context, x, *rest)
+
+
+def int8_post_norm_first(
+    x: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    max_seqlen: int,
+    heads: int,
+    queries: Sequence[torch.Tensor],
+    keys_values: Sequence[torch.Tensor],
+    dense: Sequence[torch.Tensor],
+    dense_norm: Sequence[torch.Tensor],
+    dense_eps: float,
+    grow: Sequence[torch.Tensor],
+    shrink: Sequence[torch.Tensor],
+    norm: Sequence[torch.Tensor],
+    eps: float,
+) -> torch.Tensor:
+    """The output of :func:`int8_post_norm_layer` for the first row of each sample alone ([CLS]).
+
+    Args:
+        x, cu_seqlens, max_seqlen, heads: as for :func:`int8_post_norm_layer`; each sample has a row.
+        queries, keys_values: linear layers of ``heads * head_dim`` outputs, and of twice as many.
+        dense, dense_norm, dense_eps, grow, shrink, norm, eps: as for :func:`int8_post_norm_rest`.
+
+    Returns:
+        ``[batch, width]``, float32.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as for :func:`int8_post_norm_layer`.
+    """
+    check_tensor("x", x, 2, _FLOAT32, x)
+    check_cu_seqlens(cu_seqlens, x)
+    _refuse_gradient(x, *dense_norm, *norm)
+    rest = dense, dense_norm, dense_eps, grow, shrink, norm, eps
+    if _in_kernels(x, queries, keys_values, dense, grow, shrink):
+        return _ops.int8_post_norm_first(x, cu_seqlens, max_seqlen, heads, queries, keys_values, *rest)
+    first = x.index_select(0, cu_seqlens[:-1])
+    asking, answering = int8_dynamic_linear(first, queries), int8_dynamic_linear(x, keys_values)
+    return int8_post_norm_rest(first_attention(asking, answering, cu_seqlens, max_seqlen, heads), first, *rest)
 
 
 def _in_kernels(x: torch.Tensor, *layers: Sequence[torch.Tensor]) -> bool:

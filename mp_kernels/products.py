@@ -227,6 +227,52 @@ def post_norm_layer(
     return post_norm_rest(self_attention(linear(x, *with_bias(projections)), cu_seqlens, max_seqlen, heads), x, *rest)
 
 
+def post_norm_first(
+    x: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    heads: int,
+    queries: Sequence[Tensor],
+    keys_values: Sequence[Tensor],
+    dense: Sequence[Tensor],
+    dense_norm: Sequence[Tensor],
+    dense_eps: float,
+    grow: Sequence[Tensor],
+    shrink: Sequence[Tensor],
+    norm: Sequence[Tensor],
+    eps: float,
+) -> Tensor:
+    """The output of :func:`post_norm_layer` for the first row of each sample alone ([CLS]).
+
+    Args:
+        x, cu_seqlens, max_seqlen, heads: as for :func:`post_norm_layer`; each sample has a row.
+        queries, keys_values: linear layers of ``heads * head_dim`` outputs, and of twice as many.
+        dense, dense_norm, dense_eps, grow, shrink, norm, eps: as for :func:`post_norm_rest`.
+
+    Returns:
+        ``[batch, width]`` of ``x``'s dtype. Differentiable.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as for :func:`post_norm_layer`.
+    """
+    check_tensor("x", x, 2, FLOATING, x)
+    check_cu_seqlens(cu_seqlens, x)
+    rest = dense, dense_norm, dense_eps, grow, shrink, norm, eps
+    if in_kernels(x, queries[0], keys_values[0], dense[0], grow[0], shrink[0]):
+        return torch.ops.mp_kernels.post_norm_first(x, cu_seqlens, max_seqlen, heads, queries, keys_values, *rest)
+    first = x.index_select(0, cu_seqlens[:-1])
+    asking, answering = linear(first, *with_bias(queries)), linear(x, *with_bias(keys_values))
+    return post_norm_rest(first_attention(asking, answering, cu_seqlens, max_seqlen, heads), first, *rest)
+
+
+def first_attention(asking: Tensor, answering: Tensor, cu_seqlens: Tensor, max_seqlen: int, heads: int) -> Tensor:
+    """Context ``[batch, width]`` of a query a sample, ``[batch, width]``, and keys and values, ``[total, 2 width]``."""
+    q, k, v = (x.unflatten(1, (heads, -1)) for x in (asking, *answering.chunk(2, dim=1)))
+    starts_q = torch.arange(cu_seqlens.shape[0], dtype=torch.int32, device=q.device)
+    out, _ = ragged_attention(q, k, v, cu_seqlens, max_seqlen, cu_seqlens_q=starts_q, need_importance=False)
+    return out.flatten(1)
+
+
 def self_attention(projected: Tensor, cu_seqlens: Tensor, max_seqlen: int, heads: int) -> Tensor:
     """Context ``[total, width]`` of queries, keys and values ``[total, 3 width]``."""
     q, k, v = (x.unflatten(1, (heads, -1)) for x in projected.chunk(3, dim=1))

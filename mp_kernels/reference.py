@@ -556,6 +556,37 @@ def post_norm_layer(
     return post_norm_rest(context, x, dense, dense_norm, dense_eps, grow, shrink, norm, eps)
 
 
+def post_norm_first(
+    x: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    max_seqlen: int,
+    heads: int,
+    queries: Sequence[torch.Tensor],
+    keys_values: Sequence[torch.Tensor],
+    dense: Sequence[torch.Tensor],
+    dense_norm: Sequence[torch.Tensor],
+    dense_eps: float,
+    grow: Sequence[torch.Tensor],
+    shrink: Sequence[torch.Tensor],
+    norm: Sequence[torch.Tensor],
+    eps: float,
+) -> torch.Tensor:
+    """Definition of :func:`mp_kernels.post_norm_first`."""
+    first = x[cu_seqlens[:-1].long()]
+    asking, answering = linear(first, *with_bias(queries)), linear(x, *with_bias(keys_values))
+    context = _first_attention(asking, answering, cu_seqlens, heads)
+    return post_norm_rest(context, first, dense, dense_norm, dense_eps, grow, shrink, norm, eps)
+
+
+def _first_attention(
+    asking: torch.Tensor, answering: torch.Tensor, cu_seqlens: torch.Tensor, heads: int
+) -> torch.Tensor:
+    """Context ``[batch, width]`` of a query a sample, ``[batch, width]``, and keys and values, ``[total, 2 width]``."""
+    q, (k, v) = asking.unflatten(1, (heads, -1)), answering.unflatten(1, (2, heads, -1)).unbind(1)
+    starts_q = torch.arange(cu_seqlens.shape[0], dtype=torch.int32, device=q.device)
+    return attention_with_logsumexp(q, k, v, starts_q, cu_seqlens, 1.0 / math.sqrt(q.shape[-1]))[0].flatten(1)
+
+
 def _self_attention(projected: torch.Tensor, cu_seqlens: torch.Tensor, heads: int) -> torch.Tensor:
     """Context ``[total, width]`` of queries, keys and values ``[total, 3 width]``."""
     q, k, v = projected.unflatten(1, (3, heads, -1)).unbind(1)
@@ -677,6 +708,28 @@ def int8_post_norm_layer(
     """Definition of :func:`mp_kernels.int8_post_norm_layer`."""
     context = _self_attention(int8_dynamic_linear(x, projections), cu_seqlens, heads)
     return int8_post_norm_rest(context, x, dense, dense_norm, dense_eps, grow, shrink, norm, eps)
+
+
+def int8_post_norm_first(
+    x: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    max_seqlen: int,
+    heads: int,
+    queries: Sequence[torch.Tensor],
+    keys_values: Sequence[torch.Tensor],
+    dense: Sequence[torch.Tensor],
+    dense_norm: Sequence[torch.Tensor],
+    dense_eps: float,
+    grow: Sequence[torch.Tensor],
+    shrink: Sequence[torch.Tensor],
+    norm: Sequence[torch.Tensor],
+    eps: float,
+) -> torch.Tensor:
+    """Definition of :func:`mp_kernels.int8_post_norm_first`."""
+    first = x[cu_seqlens[:-1].long()]
+    asking, answering = int8_dynamic_linear(first, queries), int8_dynamic_linear(x, keys_values)
+    context = _first_attention(asking, answering, cu_seqlens, heads)
+    return int8_post_norm_rest(context, first, dense, dense_norm, dense_eps, grow, shrink, norm, eps)
 
 
 def int8_linear_add_layer_norm(

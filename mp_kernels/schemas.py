@@ -34,7 +34,7 @@ library = torch.library.Library("mp_kernels", "DEF")
 _COMPACTION = "(Tensor index, Tensor cu_seqlens, Tensor samples, Tensor extents)"
 _PLACES = "Tensor? positions_q=None, Tensor? positions=None, Tensor? bias=None, Tensor? buckets=None, int window=-1)"
 _REST = "Tensor[] dense, Tensor[] dense_norm, float dense_eps, Tensor[] grow, Tensor[] shrink, Tensor[] norm, float eps"
-_LAYER = "Tensor x, Tensor cu_seqlens, SymInt max_seqlen, int heads, Tensor[] projections, " + _REST + ") -> Tensor"
+_BATCH = "Tensor x, Tensor cu_seqlens, SymInt max_seqlen, int heads, "
 _KEPT = "Tensor? kept=None, Tensor? kept_weight=None"
 
 SCHEMAS = {
@@ -71,7 +71,8 @@ SCHEMAS = {
     "feed_forward": "(Tensor x, Tensor grow_weight, Tensor? grow_bias, Tensor weight, Tensor? bias, "
     "Tensor norm_weight, Tensor norm_bias, float eps) -> Tensor",
     "post_norm_rest": "(Tensor x, Tensor residual, Tensor? index, " + _REST + ") -> Tensor",
-    "post_norm_layer": "(" + _LAYER,
+    "post_norm_layer": "(" + _BATCH + "Tensor[] projections, " + _REST + ") -> Tensor",
+    "post_norm_first": "(" + _BATCH + "Tensor[] queries, Tensor[] keys_values, " + _REST + ") -> Tensor",
     "quantize_rows": "(Tensor x, Tensor? index, Tensor? columns=None) -> (Tensor rows, Tensor scales, Tensor kept)",
     "dequantize_rows": "(Tensor rows, Tensor scales, Tensor? index) -> Tensor",
     "int8_linear": "(Tensor rows, Tensor row_scales, Tensor weight, Tensor column_scales, Tensor? bias, "
@@ -84,7 +85,8 @@ SCHEMAS = {
     "Tensor residual, Tensor? index, Tensor norm_weight, Tensor norm_bias, float eps, " + _KEPT + ") -> Tensor",
     "int8_dynamic_linear": "(Tensor x, Tensor[] layer) -> Tensor",
     "int8_post_norm_rest": "(Tensor x, Tensor residual, Tensor? index, " + _REST + ") -> Tensor",
-    "int8_post_norm_layer": "(" + _LAYER,
+    "int8_post_norm_layer": "(" + _BATCH + "Tensor[] projections, " + _REST + ") -> Tensor",
+    "int8_post_norm_first": "(" + _BATCH + "Tensor[] queries, Tensor[] keys_values, " + _REST + ") -> Tensor",
     "normalized_entropy": "(Tensor logits) -> Tensor",
     "label_entropy": "(Tensor logits) -> Tensor",
     "exit_head": "(Tensor features, Tensor dense_weight, Tensor dense_bias, Tensor weight, Tensor bias, "
@@ -307,6 +309,11 @@ def post_norm_layer(*arguments: Any) -> Tensor:
 
 
 @_implements
+def post_norm_first(*arguments: Any) -> Tensor:
+    return reference.post_norm_first(*arguments)
+
+
+@_implements
 def quantize_rows(x: Tensor, index: Tensor | None, columns: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     return _with_kept(x, reference.quantize_rows(x, index, columns))
 
@@ -362,6 +369,11 @@ def int8_post_norm_rest(x: Tensor, residual: Tensor, index: Tensor | None, *laye
 @_implements
 def int8_post_norm_layer(*arguments: Any) -> Tensor:
     return reference.int8_post_norm_layer(*arguments)
+
+
+@_implements
+def int8_post_norm_first(*arguments: Any) -> Tensor:
+    return reference.int8_post_norm_first(*arguments)
 
 
 @_implements

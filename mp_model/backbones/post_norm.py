@@ -216,14 +216,28 @@ class PostNormBlock(PreparedBlock):
         self, batch: Ragged, survive: Survive | None = None, keys_values: KeysValues | None = None
     ) -> tuple[Ragged, Kept | None]:
         """As :meth:`.forms.Block.whole`; in one call where nothing comes in between."""
-        parts, weights = self.parts, self.weights
-        is_gelu = type(parts.activation) is GELUActivation
-        if survive is not None or keys_values is not None or self.relation is not None or not is_gelu:
+        if survive is not None or keys_values is not None or not self._is_plain:
             return super().whole(batch, survive, keys_values)
-        (dense, grow, shrink), (first, last) = weights.linears, weights.norms
-        rest = dense, first, parts.context_norm.eps, grow, shrink, last, parts.norm.eps
-        values = self._layer(batch.values, batch.cu_seqlens, batch.max_seqlen, parts.heads, weights.whole, *rest)
-        return output_of(values, None, batch), None
+        tokens = batch.values, batch.cu_seqlens, batch.max_seqlen, self.heads
+        return output_of(self._layer(*tokens, self.weights.whole, *self._finishing), None, batch), None
+
+    def first(self, batch: Ragged, keys_values: KeysValues | None = None) -> Tensor:
+        """As :meth:`.forms.Block.first`; in one call likewise."""
+        if keys_values is not None or not self._is_plain:
+            return super().first(batch, keys_values)
+        tokens = batch.values, batch.cu_seqlens, batch.max_seqlen, self.heads
+        return self._first(*tokens, self.weights.queries, self.weights.keys_values, *self._finishing)
+
+    @property
+    def _is_plain(self) -> bool:
+        """Whether places play no part, and the activation is a GELU."""
+        return self.relation is None and type(self.parts.activation) is GELUActivation
+
+    @property
+    def _finishing(self) -> tuple[Any, ...]:
+        """The weights of the rest of the layer, as calls take them that compute all of it."""
+        (dense, grow, shrink), (first, last) = self.weights.linears, self.weights.norms
+        return dense, first, self.parts.context_norm.eps, grow, shrink, last, self.parts.norm.eps
 
     @staticmethod
     def _product(x: Tensor, layer: Sequence[Tensor]) -> Tensor:
@@ -234,8 +248,7 @@ class PostNormBlock(PreparedBlock):
     def finish(self, context: Tensor, residual: Tensor, index: Tensor | None = None) -> Tensor:
         parts, first, last = self.parts, self.parts.context_norm, self.parts.norm
         if type(parts.activation) is GELUActivation:
-            (dense, grow, shrink), norms = self.weights.linears, self.weights.norms
-            return self._rest(context, residual, dense, norms[0], first.eps, grow, shrink, norms[1], last.eps, index)
+            return self._rest(*(context, residual, *self._finishing, index))
 
         def step(block: Tensor) -> Tensor:
             return self._add_and_norm(parts.shrink, last, parts.activation(self._grown(block)), block)
@@ -244,6 +257,7 @@ class PostNormBlock(PreparedBlock):
         return in_cache_blocks(step, attended, parts.grow.out_features * attended.element_size())
 
     _layer = staticmethod(mp_kernels.post_norm_layer)
+    _first = staticmethod(mp_kernels.post_norm_first)
     _rest = staticmethod(mp_kernels.post_norm_rest)
 
     def _grown(self, attended: Tensor) -> Tensor:
@@ -263,6 +277,7 @@ class Int8PostNormBlock(PostNormBlock):
 
     _product = staticmethod(mp_kernels.int8_dynamic_linear)
     _layer = staticmethod(mp_kernels.int8_post_norm_layer)
+    _first = staticmethod(mp_kernels.int8_post_norm_first)
     _rest = staticmethod(mp_kernels.int8_post_norm_rest)
 
     def _grown(self, attended: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from mp_kernels import extension, reference
 from mp_kernels import int8 as int8_functions
 from mp_kernels.int8 import pack_int8_weight_, unpack_int8_weight
 from support.accuracy import assert_same_bits
-from support.operator_samples import factors, floats, int8, int8_layer, int8_layers
+from support.operator_samples import factors, floats, for_first_rows, int8, int8_layer, int8_layers
 from support.ragged_batches import cu_seqlens_of
 
 # Around the widths of vectors, and of the buffer in which a row is kept between two passes.
@@ -306,6 +306,8 @@ def test_whole_layers_have_the_bits_of_their_steps(
     cu_seqlens, x = cu_seqlens_of(lengths), torch.randn(sum(lengths), 32)
     heads, projections, *rest = int8_layers(32, 2, 64, kept)
 
+    of_all = x, cu_seqlens, max([0, *lengths]), heads, projections, *rest
+
     def layer_of(x: torch.Tensor, cu_seqlens: torch.Tensor) -> torch.Tensor:
         return mp_kernels.int8_post_norm_layer(x, cu_seqlens, max([0, *lengths]), heads, projections, *rest)
 
@@ -320,8 +322,17 @@ def test_whole_layers_have_the_bits_of_their_steps(
     q, k, v = mp_kernels.int8_dynamic_linear(x, projections).view(-1, 3, heads, 16).unbind(1)
     context, _ = mp_kernels.ragged_attention(q, k, v, cu_seqlens, max([0, *lengths]))
     assert_same_bits(found, mp_kernels.int8_post_norm_rest(context.flatten(1), x, *rest))
+    x, cu_seqlens, longest, *layers = for_first_rows(x, cu_seqlens, max([0, *lengths]), heads, projections, *rest)
+    whole = found[cu_seqlens[:-1].long()]
+    for of_thread in {1, threads}:
+        try:
+            torch.set_num_threads(of_thread)
+            assert_same_bits(whole, mp_kernels.int8_post_norm_first(x, cu_seqlens, longest, *layers))
+        finally:
+            torch.set_num_threads(before)
     monkeypatch.setattr(int8_functions, "_in_kernels", lambda *_: False)
-    assert_same_bits(found, layer_of(x, cu_seqlens))
+    assert_same_bits(found, mp_kernels.int8_post_norm_layer(*of_all))
+    assert_same_bits(whole, mp_kernels.int8_post_norm_first(x, cu_seqlens, longest, *layers))
 
 
 @pytest.mark.parametrize("inner", [64, 48, 5])
@@ -399,7 +410,7 @@ BAD_WHOLES = {
     "x": (torch.ones(4, 31), "x must be .* of layers that fit each other"),
     "cu_seqlens": (torch.tensor([0, 2, 5], dtype=torch.int32), r"the last entry of cu_seqlens must be .* 4; got 5"),
     "max_seqlen": (2, "max_seqlen must be at least the longest sample, 3; got 2"),
-    "heads": (5, "queries, keys and values of 5 heads; got 96 outputs"),
+    "heads": (5, "projections must be of 5 heads; got 32 outputs for the queries"),
     "projections": (int8_layer(96, 64), "x must be .* of layers that fit each other"),
     "dense": (int8_layer(32, 64), "x must be .* of layers that fit each other"),
     "grow": (int8_layer(64, 48), "the layers must fit each other"),

@@ -15,7 +15,7 @@ import mp_kernels
 from mp_kernels import extension, products, reference
 from mp_kernels.products import row_blocks
 from support.accuracy import assert_accurate, assert_no_worse_than_plain, assert_same_bits
-from support.operator_samples import float_layers
+from support.operator_samples import apart, float_layers, for_first_rows, int8_layers
 from support.ragged_batches import cu_seqlens_of
 
 COUNTS = (0, 1, 15, 16, 17, 48, 49, 63, 64, 65, 80, 81, 127, 1023, 1024, 1025, 1088, 2047, 5000)
@@ -203,9 +203,44 @@ def test_a_layer_has_the_bits_of_its_steps(lengths: list[int], threads: int) -> 
         assert_same_bits(found, wanted)
         if ours:
             assert_same_bits(found, alone)
+        of_first = for_first_rows(x, cu_seqlens, longest, heads, projections, *rest)
+        with torch.inference_mode():
+            first = mp_kernels.post_norm_first(*of_first)
+            direct_first = torch.ops.mp_kernels.post_norm_first(*of_first)
         wide = pytree.tree_map_only(torch.Tensor, in_float64, (x, cu_seqlens, longest, heads, projections, *rest))
         apart = {torch.float32: 5e-5, torch.bfloat16: 0.2}[dtype]
-        torch.testing.assert_close(direct.double(), reference.post_norm_layer(*wide), rtol=apart, atol=apart)
+        exact = reference.post_norm_layer(*wide)
+        torch.testing.assert_close(direct.double(), exact, rtol=apart, atol=apart)
+        for some in (first, direct_first):
+            torch.testing.assert_close(some.double(), exact[of_first[1][:-1].long()], rtol=apart, atol=apart)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("lengths", [lengths for lengths in LENGTHS if 0 not in lengths])
+def test_first_rows_have_the_bits_of_their_steps(lengths: list[int], threads: int) -> None:
+    """Where our kernels compute them, whatever the number of threads."""
+    cu_seqlens, total, longest = cu_seqlens_of(lengths), sum(lengths), max([0, *lengths])
+    before = torch.get_num_threads()
+    for dtype, width in ((torch.float32, 32), (torch.bfloat16, 64), (torch.float32, 30)):
+        x, (heads, projections, *rest) = torch.randn(total, width).to(dtype), float_layers(width, 2, 48, dtype)
+        queries, keys_values = apart(projections)
+        with torch.inference_mode():
+            ours = products.in_kernels(x, projections[0], *(weight for weight, *_ in (rest[0], *rest[3:5])))
+            alone = mp_kernels.post_norm_first(x, cu_seqlens, longest, heads, queries, keys_values, *rest)
+            try:
+                torch.set_num_threads(threads)
+                found = mp_kernels.post_norm_first(x, cu_seqlens, longest, heads, queries, keys_values, *rest)
+                first = x[cu_seqlens[:-1].long()]
+                asking, answering = mp_kernels.linear(first, *queries), mp_kernels.linear(x, *keys_values)
+                q, k, v = (part.unflatten(1, (heads, -1)) for part in (asking, *answering.chunk(2, dim=1)))
+                starts = torch.arange(len(lengths) + 1, dtype=torch.int32)
+                context, _ = mp_kernels.ragged_attention(q, k, v, cu_seqlens, longest, cu_seqlens_q=starts)
+                wanted = mp_kernels.post_norm_rest(context.flatten(1), first, *rest)
+            finally:
+                torch.set_num_threads(before)
+        assert_same_bits(found, wanted)
+        if ours:
+            assert_same_bits(found, alone)
 
 
 def test_gradients_of_a_layer() -> None:
@@ -225,12 +260,29 @@ def test_gradients_of_a_layer() -> None:
     )
 
 
+def test_gradients_of_first_rows() -> None:
+    cu_seqlens, x = cu_seqlens_of([3, 1, 5]), torch.randn(9, 6)
+    heads, projections, dense, first, _, grow, shrink, last, _ = float_layers(6, 2, 5)
+
+    def first_of(module, x, *tensors):
+        projections, dense, first, grow, last = (tensors[i : i + 2] for i in (0, 2, 4, 6, 9))
+        parts = *apart(projections), dense, first, WIDE, grow, tensors[8:9], last, WIDE
+        return module.post_norm_first(x, cu_seqlens, 5, heads, *parts)
+
+    assert_accurate(
+        lambda *xs: first_of(mp_kernels, *xs),
+        lambda *xs: first_of(reference, *xs),
+        None,
+        [x, *projections, *dense, *first, *grow, *shrink, *last],
+    )
+
+
 BAD_WHOLES = {
     "x": (torch.ones(4, 31), "a weight must be"),
     "cu_seqlens": (torch.tensor([0, 2, 5], dtype=torch.int32), r"the last entry of cu_seqlens must be .* 4; got 5"),
     "max_seqlen": (2, "max_seqlen must be at least the longest sample, 3; got 2"),
-    "heads": (5, r"queries, keys and values of 5 heads; got 96 outputs"),
-    "projections": ([torch.ones(95, 32)], r"queries, keys and values of 2 heads; got 95 outputs"),
+    "heads": (5, "projections must be of 5 heads; got 32 outputs for the queries"),
+    "projections": ([torch.ones(95, 32)], "queries, keys and values; got 95 outputs"),
     "dense": ([torch.ones(32, 31)], "a weight must be"),
     "norm": ([torch.ones(32)], r"a LayerNorm must be \[weight, bias\]"),
 }
@@ -245,6 +297,20 @@ def test_bad_layers_are_refused(name: str) -> None:
     arguments = dict(zip(names, good, strict=True)) | {name: value}
     with pytest.raises(RuntimeError, match=message):
         torch.ops.mp_kernels.post_norm_layer(*arguments.values())
+
+
+def test_first_rows_must_be_there() -> None:
+    for layers, operator in (
+        (float_layers(32, 2, 48), torch.ops.mp_kernels.post_norm_first),
+        (int8_layers(32, 2, 48), torch.ops.mp_kernels.int8_post_norm_first),
+    ):
+        heads, projections, *rest = layers
+        queries, keys_values = apart(projections)
+        starts = cu_seqlens_of([3, 0, 1])
+        with pytest.raises(RuntimeError, match="each sample must have a row; got none for sample 1"):
+            operator(torch.randn(4, 32), starts, 3, heads, queries, keys_values, *rest)
+        with pytest.raises(RuntimeError, match="keys_values"):
+            operator(torch.randn(4, 32), cu_seqlens_of([3, 1]), 3, heads, queries, queries, *rest)
 
 
 def test_few_rows_are_read_where_they_lie() -> None:

@@ -461,8 +461,14 @@ def test_executed_flops_are_those_of_the_matrix_products_that_run(
         in_attention += 4 * int((cu_seqlens.diff().long() ** 2).sum()) * x.shape[1]
         return mp_kernels.post_norm_layer(x, cu_seqlens, *others)
 
+    def counted_first(x, cu_seqlens, *others):
+        nonlocal in_attention
+        in_attention += 4 * x.numel()
+        return mp_kernels.post_norm_first(x, cu_seqlens, *others)
+
     monkeypatch.setattr(mp_kernels, "ragged_attention", counted_attention)
     monkeypatch.setattr(PostNormBlock, "_layer", staticmethod(counted_layer))
+    monkeypatch.setattr(PostNormBlock, "_first", staticmethod(counted_first))
 
     def of_head(features, dense, _, classifier, *__, **___):
         return 2 * features[0] * (dense[0] * dense[1] + classifier[0] * classifier[1])
@@ -476,8 +482,13 @@ def test_executed_flops_are_those_of_the_matrix_products_that_run(
     def of_whole(x, cu_seqlens, max_seqlen, heads, projections, *rest, **__):
         return of_layer(x, projections[0]) + of_rest(x, x, None, *rest)
 
+    def of_first(x, cu_seqlens, max_seqlen, heads, queries, keys_values, *rest, **__):
+        first = [cu_seqlens[0] - 1, x[1]]
+        return of_layer(first, queries[0]) + of_layer(x, keys_values[0]) + of_rest(first, first, None, *rest)
+
     ops = torch.ops.mp_kernels
     formulas = {ops.linear: of_layer, ops.post_norm_rest: of_rest, ops.post_norm_layer: of_whole}
+    formulas[ops.post_norm_first] = of_first
     with FlopCounterMode(display=False, custom_mapping={**formulas, ops.exit_head: of_head}) as counter:
         output = model(**BATCH.padded(), exit_threshold=threshold)
 

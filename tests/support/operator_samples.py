@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -68,6 +68,18 @@ def packed_batch(rows: int, width: int, dtype: torch.dtype = torch.float32) -> t
     """Random rows ``[rows, width]``, their samples' first rows, one sample being empty, and a bound on lengths."""
     starts = torch.tensor([0, min(rows, 1), min(rows, 1), rows], dtype=torch.int32)
     return torch.randn(rows, width).to(dtype), starts, rows
+
+
+def apart(projections: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """The linear layer of queries, keys and values as two; a fourth tensor is of its inputs."""
+    width = projections[0].shape[0] // 3
+    asking = [x if place == 3 else x[:width] for place, x in enumerate(projections)]
+    return asking, [x if place == 3 else x[width:] for place, x in enumerate(projections)]
+
+
+def for_first_rows(x: torch.Tensor, starts: torch.Tensor, longest: int, heads: int, projections: list, *rest) -> tuple:
+    """A sample of a layer as the operators take it that compute each sample's first row: those without any are left out."""
+    return x, starts.unique(), longest, heads, *apart(projections), *rest
 
 
 def float_layers(width: int, heads: int, inner: int, dtype: torch.dtype = torch.float32) -> tuple:
@@ -136,7 +148,7 @@ def results_of(operator: Callable, sample: tuple) -> list[torch.Tensor]:
 
 
 # They round sums of bfloat16, whose order differs between implementations, and go on with what was rounded.
-ROUNDING = ("linear", "linear_add_layer_norm", "feed_forward", "post_norm_rest", "post_norm_layer")
+ROUNDING = ("linear", "linear_add_layer_norm", "feed_forward", "post_norm_rest", "post_norm_layer", "post_norm_first")
 
 
 def assert_same_results(name: str, got: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
@@ -281,6 +293,7 @@ SAMPLES: dict[str, Callable[[], list[tuple]]] = {
             (9, 64, 2, 96, torch.bfloat16),
         )
     ],
+    "post_norm_first": lambda: [for_first_rows(*sample) for sample in SAMPLES["post_norm_layer"]()],
     "quantize_rows": lambda: [
         (torch.randn(4, 5), None),
         (torch.randn(4, 5), torch.tensor([3, 1])),
@@ -330,6 +343,7 @@ SAMPLES: dict[str, Callable[[], list[tuple]]] = {
         (*packed_batch(rows, 32), *int8_layers(32, 2, inner, kept))
         for rows, inner, kept in ((0, 48, 1), (9, 5, 0), (20, 64, 2))
     ],
+    "int8_post_norm_first": lambda: [for_first_rows(*sample) for sample in SAMPLES["int8_post_norm_layer"]()],
     "normalized_entropy": lambda: [(grown(4, 5),)],
     "label_entropy": lambda: [(grown(4, 5),), (grown(4, 1),)],
     "exit_head": lambda: [

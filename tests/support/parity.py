@@ -47,7 +47,7 @@ def _cases() -> dict[str, tuple[Callable, list[torch.Tensor]]]:
     wide = torch.randn(9, 20)
     norm = (torch.randn(9, 37), torch.randn(37), torch.randn(37), 1e-2, nine)
 
-    starts = cu_seqlens_of([1, 0, 4, 4])
+    starts, full = cu_seqlens_of([1, 0, 4, 4]), cu_seqlens_of([1, 4, 4])
 
     def rows_of(outputs: int, features: int) -> torch.Tensor:
         """A part of an int8 weight."""
@@ -132,6 +132,15 @@ def _cases() -> dict[str, tuple[Callable, list[torch.Tensor]]]:
                 for shape in ((9, 20), (45, 20), (45,), (20, 15), (20,), (11, 20), (20, 11), (20,))
             ],
         ),
+        "post_norm_first": (
+            lambda m, x, *xs: m.post_norm_first(
+                x, full, 4, 3, xs[:2], xs[2:4], xs[4:6], wide[:2], 1e-2, xs[6:7], xs[7:], wide[2:4], 1e-2
+            ),
+            [
+                torch.randn(shape) / 4
+                for shape in ((9, 20), (15, 20), (15,), (30, 20), (30,), (20, 15), (20,), (11, 20), (20, 11), (20,))
+            ],
+        ),
         "quantize_rows": (lambda m: m.quantize_rows(x, nine), []),
         "dequantize_rows": (lambda m: m.dequantize_rows(rows, linear[1], nine), []),
         "int8_linear": (lambda m: m.int8_linear(*linear), []),
@@ -156,6 +165,14 @@ def _cases() -> dict[str, tuple[Callable, list[torch.Tensor]]]:
                     wide[2:4],
                     1e-2,
                 ),
+            ),
+            [],
+        ),
+        "int8_post_norm_first": (
+            lambda m: m.int8_post_norm_first(
+                *(x[:, :20], full, 4, 3, (rows_of(15, 20), *of_outputs(15)), (rows_of(30, 20), *of_outputs(30))),
+                *((rows_of(20, 15), *of_outputs(20)), wide[:2], 1e-2, (rows_of(11, 20), *of_outputs(11))),
+                *((rows_of(20, 11), *of_outputs(20)), wide[2:4], 1e-2),
             ),
             [],
         ),
