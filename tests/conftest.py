@@ -14,7 +14,7 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when the kernels are first imported, so set before
 
-from mp_kernels import backends
+from mp_kernels import backends, products
 from support import processors
 
 # The first call of an operator may take long; what is fast enough is the benchmarks' question. Examples are drawn anew by
@@ -66,6 +66,8 @@ def on_triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         pytest.skip(
             "kernels are compiled for a device, and there is none; TRITON_INTERPRET=1 runs them in the interpreter"
         )
+    # Products on a GPU are torch's, with Triton's kernels in between, where a CPU computes a layer in one call.
+    monkeypatch.setattr(products, "in_kernels", lambda *_: False)
     registrations = torch.library.Library("mp_kernels", "IMPL")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "(?s).*Overriding a previously registered kernel", UserWarning)

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 
-from mp_kernels import products
 from mp_model import Classifier, PyramidBertForSequenceClassification, engine, graphs
 from mp_model.backbones.int8 import to_int8
 from mp_model.inputs import pack_tokens
@@ -186,7 +185,6 @@ def test_a_packed_batch_needs_no_padding(monkeypatch: pytest.MonkeyPatch) -> Non
     """Its answers are the padded one's, bit by bit, in whatever order both come into one room."""
     if DEVICE == "cpu":
         monkeypatch.setattr(torch.nn.functional, "linear", product_row_by_row)
-        monkeypatch.setattr(products, "in_kernels", lambda *_: False)  # whose sums are of another order in half a panel
     model, thresholds = on_device("alive", "pooled_from_0")
     pyramid = model.pyramid(exit_threshold=thresholds)
     for batch in (*BATCHES, BATCHES[0]):
