@@ -319,22 +319,59 @@ Tensor rows_at(const Tensor& x, const std::vector<int64_t>& rows) {
   return result;
 }
 
-// All that follows attention in a layer that normalises after each residual, for few rows, with the memory in between.
+// A LayerNorm's weight and bias.
+const std::vector<Tensor>& norm_of(const char* op, const std::vector<Tensor>& parts) {
+  require(parts.size() == 2, op, ": a LayerNorm must be [weight, bias]; got ", parts.size(), " tensors");
+  return parts;
+}
+
+// The weights of all that follows attention in a layer that normalises after each residual.
+struct Rest {
+  // x: what is multiplied, or something of its dtype; features: of the context.
+  Rest(const char* op_name, const Tensor& x, int64_t features, const std::vector<Tensor>& dense_parts,
+       const std::vector<Tensor>& dense_norm_parts, double dense_epsilon, const std::vector<Tensor>& grow_parts,
+       const std::vector<Tensor>& shrink_parts, const std::vector<Tensor>& norm_parts, double epsilon)
+      : op(op_name),
+        dense_bias(bias_of(op, "dense", dense_parts)),
+        grow_bias(bias_of(op, "grow", grow_parts)),
+        shrink_bias(bias_of(op, "shrink", shrink_parts)),
+        dense_norm(norm_of(op, dense_norm_parts)),
+        norm(norm_of(op, norm_parts)),
+        dense_eps(dense_epsilon),
+        eps(epsilon),
+        dense_weight(dense_parts[0]),
+        grow_weight(grow_parts[0]),
+        shrink_weight(shrink_parts[0]),
+        dense(op, x, features, dense_weight, dense_bias),
+        grow(op, x, dense.outputs(), grow_weight, grow_bias),
+        shrink(op, x, grow.outputs(), shrink_weight, shrink_bias) {}
+
+  bool in_steps(int64_t rows) const { return dense.in_steps(rows) && grow.in_steps(rows) && shrink.in_steps(rows); }
+
+  const char* op;
+  std::optional<Tensor> dense_bias, grow_bias, shrink_bias;
+  const std::vector<Tensor>&dense_norm, &norm;
+  double dense_eps, eps;
+  Tensor dense_weight, grow_weight, shrink_weight;
+  Linear dense, grow, shrink;
+};
+
+// The same for few rows, with the memory in between.
 class RestOfFew {
  public:
-  // context: its rows, as those of the result; the layers take them as few.
-  RestOfFew(const char* op, const Tensor& context, const Linear& dense, const Linear& grow, const Linear& shrink,
-            const Tensor& residual, const std::optional<Tensor>& index, const std::vector<Tensor>& dense_norm,
-            double dense_eps, const std::vector<Tensor>& norm, double eps)
-      : dense_(dense),
-        grow_(grow),
-        shrink_(shrink),
-        dense_norm_(op, context, dense.outputs(), residual, index, dense_norm[0], dense_norm[1], dense_eps),
+  // context: its rows, as those of the result.
+  RestOfFew(const Rest& rest, const Tensor& context, const Tensor& residual,
+            const std::optional<Tensor>& index = std::nullopt)
+      : dense_(rest.dense),
+        grow_(rest.grow),
+        shrink_(rest.shrink),
+        dense_norm_(rest.op, context, dense_.outputs(), residual, index, rest.dense_norm[0], rest.dense_norm[1],
+                    rest.dense_eps),
         attended_(dense_norm_.new_result()),
-        norm_(op, context, shrink.outputs(), attended_, std::nullopt, norm[0], norm[1], eps),
-        grown_(torch::stable::new_empty(attended_, {context.size(0), grow.outputs()})),
+        norm_(rest.op, context, shrink_.outputs(), attended_, std::nullopt, rest.norm[0], rest.norm[1], rest.eps),
+        grown_(torch::stable::new_empty(attended_, {context.size(0), grow_.outputs()})),
         result_(norm_.new_result()),
-        panels_{dense.panels_for(context), grow.panels_for(attended_), shrink.panels_for(grown_)} {}
+        panels_{dense_.panels_for(context), grow_.panels_for(attended_), shrink_.panels_for(grown_)} {}
 
   const Tensor& result() const { return result_; }
 
@@ -364,24 +401,25 @@ class RestOfFew {
   Tensor panels_[3];
 };
 
+// The result of contexts whose entering states are residual[index].
+Tensor result_of(const Rest& rest, const Tensor& context, const Tensor& residual,
+                 const std::optional<Tensor>& index = std::nullopt) {
+  if (!rest.in_steps(context.size(0))) {
+    const Tensor attended = linear_add_layer_norm(context, rest.dense_weight, rest.dense_bias, residual, index,
+                                                  rest.dense_norm[0], rest.dense_norm[1], rest.dense_eps);
+    return feed_forward(attended, rest.grow_weight, rest.grow_bias, rest.shrink_weight, rest.shrink_bias, rest.norm[0],
+                        rest.norm[1], rest.eps);
+  }
+  RestOfFew few(rest, context, residual, index);
+  mp::run_steps(few.steps(torch::stable::contiguous(context)), mp::kernels().few_rows_scratch);
+  return few.result();
+}
+
 Tensor post_norm_rest(const Tensor& x, const Tensor& residual, std::optional<Tensor> index, std::vector<Tensor> dense,
                       std::vector<Tensor> dense_norm, double dense_eps, std::vector<Tensor> grow,
                       std::vector<Tensor> shrink, std::vector<Tensor> norm, double eps) {
-  const char* op = "post_norm_rest";
-  const std::optional<Tensor> dense_bias = bias_of(op, "dense", dense), grow_bias = bias_of(op, "grow", grow),
-                              shrink_bias = bias_of(op, "shrink", shrink);
-  require(dense_norm.size() == 2 && norm.size() == 2, op, ": a LayerNorm must be [weight, bias]");
-  const Linear first(op, x, x.size(1), dense[0], dense_bias), inner(op, x, first.outputs(), grow[0], grow_bias),
-      last(op, x, inner.outputs(), shrink[0], shrink_bias);
-  const int64_t rows = x.size(0);
-  if (!first.in_steps(rows) || !inner.in_steps(rows) || !last.in_steps(rows)) {
-    const Tensor attended =
-        linear_add_layer_norm(x, dense[0], dense_bias, residual, index, dense_norm[0], dense_norm[1], dense_eps);
-    return feed_forward(attended, grow[0], grow_bias, shrink[0], shrink_bias, norm[0], norm[1], eps);
-  }
-  RestOfFew rest(op, x, first, inner, last, residual, index, dense_norm, dense_eps, norm, eps);
-  mp::run_steps(rest.steps(torch::stable::contiguous(x)), mp::kernels().few_rows_scratch);
-  return rest.result();
+  const Rest rest("post_norm_rest", x, x.size(1), dense, dense_norm, dense_eps, grow, shrink, norm, eps);
+  return result_of(rest, x, residual, index);
 }
 
 Tensor post_norm_layer(const Tensor& x, const Tensor& cu_seqlens, int64_t max_seqlen, int64_t heads,
@@ -389,32 +427,30 @@ Tensor post_norm_layer(const Tensor& x, const Tensor& cu_seqlens, int64_t max_se
                        double dense_eps, std::vector<Tensor> grow, std::vector<Tensor> shrink, std::vector<Tensor> norm,
                        double eps) {
   const char* op = "post_norm_layer";
-  const std::optional<Tensor> bias = bias_of(op, "projections", projections), dense_bias = bias_of(op, "dense", dense),
-                              grow_bias = bias_of(op, "grow", grow), shrink_bias = bias_of(op, "shrink", shrink);
-  require(dense_norm.size() == 2 && norm.size() == 2, op, ": a LayerNorm must be [weight, bias]");
+  const std::optional<Tensor> bias = bias_of(op, "projections", projections);
   const Linear projection(op, x, x.size(1), projections[0], bias);
   const int64_t rows = x.size(0), outputs = projection.outputs();
   require(outputs % 3 == 0, op, ": projections must be queries, keys and values; got ", outputs, " outputs");
   const mp::SelfAttention attention(op, cu_seqlens, max_seqlen, rows, heads, outputs / 3);
-  const Linear first(op, x, attention.width(), dense[0], dense_bias), inner(op, x, first.outputs(), grow[0], grow_bias),
-      last(op, x, inner.outputs(), shrink[0], shrink_bias);
+  const Rest rest(op, x, attention.width(), dense, dense_norm, dense_eps, grow, shrink, norm, eps);
   const mp::Dtype dtype = mp::floating_dtype(op, "x", x);
   Tensor context = torch::stable::new_empty(x, {rows, attention.width()});
   Tensor sums = torch::stable::new_empty(x, {attention.sums()}, ScalarType::Float);
   const auto forward = [&](const Tensor& projected) {
     return attention.forward(dtype, projected.data_ptr(), context.data_ptr(), sums.mutable_data_ptr<float>());
   };
-  if (!projection.in_steps(rows) || !first.in_steps(rows) || !inner.in_steps(rows) || !last.in_steps(rows)) {
-    attention.run(forward(linear(x, projections[0], bias)));
-    return post_norm_rest(context, x, std::nullopt, dense, dense_norm, dense_eps, grow, shrink, norm, eps);
+  if (!projection.in_steps(rows) || !rest.in_steps(rows)) {
+    const Tensor projected = linear(x, projections[0], bias);
+    attention.run(forward(projected));
+    return result_of(rest, context, x);
   }
   const Tensor source = torch::stable::contiguous(x);
-  RestOfFew rest(op, context, first, inner, last, source, std::nullopt, dense_norm, dense_eps, norm, eps);
+  RestOfFew few(rest, context, source);
   Tensor panels = projection.panels_for(source), projected = torch::stable::new_empty(source, {rows, outputs});
   mp::run_steps(
-      joined({projection.steps(source, panels, projected), {attention.step(forward(projected))}, rest.steps(context)}),
+      joined({projection.steps(source, panels, projected), {attention.step(forward(projected))}, few.steps(context)}),
       std::max(mp::kernels().few_rows_scratch, attention.scratch()));
-  return rest.result();
+  return few.result();
 }
 
 Tensor post_norm_first(const Tensor& x, const Tensor& cu_seqlens, int64_t max_seqlen, int64_t heads,
@@ -423,16 +459,13 @@ Tensor post_norm_first(const Tensor& x, const Tensor& cu_seqlens, int64_t max_se
                        std::vector<Tensor> shrink, std::vector<Tensor> norm, double eps) {
   const char* op = "post_norm_first";
   const std::optional<Tensor> asking_bias = bias_of(op, "queries", queries),
-                              bias = bias_of(op, "keys_values", keys_values), dense_bias = bias_of(op, "dense", dense),
-                              grow_bias = bias_of(op, "grow", grow), shrink_bias = bias_of(op, "shrink", shrink);
-  require(dense_norm.size() == 2 && norm.size() == 2, op, ": a LayerNorm must be [weight, bias]");
+                              bias = bias_of(op, "keys_values", keys_values);
   const Linear asking(op, x, x.size(1), queries[0], asking_bias), answering(op, x, x.size(1), keys_values[0], bias);
   const int64_t total = x.size(0);
   const mp::SelfAttention attention(op, cu_seqlens, max_seqlen, total, heads, asking.outputs(), true);
   require(answering.outputs() == 2 * attention.width(), op,
           ": keys_values must have twice the outputs of queries; got ", answering.outputs(), " and ", asking.outputs());
-  const Linear first(op, x, attention.width(), dense[0], dense_bias), inner(op, x, first.outputs(), grow[0], grow_bias),
-      last(op, x, inner.outputs(), shrink[0], shrink_bias);
+  const Rest rest(op, x, attention.width(), dense, dense_norm, dense_eps, grow, shrink, norm, eps);
   const mp::Dtype dtype = mp::floating_dtype(op, "x", x);
   const Tensor source = torch::stable::contiguous(x), entered = rows_at(source, attention.first_rows());
   const int64_t batch = attention.queries();
@@ -442,21 +475,21 @@ Tensor post_norm_first(const Tensor& x, const Tensor& cu_seqlens, int64_t max_se
     return attention.forward(dtype, of_first.data_ptr(), of_all.data_ptr(), context.data_ptr(),
                              sums.mutable_data_ptr<float>());
   };
-  if (!answering.in_steps(total) || !asking.in_steps(batch) || !first.in_steps(batch) || !inner.in_steps(batch) ||
-      !last.in_steps(batch)) {
-    attention.run(forward(linear(entered, queries[0], asking_bias), linear(source, keys_values[0], bias)));
-    return post_norm_rest(context, entered, std::nullopt, dense, dense_norm, dense_eps, grow, shrink, norm, eps);
+  if (!answering.in_steps(total) || !asking.in_steps(batch) || !rest.in_steps(batch)) {
+    const Tensor of_first = linear(entered, queries[0], asking_bias), of_all = linear(source, keys_values[0], bias);
+    attention.run(forward(of_first, of_all));
+    return result_of(rest, context, entered);
   }
-  RestOfFew rest(op, context, first, inner, last, entered, std::nullopt, dense_norm, dense_eps, norm, eps);
+  RestOfFew few(rest, context, entered);
   Tensor panels = answering.panels_for(source), first_panels = asking.panels_for(entered);
   Tensor of_all = torch::stable::new_empty(source, {total, answering.outputs()}),
          of_first = torch::stable::new_empty(source, {batch, asking.outputs()});
   mp::run_steps(joined({answering.steps(source, panels, of_all),
                         asking.steps(entered, first_panels, of_first),
                         {attention.step(forward(of_first, of_all))},
-                        rest.steps(context)}),
+                        few.steps(context)}),
                 std::max(mp::kernels().few_rows_scratch, attention.scratch()));
-  return rest.result();
+  return few.result();
 }
 
 }  // namespace

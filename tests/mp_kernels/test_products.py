@@ -243,35 +243,20 @@ def test_first_rows_have_the_bits_of_their_steps(lengths: list[int], threads: in
             assert_same_bits(found, alone)
 
 
-def test_gradients_of_a_layer() -> None:
-    cu_seqlens, x = cu_seqlens_of([3, 0, 1, 5]), torch.randn(9, 6)
+@pytest.mark.parametrize(("name", "lengths"), [("post_norm_layer", [3, 0, 1, 5]), ("post_norm_first", [3, 1, 5])])
+def test_gradients_of_a_layer(name: str, lengths: list[int]) -> None:
+    cu_seqlens, x = cu_seqlens_of(lengths), torch.randn(9, 6)
     heads, projections, dense, first, _, grow, shrink, last, _ = float_layers(6, 2, 5)
 
     def layer_of(module, x, *tensors):
         projections, dense, first, grow, last = (tensors[i : i + 2] for i in (0, 2, 4, 6, 9))
-        parts = projections, dense, first, WIDE, grow, tensors[8:9], last, WIDE
-        return module.post_norm_layer(x, cu_seqlens, 5, heads, *parts)
+        asking = apart(projections) if name == "post_norm_first" else [projections]
+        rest = dense, first, WIDE, grow, tensors[8:9], last, WIDE
+        return getattr(module, name)(x, cu_seqlens, 5, heads, *asking, *rest)
 
     assert_accurate(
         lambda *xs: layer_of(mp_kernels, *xs),
         lambda *xs: layer_of(reference, *xs),
-        None,
-        [x, *projections, *dense, *first, *grow, *shrink, *last],
-    )
-
-
-def test_gradients_of_first_rows() -> None:
-    cu_seqlens, x = cu_seqlens_of([3, 1, 5]), torch.randn(9, 6)
-    heads, projections, dense, first, _, grow, shrink, last, _ = float_layers(6, 2, 5)
-
-    def first_of(module, x, *tensors):
-        projections, dense, first, grow, last = (tensors[i : i + 2] for i in (0, 2, 4, 6, 9))
-        parts = *apart(projections), dense, first, WIDE, grow, tensors[8:9], last, WIDE
-        return module.post_norm_first(x, cu_seqlens, 5, heads, *parts)
-
-    assert_accurate(
-        lambda *xs: first_of(mp_kernels, *xs),
-        lambda *xs: first_of(reference, *xs),
         None,
         [x, *projections, *dense, *first, *grow, *shrink, *last],
     )
