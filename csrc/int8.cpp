@@ -129,7 +129,7 @@ class Linear {
     });
   }
 
-  int64_t rows_at_a_time() const { return mp::int8_rows_at_a_time(count(), width() * features()); }
+  int64_t rows_at_a_time() const { return mp::rows_at_a_time(count(), width() * features()); }
 
   Tensor rows_;
   Int8Weight weight_;

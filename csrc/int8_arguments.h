@@ -12,6 +12,7 @@
 #include "arguments.h"
 #include "checks.h"
 #include "cpu/kernels.h"
+#include "row_steps.h"
 #include "threads.h"
 
 namespace mp {
@@ -60,16 +61,6 @@ inline torch::stable::Tensor by_column(const char* op, const torch::stable::Tens
   for (int64_t output = 0; output < outputs; ++output)
     for (int64_t k = 0; k < columns; ++k) to[k * outputs + output] = *from++;
   return turned;
-}
-
-// Rows of a product, of `count` in all, that a thread takes at a time: enough for a weight that is larger than the
-// cache, few enough for every thread to get some.
-inline int64_t int8_rows_at_a_time(int64_t count, int64_t largest_weight) {
-  constexpr int64_t kLeast = 32, kMost = 128, kCached = 1 << 20;
-  const int64_t threads = torch::stable::get_num_threads();
-  int64_t rows = largest_weight > kCached ? kMost : kMost / 2;
-  while (threads > 1 && rows > kLeast && count < 2 * rows * threads) rows /= 2;
-  return rows;
 }
 
 // New int8 rows with their scales, and what is kept of them as floats.

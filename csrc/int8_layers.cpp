@@ -1,6 +1,5 @@
 // The CPU operators of int8 layers from floats to floats, as torch calls them: rows are quantised on their way into
-// each product. Few rows share the outputs of a layer among the threads, which are woken once for all steps; of many,
-// each thread takes some through all steps, so that nothing of them leaves the cache in between.
+// each product.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -12,6 +11,7 @@
 #include "checks.h"
 #include "cpu/kernels.h"
 #include "int8_arguments.h"
+#include "row_steps.h"
 #include "self_attention.h"
 #include "threads.h"
 
@@ -25,28 +25,12 @@ using mp::kInt8Panel;
 using mp::matrix;
 using mp::require;
 using mp::RowIndex;
+using mp::run_shared;
 using mp::shape_of;
 using mp::Step;
+using mp::Taker;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-
-// Takes arrays out of memory one after the other; without memory it only counts.
-class Taker {
- public:
-  explicit Taker(float* memory) : memory_(memory) {}
-  float* floats(int64_t count) {
-    constexpr size_t kLine = 16;  // floats
-    float* taken = memory_ ? memory_ + used_ : nullptr;
-    used_ += (static_cast<size_t>(count) + kLine - 1) / kLine * kLine;
-    return taken;
-  }
-  int8_t* bytes(int64_t count) { return reinterpret_cast<int8_t*>(floats((count + 3) / 4)); }
-  size_t used() const { return used_; }
-
- private:
-  float* memory_;
-  size_t used_ = 0;
-};
 
 // A linear layer of int8 for rows of floats.
 class Layer {
@@ -146,38 +130,13 @@ size_t scratch_of(const std::vector<const Layer*>& layers, int64_t rows) {
 
 // Whether all threads share the outputs of rows.
 bool share(int64_t count, const std::vector<const Layer*>& layers) {
-  const int64_t threads = torch::stable::get_num_threads();
-  return threads > 1 && count <= mp::int8_rows_at_a_time(count, largest_of(layers)) * threads;
-}
-
-// Runs steps that threads share; steps_of(memory) are those of all rows.
-template <typename StepsOf>
-void run_shared(const Tensor& like, size_t scratch, const StepsOf& steps_of) {
-  Taker counter(nullptr);
-  steps_of(counter);
-  Tensor memory = torch::stable::new_empty(like, {static_cast<int64_t>(counter.used())}, ScalarType::Float);
-  Taker taker(memory.mutable_data_ptr<float>());
-  mp::run_steps(steps_of(taker), scratch);
+  return mp::share_outputs(count, largest_of(layers));
 }
 
 // Computes rows by steps: steps_of(memory, first, count) are those of some of the rows.
 template <typename StepsOf>
 void run(int64_t count, const Tensor& like, const std::vector<const Layer*>& layers, const StepsOf& steps_of) {
-  if (share(count, layers)) {
-    run_shared(like, scratch_of(layers, count), [&](Taker& memory) { return steps_of(memory, 0, count); });
-    return;
-  }
-  const int64_t at_a_time = mp::int8_rows_at_a_time(count, largest_of(layers)), most = std::min(at_a_time, count);
-  Taker counter(nullptr);
-  steps_of(counter, 0, most);
-  const size_t floats = counter.used();
-  mp::run_in_order((count + at_a_time - 1) / at_a_time, floats + scratch_of(layers, most),
-                   [&](int64_t task, float* scratch) {
-                     const int64_t first = task * at_a_time;
-                     Taker taker(scratch);
-                     for (const Step& step : steps_of(taker, first, std::min(at_a_time, count - first)))
-                       step.work(0, step.units, scratch + floats);
-                   });
+  mp::run_rows(count, like, largest_of(layers), [&](int64_t rows) { return scratch_of(layers, rows); }, steps_of);
 }
 
 // The steps of one layer, from rows of floats, x[index] or x, to rows of floats.
@@ -340,17 +299,31 @@ Tensor int8_post_norm_layer(const Tensor& x, const Tensor& cu_seqlens, int64_t m
     });
     return result;
   }
-  Tensor context = torch::stable::new_empty(source, {count, rest.features()});
-  {
-    Tensor rows = torch::stable::new_empty(source, {count, outputs});
-    Tensor sums = torch::stable::new_empty(source, {attention.sums()});
-    float* to = rows.mutable_data_ptr<float>();
+  Tensor sums = torch::stable::new_empty(source, {attention.sums()});
+  const std::vector<int64_t> groups = attention.groups(mp::rows_at_a_time(count, largest_of(layers)));
+  if (groups.empty()) {
+    Tensor projected = torch::stable::new_empty(source, {count, outputs});
+    Tensor context = torch::stable::new_empty(source, {count, rest.features()});
+    float* rows = projected.mutable_data_ptr<float>();
     run(count, source, {&projection}, [&](Taker& memory, int64_t first, int64_t some) {
-      return linear_steps(projection, memory, from + first * projection.features(), to + first * outputs, some);
+      return linear_steps(projection, memory, from + first * projection.features(), rows + first * outputs, some);
     });
-    attention.run(attention.forward(mp::Dtype::kFloat32, to, context.data_ptr(), sums.mutable_data_ptr<float>()));
+    attention.run(attention.forward(mp::Dtype::kFloat32, rows, context.data_ptr(), sums.mutable_data_ptr<float>()));
+    rest.run(count, source, context.const_data_ptr<float>(), from, nullptr, out);
+    return result;
   }
-  rest.run(count, source, context.const_data_ptr<float>(), from, nullptr, out);
+  attention.run_by_groups(
+      groups, [&](int64_t rows) { return scratch_of(layers, rows); },
+      [&](Taker& memory, int64_t first, int64_t some, const auto& attend) {
+        float *rows = memory.floats(some * outputs), *context = memory.floats(some * rest.features());
+        const mp::AttentionForward forward =
+            attention.forward(mp::Dtype::kFloat32, rows - first * outputs, context - first * rest.features(),
+                              sums.mutable_data_ptr<float>());
+        return joined(
+            {linear_steps(projection, memory, from + first * projection.features(), rows, some),
+             {attend(forward)},
+             rest.steps(memory, context, from + first * rest.width(), nullptr, out + first * rest.width(), some)});
+      });
   return result;
 }
 

@@ -12,6 +12,7 @@
 #include "arguments.h"
 #include "checks.h"
 #include "cpu/kernels.h"
+#include "row_steps.h"
 #include "threads.h"
 
 namespace mp {
@@ -60,6 +61,42 @@ class SelfAttention {
             }};
   }
 
+  // Consecutive samples in groups of no more rows than that, or of one sample: the first one of each group, and the
+  // number of all. Empty where groups would be too long for the cache, or too few for threads to get alike parts.
+  std::vector<int64_t> groups(int64_t rows) const {
+    constexpr int64_t kGroupsOfAThread = 4;
+    if (starts_.longest() > 2 * rows) return {};
+    std::vector<int64_t> firsts{0};
+    for (int64_t b = 1; b <= starts_.batch(); ++b)
+      if (b == starts_.batch() || first_row(b + 1) - first_row(firsts.back()) > rows) firsts.push_back(b);
+    const int64_t threads = torch::stable::get_num_threads(), count = static_cast<int64_t>(firsts.size()) - 1;
+    return threads > 1 && count < kGroupsOfAThread * threads ? std::vector<int64_t>() : firsts;
+  }
+
+  // Runs the steps of a whole layer for groups of samples, each by one thread, so that nothing leaves the cache in
+  // between. steps_of(memory, first, count, attend) are those of some of the rows, where attend(forward) is the step of
+  // attention. scratch_for(rows): memory of a thread for the other steps of so many.
+  template <typename ScratchFor, typename StepsOf>
+  void run_by_groups(const std::vector<int64_t>& firsts, const ScratchFor& scratch_for, const StepsOf& steps_of) const {
+    const auto count = static_cast<int64_t>(firsts.size()) - 1;
+    int64_t most = 0;
+    for (int64_t g = 0; g < count; ++g) most = std::max(most, first_row(firsts[g + 1]) - first_row(firsts[g]));
+    const auto steps_from = [&](Taker& memory, int64_t begin, int64_t end, int64_t first, int64_t some) {
+      return steps_of(memory, first, some, [=, this](const AttentionForward& f) {
+        return Step{end - begin, 0, [=, this](int64_t, int64_t, float* scratch) { run(f, begin, end, scratch); }};
+      });
+    };
+    Taker counter(nullptr);
+    steps_from(counter, 0, 0, 0, most);
+    const size_t floats = counter.used();
+    run_in_order(count, floats + std::max(scratch_for(most), scratch()), [&](int64_t task, float* memory) {
+      const int64_t begin = firsts[task], end = firsts[task + 1], first = first_row(begin);
+      Taker taker(memory);
+      for (const Step& step : steps_from(taker, begin, end, first, first_row(end) - first))
+        step.work(0, step.units, memory + floats);
+    });
+  }
+
   // All of it by free threads.
   void run(const AttentionForward& f) const {
     const std::vector<int32_t> order = by_falling_cost(starts_, starts_);
@@ -80,6 +117,14 @@ class SelfAttention {
     const int32_t* starts_q = counted_.empty() ? starts_.data() : counted_.data();
     const AttentionShape shape{dtype, starts_q, starts_.data(), heads_, head_dim, queries(), total_, scale};
     return {shape, q, k, v, {context, width_, head_dim}, nullptr, sums};
+  }
+
+  int64_t first_row(int64_t sample) const { return starts_.data()[sample]; }
+
+  // Some samples, by this thread.
+  void run(const AttentionForward& f, int64_t begin, int64_t end, float* scratch) const {
+    for (int64_t sample = begin; sample < end; ++sample)
+      for (int64_t head = 0; head < heads_; ++head) one(f, sample, head, scratch);
   }
 
   void one(const AttentionForward& f, int64_t sample, int64_t head, float* scratch) const {

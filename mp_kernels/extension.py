@@ -31,9 +31,9 @@ def _load() -> ctypes.CDLL | None:
         return None
     library = ctypes.CDLL(str(PATH))
     library.mp_runnable_isa.restype = library.mp_chosen_isa.restype = ctypes.c_char_p
-    library.mp_multiplies_in_tiles.restype = ctypes.c_bool
-    library.mp_few_rows.restype = library.mp_int8_group.restype = ctypes.c_int64
-    for function in (library.mp_multiplies_in_tiles, library.mp_few_rows, library.mp_int8_group):
+    library.mp_multiplies_bfloat16.restype = ctypes.c_bool
+    library.mp_float_rows.restype = library.mp_int8_group.restype = ctypes.c_int64
+    for function in (library.mp_multiplies_bfloat16, library.mp_float_rows, library.mp_int8_group):
         function.argtypes = (ctypes.c_int64, ctypes.c_int64)
     return library
 
@@ -91,18 +91,18 @@ def chosen_instruction_set() -> str | None:
 
 
 @functools.cache
-def multiplies_in_tiles(outputs: int, features: int) -> bool:
-    """Whether weights ``[outputs, features]`` of bfloat16 are multiplied in the processor's tiles."""
-    return _library is not None and _library.mp_multiplies_in_tiles(outputs, features)
+def multiplies_bfloat16(outputs: int, features: int) -> bool:
+    """Whether weights ``[outputs, features]`` of bfloat16 are multiplied by the build in use."""
+    return _library is not None and _library.mp_multiplies_bfloat16(outputs, features)
 
 
 @functools.cache
-def few_rows(outputs: int, features: int) -> int:
+def float_rows(outputs: int, features: int) -> int:
     """Number of rows up to which weights ``[outputs, features]`` of float32 are multiplied faster by the build in use.
 
     0: torch multiplies them faster, however few the rows.
     """
-    return 0 if _library is None else int(_library.mp_few_rows(outputs, features))
+    return 0 if _library is None else int(_library.mp_float_rows(outputs, features))
 
 
 @functools.cache

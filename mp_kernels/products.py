@@ -1,9 +1,10 @@
 """The public functions for linear layers and the steps around them, by the products that are fastest for their tensors.
 
-bfloat16 on a processor with AMX is multiplied in its tiles: sums become bfloat16 only after the step that comes next, and
-no row depends on its companions, bit by bit. float32 of few rows is multiplied by kernels of ours on processors with AVX2
-alone, where torch's library spends its time on packing the weight. All else, and whatever gradients are wanted of, takes
-torch's own product; in half precision on a CPU, torch's library compiles a kernel for every number of rows that it meets.
+bfloat16 on a processor with AMX or AVX-512 BF16 is multiplied by kernels of ours: sums become bfloat16 only after the step
+that comes next, and no row depends on its companions, bit by bit. So is float32 on processors with AVX-512 VNNI and no AMX,
+and few rows of it with AVX2 alone, where torch's library spends its time on packing the weight. All else, and whatever
+gradients are wanted of, takes torch's own product; in half precision on a CPU, torch's library compiles a kernel for every
+number of rows that it meets.
 """
 
 from __future__ import annotations
@@ -297,14 +298,14 @@ def _check_norm(
 
 
 def in_kernels(x: Tensor, *weights: Tensor) -> bool:
-    """Whether our own kernels multiply ``x`` by all of these: bfloat16 in tiles, and float32 of few rows."""
+    """Whether our own kernels multiply ``x`` by all of these."""
     if x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
         return False
     if x.dtype == torch.bfloat16:
-        return all(extension.multiplies_in_tiles(*weight.shape) for weight in weights)
+        return all(extension.multiplies_bfloat16(*weight.shape) for weight in weights)
     if x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):  # by which many rows would have another dtype
         return False
-    return all(x.shape[0] <= extension.few_rows(*weight.shape) for weight in weights)
+    return all(x.shape[0] <= extension.float_rows(*weight.shape) for weight in weights)
 
 
 def in_blocks(x: Tensor) -> bool:

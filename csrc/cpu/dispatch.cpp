@@ -21,6 +21,14 @@ extern const Kernels kKernels;
 namespace avx512 {
 extern const Kernels kKernels;
 }
+namespace avx512_vnni {
+extern const Kernels kKernels;
+}
+#endif
+#ifdef MP_BUILD_AVX512_BF16
+namespace avx512_bf16 {
+extern const Kernels kKernels;
+}
 #endif
 #ifdef MP_BUILD_AMX
 namespace amx {
@@ -45,7 +53,7 @@ bool has_tiles() {
 
 const Kernels* const* runnable_kernels() {
   static const struct Table {
-    const Kernels* entries[5] = {};
+    const Kernels* entries[7] = {};
     Table() {
       int n = 0;
 #ifdef MP_BUILD_X86
@@ -57,6 +65,11 @@ const Kernels* const* runnable_kernels() {
 #ifdef MP_BUILD_AMX
       if (has_avx512 && has_tiles()) entries[n++] = &amx::kKernels;
 #endif
+      const bool has_vnni = has_avx512 && __builtin_cpu_supports("avx512vnni");
+#ifdef MP_BUILD_AVX512_BF16
+      if (has_vnni && __builtin_cpu_supports("avx512bf16")) entries[n++] = &avx512_bf16::kKernels;
+#endif
+      if (has_vnni) entries[n++] = &avx512_vnni::kKernels;
       if (has_avx512) entries[n++] = &avx512::kKernels;
       if (has_avx2) entries[n++] = &avx2::kKernels;
 #endif

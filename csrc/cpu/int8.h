@@ -58,7 +58,7 @@ inline float quantize_row(const Values& values, int64_t width, int8_t* out) {
   alignas(64) float kept[kBuffer];
   const bool keep = width + kWidth <= kBuffer;
   Vec magnitudes = {}, poison = {};
-  for_vectors(width, [&](int64_t i, auto lanes) {
+  for_vectors(width, [&](int64_t i, auto lanes) MP_ALWAYS_INLINE {
     const Vec v = values(i, lanes);
     if (keep) store(kept + i, v);
     magnitudes = max(magnitudes, max(v, -v));
@@ -66,7 +66,7 @@ inline float quantize_row(const Values& values, int64_t width, int8_t* out) {
   });
   const float largest = horizontal_max(magnitudes) + horizontal_sum(poison);
   const float inverse = largest > 0 ? std::min(127.0f / largest, std::numeric_limits<float>::max()) : 0.0f;
-  for_vectors(width, [&](int64_t i, auto lanes) {
+  for_vectors(width, [&](int64_t i, auto lanes) MP_ALWAYS_INLINE {
     store_rounded(out + i, (keep ? load(kept + i) : values(i, lanes)) * inverse, lanes);
   });
   return largest / 127.0f;
@@ -120,7 +120,7 @@ struct ProductRow {
         kept(p.kept + row * p.kept_columns),
         scale(p.row_scales[row]) {}
   template <typename Lanes>
-  Vec operator()(int64_t i, Lanes lanes) const {
+  MP_INLINE Vec operator()(int64_t i, Lanes lanes) const {
     Vec v = load_integers<IntVec>(product + i, lanes) * (load_some(p.column_scales + i, lanes) * scale);
     if (p.bias) v += load_some(p.bias + i, lanes);
     if (!p.kept_columns) return v;
@@ -146,7 +146,8 @@ inline void dequantize_product(const Int8Product& p, float* out, int64_t begin, 
 inline void gelu_of_product(const Int8Product& p, Int8Rows out, int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row) {
     const ProductRow values(p, row);
-    quantize_and_keep([&](int64_t i, auto lanes) { return gelu(values(i, lanes)); }, p.width, out, row);
+    quantize_and_keep([&](int64_t i, auto lanes) MP_ALWAYS_INLINE { return gelu(values(i, lanes)); }, p.width, out,
+                      row);
   }
 }
 

@@ -1,7 +1,9 @@
 // The kernels for one instruction set. This file is compiled once for each, with MP_ISA its name and MP_VECTOR_BYTES
 // the width of its vectors.
+#include <limits>
+
 #include "attention.h"
-#include "few_rows.h"
+#include "float_linear.h"
 #include "heads.h"
 #include "int8.h"
 #include "rows.h"
@@ -10,9 +12,13 @@
 #endif
 #if defined(__AMX_INT8__)
 #include "amx.h"
-#include "amx_linear.h"
+#elif defined(__AVX512VNNI__)
+#include "int8_vnni.h"
 #elif defined(MP_AVX2_ALONE)
 #include "int8_quads.h"
+#endif
+#if defined(__AVX512BF16__)
+#include "half_linear.h"
 #endif
 
 #define MP_STRINGIZE_(x) #x
@@ -100,15 +106,17 @@ const Kernels kKernels = {MP_STRINGIZE(MP_ISA),
                           dense,
 #if defined(MP_AVX2_ALONE)
                           256,
+#elif defined(__AVX512VNNI__) && !defined(__AMX_INT8__)
+                          std::numeric_limits<int64_t>::max(),
 #else
                           0,
 #endif
                           kPanel,
                           kStrip,
                           kStrip * kRowBlock,
-                          takes_few_rows,
-                          pack_few_rows,
-                          multiply_few_rows,
+                          takes_float_weight,
+                          pack_float_rows,
+                          multiply_float_rows,
                           quantize_float_rows,
                           dequantize_int8_rows,
 #if defined(__AMX_INT8__)
@@ -117,6 +125,12 @@ const Kernels kKernels = {MP_STRINGIZE(MP_ISA),
                           pack_weight<int8_t>,
                           int8_scratch,
                           multiply_int8,
+#elif defined(__AVX512VNNI__)
+                          kQuad,
+                          takes_quads,
+                          pack_quads,
+                          vnni_scratch,
+                          multiply_vnni,
 #elif defined(MP_AVX2_ALONE)
                           kQuad,
                           takes_quads,
@@ -130,7 +144,7 @@ const Kernels kKernels = {MP_STRINGIZE(MP_ISA),
                           nullptr,
                           nullptr,
 #endif
-#if defined(__AMX_INT8__)
+#if defined(__AVX512BF16__)
                           takes_weight<BFloat16>,
                           pack_weight<BFloat16>,
                           linear_scratch,

@@ -112,13 +112,13 @@ struct Dense {
   int64_t rows, features, outputs;
 };
 
-// A linear layer of float32 for few rows: out[row, output] = x[row] . weight[output] + bias[output].
-struct FewRows {
+// A linear layer of float32: out[row, output] = x[row] . weight[output] + bias[output].
+struct FloatLinear {
   const float* x;  // [rows, features], `stride` elements from one row to the next
   int64_t rows, features, outputs, stride;
   const float* weight;  // [outputs, features]
   const float* bias;    // [outputs], or null
-  float* packed;        // the rows in panels, [rows / few_rows_panel, features, few_rows_panel]
+  float* packed;        // the rows in panels, [rows / float_panel, features, float_panel]
   float* out;           // [rows, outputs]
 };
 
@@ -128,8 +128,8 @@ struct HalfRows {
   int64_t stride;
 };
 
-// A linear layer of bfloat16 for products in tiles.
-struct TileLinear {
+// A linear layer of bfloat16.
+struct HalfLinear {
   const BFloat16* weight;  // [outputs, features]
   const BFloat16* packed;  // the same in panels; null: the rows that are multiplied are packed instead
   const BFloat16* bias;    // [outputs], or null
@@ -189,14 +189,14 @@ struct Kernels {
   void (*mean_rows)(Dtype, const void* x, void* out, int64_t width, int64_t begin, int64_t end);
   void (*pair_features)(const Pair&);
   void (*dense)(const Dense&, int64_t begin, int64_t end);  // outputs begin..end of all rows
-  // Linear layers of float32 for up to `few_rows` rows, where they are faster than torch's; 0 in other builds. The rows
-  // are packed in panels of few_rows_panel of them, of which panels begin..end are written by one call; outputs are
-  // computed in strips of few_rows_strip, begin..end of them by the other. scratch: few_rows_scratch floats.
-  int64_t few_rows, few_rows_panel, few_rows_strip;
-  size_t few_rows_scratch;
-  bool (*takes_few_rows)(int64_t outputs, int64_t features);
-  void (*pack_few_rows)(const FewRows&, int64_t begin, int64_t end);
-  void (*multiply_few_rows)(const FewRows&, int64_t begin, int64_t end, float* scratch);
+  // Linear layers of float32 for up to `float_rows` rows, where they are faster than torch's; 0 in other builds. The
+  // rows are packed in panels of float_panel of them, of which panels begin..end are written by one call; outputs are
+  // computed in strips of float_strip, begin..end of them by the other. scratch: float_scratch floats.
+  int64_t float_rows, float_panel, float_strip;
+  size_t float_scratch;
+  bool (*takes_float_weight)(int64_t outputs, int64_t features);
+  void (*pack_float_rows)(const FloatLinear&, int64_t begin, int64_t end);
+  void (*multiply_float_rows)(const FloatLinear&, int64_t begin, int64_t end, float* scratch);
   // Row begin..end of the result each; index: row of the source for each, or null for the same row.
   void (*quantize_rows)(const float* x, const int64_t* index, int64_t width, Int8Rows out, int64_t begin, int64_t end);
   void (*dequantize_rows)(Int8Rows, const int64_t* index, int64_t width, float* out, int64_t begin, int64_t end);
@@ -215,12 +215,12 @@ struct Kernels {
   bool (*takes_half_weight)(int64_t outputs, int64_t features);
   void (*pack_half_weight)(const BFloat16* weight, int64_t features, BFloat16* packed, int64_t begin, int64_t end);
   size_t (*linear_scratch)(int64_t rows, int64_t features, int64_t grown, int64_t outputs);
-  void (*linear)(const TileLinear&, HalfRows x, BFloat16* out, int64_t begin, int64_t end, float* scratch);
+  void (*linear)(const HalfLinear&, HalfRows x, BFloat16* out, int64_t begin, int64_t end, float* scratch);
   // The product takes the place of the norm's x.
-  void (*linear_add_layer_norm)(const TileLinear&, HalfRows x, const LayerNorm&, int64_t begin, int64_t end,
+  void (*linear_add_layer_norm)(const HalfLinear&, HalfRows x, const LayerNorm&, int64_t begin, int64_t end,
                                 float* scratch);
   // With GELU between the two layers.
-  void (*feed_forward)(const TileLinear& grow, const TileLinear& shrink, HalfRows x, const LayerNorm&, int64_t begin,
+  void (*feed_forward)(const HalfLinear& grow, const HalfLinear& shrink, HalfRows x, const LayerNorm&, int64_t begin,
                        int64_t end, float* scratch);
   void (*dequantize)(const Int8Product&, float* out, int64_t begin, int64_t end);
   void (*dequantize_gelu)(const Int8Product&, Int8Rows out, int64_t begin, int64_t end);

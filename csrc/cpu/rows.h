@@ -56,13 +56,13 @@ inline void add_layer_norm_rows(const LayerNorm& n, int64_t begin, int64_t end) 
   }
 }
 
-inline Vec gelu(Vec x) {
+MP_INLINE Vec gelu(Vec x) {
   return 0.5f * x * (1.0f + erf(x * 0.70710678118654752f));
 }
 
 // GELU within 1e-5, for results of a half type, at half the cost: max(x, 0) - |x| P(X > |x|) for a normal X, by a
 // minimax polynomial on [0, 4.5].
-inline Vec rough_gelu(Vec x) {
+MP_INLINE Vec rough_gelu(Vec x) {
   constexpr float kEnd = 4.5f;
   const Vec distance = min(max(x, -x), broadcast(kEnd)), t = distance * (2 / kEnd) - 1.0f;
   Vec p = broadcast(4.001857713e-03f);

@@ -17,6 +17,10 @@
 namespace mp::MP_ISA {
 
 constexpr int kWidth = MP_VECTOR_BYTES / sizeof(float);
+// For functions that are called for every vector: a call would cost as much as they do.
+#define MP_ALWAYS_INLINE __attribute__((always_inline))
+#define MP_INLINE MP_ALWAYS_INLINE inline
+
 typedef float Vec __attribute__((vector_size(MP_VECTOR_BYTES)));
 typedef int32_t IntVec __attribute__((vector_size(MP_VECTOR_BYTES)));
 
@@ -49,7 +53,7 @@ inline Vec min(Vec a, Vec b) {
 }
 
 // e^x to 2 units in the last place. Below -87.3 (the smallest normal float) the result is exactly 0; NaN stays NaN.
-inline Vec exp(Vec x) {
+MP_INLINE Vec exp(Vec x) {
   constexpr float kLog2e = 1.44269504088896341f, kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
   constexpr float kRoundingShift = 12582912.0f;  // 1.5 * 2^23: adding it leaves the rounded integer in the low bits
   constexpr float kLowest = -87.33654f, kHighest = 88.37626f;
@@ -74,7 +78,7 @@ inline Vec exp(Vec x) {
 }
 
 // erf(x) within 5e-7: a rational minimax approximation, odd over even, on [-4, 4], beyond which erf is 1 in float.
-inline Vec erf(Vec x) {
+MP_INLINE Vec erf(Vec x) {
   const Vec z = min(max(x, broadcast(-4.0f)), broadcast(4.0f)), z2 = z * z;
   Vec p = broadcast(-2.72614225801306e-10f);
   p = p * z2 + 2.77068142495902e-08f;

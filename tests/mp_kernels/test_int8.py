@@ -293,7 +293,11 @@ def test_layers_have_the_bits_of_their_steps(
     assert_same_bits(torch.cat([*alone, wanted[1][:0]]), wanted[1])
 
 
-LENGTHS = ([], [0], [1], [2, 1, 1], [17], [32, 0, 1], [64], [65, 3], [128, 1], [40, 100, 3, 60], [1, 300])
+LENGTHS = (
+    *([], [0], [1], [2, 1, 1], [17], [32, 0, 1], [64], [65, 3], [128, 1], [40, 100, 3, 60], [1, 300]),
+    2
+    * [40, 0, 100, 3, 60, 61, 64, 1, 64, 0, 30, 128, 5, 90],  # in groups, each of which a thread takes through a layer
+)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])

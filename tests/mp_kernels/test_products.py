@@ -19,7 +19,7 @@ from support.operator_samples import apart, float_layers, for_first_rows, int8_l
 from support.ragged_batches import cu_seqlens_of
 
 COUNTS = (0, 1, 15, 16, 17, 48, 49, 63, 64, 65, 80, 81, 127, 1023, 1024, 1025, 1088, 2047, 5000)
-TILES = pytest.mark.skipif(not extension.multiplies_in_tiles(64, 64), reason="this processor has no tiles for bfloat16")
+HALVES = pytest.mark.skipif(not extension.multiplies_bfloat16(64, 64), reason="this processor multiplies no bfloat16")
 
 
 def test_blocks_cover_all_rows_and_their_sizes_recur() -> None:
@@ -66,7 +66,7 @@ def test_gradients_go_through_one_product() -> None:
 # Around tiles of 16 rows by 32 features, blocks of two by two of them, and the rows of a task; for few rows the rows are
 # packed, for many the weight.
 SHAPES = (
-    *((rows, 48, 64) for rows in (0, 1, 15, 16, 17, 31, 32, 33, 63, 64, 65, 255, 256, 257)),
+    *((rows, 48, 64) for rows in (0, 1, 4, 5, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 255, 256, 257)),
     *((rows, 256, 96) for rows in (40, 41, 300)),
     *((40, outputs, 64) for outputs in (16, 32, 15, 17, 33)),
     *((40, 32, features) for features in (32, 96, 63, 65, 100)),
@@ -96,10 +96,11 @@ def plain_feed_forward(x, grow_weight, grow_bias, *rest):
     return plain_norm(F.gelu(F.linear(x, grow_weight, grow_bias)), *rest[:2], x, *rest[2:])
 
 
-# Around rows of a vector, panels and blocks of rows, and the fewest and most that are few; around strips of outputs, and
-# depths of a sum.
+# Around rows of half a vector, a vector, panels and blocks of rows, and the fewest and most that are few; around strips of
+# outputs, and depths of a sum.
 FEW_SHAPES = (
-    *((rows, 64, 48) for rows in (0, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 127, 128, 129, 143, 255, 256, 257)),
+    *((rows, 64, 48) for rows in (0, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 127, 128, 129, 143, 255, 256, 257, 700)),
+    *((rows, 56, 48) for rows in (23, 24, 25, 31, 32, 33, 40, 41, 56, 57)),
     *((20, outputs, 64) for outputs in (1, 8, 15, 16, 24, 32, 40, 47, 48, 72)),
     *((20, 32, features) for features in (1, 8, 12, 16, 63, 64, 760, 768, 776, 1536, 1600)),
     (55, 384, 1536),
@@ -413,7 +414,7 @@ def weights_of_steps() -> list[torch.Tensor]:
     return [*first, *second, *norm(64), *others[0], *others[1]]
 
 
-@TILES
+@HALVES
 @given(seed=st.integers(0, 1000), count=st.integers(1, 70))
 def test_a_row_does_not_depend_on_its_companions(seed: int, count: int) -> None:
     """Few rows are packed and many are not, and a row's place in its block differs: all give the same bits."""
@@ -426,7 +427,7 @@ def test_a_row_does_not_depend_on_its_companions(seed: int, count: int) -> None:
         assert_same_bits([torch.cat([steps(row[None], weights) for row in x])], [whole])
 
 
-@TILES
+@HALVES
 @pytest.mark.parametrize("count", [33, 1760])
 def test_threads_and_companions_change_nothing(count: int, with_threads: Callable) -> None:
     x, weights = torch.randn(count, 64).bfloat16(), weights_of_steps()
@@ -436,7 +437,7 @@ def test_threads_and_companions_change_nothing(count: int, with_threads: Callabl
         assert_same_bits([steps(x[7:8], weights)], [alone[7:8]])
 
 
-@TILES
+@HALVES
 def test_strided_rows() -> None:
     """Rows within wider ones are read where they lie, and others are copied."""
     weights, apart = weights_of_steps(), torch.randn(2, 50, 128).bfloat16()
@@ -445,7 +446,7 @@ def test_strided_rows() -> None:
             assert_same_bits([steps(x, weights)], [steps(x.contiguous(), weights)])
 
 
-@TILES
+@HALVES
 @pytest.mark.parametrize("count", [40, 400])
 def test_sums_are_rounded_once(count: int) -> None:
     """Sums that bfloat16 would lose survive until the bias, or the residual, has cancelled what hides them."""
@@ -461,7 +462,7 @@ def test_sums_are_rounded_once(count: int) -> None:
         torch.testing.assert_close(normed.float(), wanted, rtol=2**-8, atol=1e-6)
 
 
-@TILES
+@HALVES
 def test_values_that_are_not_finite_stay_in_their_row() -> None:
     x, weights = torch.randn(40, 64).bfloat16(), weights_of_steps()
     with torch.inference_mode():
@@ -473,7 +474,7 @@ def test_values_that_are_not_finite_stay_in_their_row() -> None:
     assert_same_bits([spoilt[others]], [clean[others]])
 
 
-@TILES
+@HALVES
 def test_no_tiles_where_gradients_are_recorded() -> None:
     x, weight, bias = (t.requires_grad_() for t in layer(5, 48, 64))
     with torch.no_grad():

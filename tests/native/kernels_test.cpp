@@ -249,20 +249,20 @@ void test_dense(const mp::Kernels& kernels, int64_t rows, int64_t features, int6
   expect_close("the same in two parts", kernels, halves, {out.begin(), out.end()}, 0);
 }
 
-void test_few_rows(const mp::Kernels& kernels, int64_t rows, int64_t features, int64_t outputs) {
-  const int64_t stride = features + 5, panel = kernels.few_rows_panel, panels = (rows + panel - 1) / panel;
+void test_float_linear(const mp::Kernels& kernels, int64_t rows, int64_t features, int64_t outputs) {
+  const int64_t stride = features + 5, panel = kernels.float_panel, panels = (rows + panel - 1) / panel;
   std::vector<float> x = random_floats(rows * stride, 1), weight = random_floats(outputs * features, 2);
-  std::vector<float> bias = random_floats(outputs, 3), out(rows * outputs, NAN), scratch(kernels.few_rows_scratch, NAN);
+  std::vector<float> bias = random_floats(outputs, 3), out(rows * outputs, NAN), scratch(kernels.float_scratch, NAN);
   std::vector<float> packed(panels * panel * features, NAN);
   for (float& w : weight) w /= std::sqrt(static_cast<float>(features));
   const std::vector<double> wanted = linear_layer(x, stride, weight, bias);
-  const mp::FewRows layer{x.data(),      rows,        features,      outputs,   stride,
-                          weight.data(), bias.data(), packed.data(), out.data()};
-  for (int64_t i = 0; i < panels; ++i) kernels.pack_few_rows(layer, i, i + 1);
-  const int64_t strips = (outputs + kernels.few_rows_strip - 1) / kernels.few_rows_strip;
-  kernels.multiply_few_rows(layer, 0, 1, scratch.data());
-  kernels.multiply_few_rows(layer, 1, strips, scratch.data());
-  expect_close("linear layer of few rows", kernels, out, wanted, 2e-5);
+  const mp::FloatLinear layer{x.data(),      rows,        features,      outputs,   stride,
+                              weight.data(), bias.data(), packed.data(), out.data()};
+  for (int64_t i = 0; i < panels; ++i) kernels.pack_float_rows(layer, i, i + 1);
+  const int64_t strips = (outputs + kernels.float_strip - 1) / kernels.float_strip;
+  kernels.multiply_float_rows(layer, 0, 1, scratch.data());
+  kernels.multiply_float_rows(layer, 1, strips, scratch.data());
+  expect_close("linear layer of packed rows", kernels, out, wanted, 2e-5);
 }
 
 void test_int8(const mp::Kernels& kernels, int64_t width) {
@@ -372,8 +372,8 @@ void test_half_layers(const mp::Kernels& kernels, int64_t rows, int64_t width, i
                             mp::to_float(bias[o]));
   }
   for (const bool pack : {true, false}) {
-    const mp::TileLinear growing{grow.data(), pack ? packed.data() : nullptr, grow_bias.data(), grown, width};
-    const mp::TileLinear shrinking{shrink.data(), pack ? packed_shrink.data() : nullptr, bias.data(), width, grown};
+    const mp::HalfLinear growing{grow.data(), pack ? packed.data() : nullptr, grow_bias.data(), grown, width};
+    const mp::HalfLinear shrinking{shrink.data(), pack ? packed_shrink.data() : nullptr, bias.data(), width, grown};
     std::vector<float> out, norms;
     kernels.linear(growing, {x.data(), width}, half_out.data(), 0, rows, memory);
     kernels.feed_forward(growing, shrinking, {x.data(), width}, norm, 0, rows, memory);
@@ -402,8 +402,8 @@ int main() {
     for (const int64_t rows : {1, 16, 31, 32, 50, 64}) test_half_layers(**kernels, rows, 64, 416);
     test_dense(**kernels, 7, 50, 9);
     test_dense(**kernels, 33, 64, 20);
-    for (const int64_t rows : {1, 4, 15, 16, 17, 33, 128, 129, 300}) test_few_rows(**kernels, rows, 64, 80);
-    test_few_rows(**kernels, 20, 1600, 48);
+    for (const int64_t rows : {1, 4, 15, 16, 17, 33, 128, 129, 300}) test_float_linear(**kernels, rows, 64, 80);
+    test_float_linear(**kernels, 20, 1600, 48);
   }
   std::printf("%s\n", failures ? "FAILED" : "all kernels agree");
   return failures ? EXIT_FAILURE : EXIT_SUCCESS;

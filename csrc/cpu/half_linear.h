@@ -1,4 +1,4 @@
-// Linear layers of bfloat16 in tiles, on some rows at a time: sums in float32, which become bfloat16 only after the
+// Linear layers of bfloat16 in blocks, on some rows at a time: sums in float32, which become bfloat16 only after the
 // step that comes next. Of the two factors of a product, one must be packed: the weight, once for all rows, or the
 // rows, whose sums then come transposed. Both give the same bits.
 #pragma once
@@ -6,7 +6,11 @@
 #include <algorithm>
 #include <utility>
 
+#if defined(__AMX_BF16__)
 #include "amx.h"
+#else
+#include "half_vectors.h"
+#endif
 #include "rows.h"
 
 namespace mp::MP_ISA {
@@ -63,7 +67,7 @@ struct RowBlocks {
 // Calls the next block of outputs' weights into the cache, the share of one block of rows at each step of its product.
 class Ahead {
  public:
-  Ahead(const TileLinear& layer, const RowBlocks& x, int64_t block, int64_t output, int64_t first)
+  Ahead(const HalfLinear& layer, const RowBlocks& x, int64_t block, int64_t output, int64_t first)
       : begin_(block * kBlockSize / x.blocks()), end_((block + 1) * kBlockSize / x.blocks()) {
     constexpr int64_t kBytes = sizeof(BFloat16);
     const int64_t next = output + kBlockSize, width = layer.features;
@@ -88,13 +92,9 @@ class Ahead {
 // Sums [32, 32] of a block of rows by a block of outputs from `output` on; x's features are the layer's from `first`
 // on.
 template <typename Meanwhile = Nothing>
-inline void multiply(const TileLinear& layer, const RowBlocks& x, int64_t block, int64_t output, int64_t first,
-                     float* sums, bool more, Meanwhile&& others = {}) {
+inline void multiply(const HalfLinear& layer, const RowBlocks& x, int64_t block, int64_t output, int64_t first,
+                     float* sums, bool more, Meanwhile&& meanwhile = {}) {
   Ahead ahead(layer, x, block, output, first);
-  const auto meanwhile = [&] {
-    others();
-    ahead();
-  };
   const bool two_outputs = output + kTileHeight<layer.outputs, two_rows = x.rows_in(block)> kTileHeight;
   const int64_t width = layer.features, row = block * kBlockSize;
   Block<BFloat16> b{};
@@ -106,16 +106,17 @@ inline void multiply(const TileLinear& layer, const RowBlocks& x, int64_t block,
   } else {
     b.rows = layer.weight + output * width + first, b.row_stride = width;
     b.panel = x.panels + row * x.features, b.panel_stride = kTileHeight * x.features;
+    b.columns = x.rows_in(block);
   }
   const bool two_high = layer.packed ? two_rows : two_outputs, two_wide = layer.packed ? two_outputs : two_rows;
   if (two_high && two_wide)
-    multiply_block<BFloat16, true, true>(b, meanwhile);
+    multiply_block<BFloat16, true, true>(b, meanwhile, ahead);
   else if (two_high)
-    multiply_block<BFloat16, true, false>(b, meanwhile);
+    multiply_block<BFloat16, true, false>(b, meanwhile, ahead);
   else if (two_wide)
-    multiply_block<BFloat16, false, true>(b, meanwhile);
+    multiply_block<BFloat16, false, true>(b, meanwhile, ahead);
   else
-    multiply_block<BFloat16, false, false>(b, meanwhile);
+    multiply_block<BFloat16, false, false>(b, meanwhile, ahead);
 }
 
 // Turns sums [outputs, rows] of a block into [rows, outputs].
@@ -166,7 +167,7 @@ class Rounding {
 // Outputs begin..end of all rows, after bias and, with kGelu, GELU, into columns 0.. of `out`. All rows of the last
 // block are written where `out` has room for them. sums: memory for two blocks.
 template <bool kGelu>
-inline void linear_blocks(const TileLinear& layer, const RowBlocks& x, int64_t begin, int64_t end, float* sums,
+inline void linear_blocks(const HalfLinear& layer, const RowBlocks& x, int64_t begin, int64_t end, float* sums,
                           BFloat16* out, int64_t out_stride, bool has_room) {
   Rounding<kGelu> rounding(x.features / Tiles<BFloat16>::kElements);
   float* other = sums + kBlockSums;
@@ -185,14 +186,14 @@ inline void linear_blocks(const TileLinear& layer, const RowBlocks& x, int64_t b
 
 // Adds the product of x and the layer's features from `first` on to sums, a block for each block of outputs and of
 // rows.
-inline void add_product(const TileLinear& layer, const RowBlocks& x, int64_t first, float* sums) {
+inline void add_product(const HalfLinear& layer, const RowBlocks& x, int64_t first, float* sums) {
   for (int64_t output = 0; output < layer.outputs; output += kBlockSize)
     for (int64_t block = 0; block < x.blocks(); ++block, sums += kBlockSums)
       multiply(layer, x, block, output, first, sums, first > 0);
 }
 
 // LayerNorm of sums + bias + residual, rows begin..end of the result.
-inline void norm_sums(const TileLinear& layer, const LayerNorm& n, float* sums, int64_t begin, int64_t end) {
+inline void norm_sums(const HalfLinear& layer, const LayerNorm& n, float* sums, int64_t begin, int64_t end) {
   const int64_t height = blocks_of(end - begin), blocks = height * blocks_of(layer.outputs);
   if (!layer.packed)
     for (int64_t block = 0; block < blocks; ++block) transpose_block(sums + block * kBlockSums);
@@ -215,18 +216,18 @@ inline HalfRows rows_from(HalfRows x, int64_t row) {
   return {x.data + row * x.stride, x.stride};
 }
 
-inline void linear_rows(const TileLinear& layer, HalfRows x, BFloat16* out, int64_t begin, int64_t end, float* memory) {
+inline void linear_rows(const HalfLinear& layer, HalfRows x, BFloat16* out, int64_t begin, int64_t end, float* memory) {
   const LinearScratch scratch(memory, end - begin, layer.features, 0, 0);
-  const TileShapes shapes(kTileHeight, kTileHeight);
+  const WholeTiles tiles;
   const RowBlocks rows(rows_from(x, begin), end - begin, layer.features, scratch.tail,
                        layer.packed ? nullptr : scratch.panels);
   linear_blocks<false>(layer, rows, 0, layer.outputs, scratch.block, out + begin * layer.outputs, layer.outputs, false);
 }
 
-inline void linear_norm_rows(const TileLinear& layer, HalfRows x, const LayerNorm& n, int64_t begin, int64_t end,
+inline void linear_norm_rows(const HalfLinear& layer, HalfRows x, const LayerNorm& n, int64_t begin, int64_t end,
                              float* memory) {
   const LinearScratch scratch(memory, end - begin, layer.features, 0, layer.outputs);
-  const TileShapes shapes(kTileHeight, kTileHeight);
+  const WholeTiles tiles;
   const RowBlocks rows(rows_from(x, begin), end - begin, layer.features, scratch.tail,
                        layer.packed ? nullptr : scratch.panels);
   add_product(layer, rows, 0, scratch.sums);
@@ -234,11 +235,11 @@ inline void linear_norm_rows(const TileLinear& layer, HalfRows x, const LayerNor
 }
 
 // The inner layer is kept in the cache, some of its features at a time.
-inline void feed_forward_rows(const TileLinear& grow, const TileLinear& shrink, HalfRows x, const LayerNorm& n,
+inline void feed_forward_rows(const HalfLinear& grow, const HalfLinear& shrink, HalfRows x, const LayerNorm& n,
                               int64_t begin, int64_t end, float* memory) {
   const int64_t count = end - begin, at_once = std::min(grow.outputs, kGrownAtOnce);
   const LinearScratch scratch(memory, count, grow.features, at_once, shrink.outputs);
-  const TileShapes shapes(kTileHeight, kTileHeight);
+  const WholeTiles tiles;
   const RowBlocks rows(rows_from(x, begin), count, grow.features, scratch.tail, grow.packed ? nullptr : scratch.panels);
   for (int64_t first = 0; first < grow.outputs; first += at_once) {
     const int64_t width = std::min(at_once, grow.outputs - first);
