@@ -35,8 +35,14 @@ Tensor linear(const Tensor& x, const Tensor& weight, std::optional<Tensor> bias)
   if (!layer.in_blocks()) return torch::stable::to(layer.product(x), x.scalar_type());
   const Tensor source = with_rows_together(x);
   Tensor result = torch::stable::new_empty(source, {x.size(0), layer.outputs()});
-  const HalfLinear blocks = layer.blocks_for(x.size(0));
   auto* out = static_cast<BFloat16*>(result.data_ptr());
+  if (layer.shares_halves(x.size(0))) {
+    run_shared(x, kernels().half_outputs_scratch, [&](Taker& memory) {
+      return layer.half_steps(memory, rows_of(source), x.size(0), false, out, nothing);
+    });
+    return result;
+  }
+  const HalfLinear blocks = layer.blocks_for(x.size(0));
   run_in_blocks(x.size(0), layer.features(), 0, 0, [&](int64_t begin, int64_t end, float* scratch) {
     kernels().linear(blocks, rows_of(source), out, begin, end, scratch);
   });
@@ -67,8 +73,12 @@ Tensor linear_add_layer_norm(const Tensor& x, const Tensor& weight, std::optiona
   if (!layer.in_blocks()) return norm.of(layer.product(x), entered.rows(), entered.index());
   const Tensor source = with_rows_together(x);
   Tensor result = torch::stable::new_empty(source, {rows, width});
-  const HalfLinear blocks = layer.blocks_for(rows);
   const LayerNorm step = norm.into(result.data_ptr(), entered.rows().data_ptr(), entered.index());
+  if (layer.shares_halves(rows)) {
+    run_shared(x, 0, [&](Taker& memory) { return layer.half_steps(memory, rows_of(source), rows, step, nothing); });
+    return result;
+  }
+  const HalfLinear blocks = layer.blocks_for(rows);
   run_in_blocks(rows, layer.features(), 0, width, [&](int64_t begin, int64_t end, float* scratch) {
     kernels().linear_add_layer_norm(blocks, rows_of(source), step, begin, end, scratch);
   });
@@ -98,6 +108,13 @@ Tensor feed_forward(const Tensor& x, const Tensor& grow_weight, std::optional<Te
       kernels().bias_gelu(Dtype::kFloat32, grown.data_ptr(), nullptr, grown.data_ptr(), grow.outputs(), begin, end);
     });
     return layers.norm.of(shrink.product(torch::stable::to(grown, x.scalar_type())), entered.rows(), nullptr);
+  }
+  if (layers.shares_halves(rows)) {
+    Tensor result = torch::stable::new_empty(entered.rows(), {rows, shrink.outputs()});
+    run_shared(x, kernels().half_outputs_scratch, [&](Taker& memory) {
+      return layers.half_steps(memory, entered.halves(), rows, static_cast<BFloat16*>(result.data_ptr()), nothing);
+    });
+    return result;
   }
   const Tensor source = with_rows_together(x);
   Tensor result = torch::stable::new_empty(source, {rows, shrink.outputs()});

@@ -42,6 +42,9 @@ inline torch::stable::Tensor vector_like(const char* op, const char* name, const
   return torch::stable::contiguous(vector);
 }
 
+// Nothing that is done before a step.
+inline void nothing(int64_t, int64_t) {}
+
 // Computes rows of float32 by steps, as run_rows does.
 template <typename StepsOf>
 void run_in_steps(int64_t count, const torch::stable::Tensor& like, int64_t weight_bytes, const StepsOf& steps_of) {
@@ -81,6 +84,40 @@ class Linear {
     return dtype_ == Dtype::kFloat32 && most > 0 && rows <= most;
   }
 
+  // Whether threads share the outputs of rows of bfloat16.
+  bool shares_halves(int64_t rows) const {
+    return in_blocks() && kernels().pack_half_rows && share_outputs(rows, weight_bytes());
+  }
+
+  // The steps of the product of x, `count` rows of bfloat16, with or without GELU, after `before` was done with x's
+  // rows.
+  template <typename Before>
+  std::vector<Step> half_steps(Taker& memory, HalfRows x, int64_t count, bool gelu, BFloat16* out,
+                               const Before& before) const {
+    BFloat16* panels = memory.halves(half_panels(count) * kHalfPanel * features());
+    return {packing(x, count, panels, before),
+            {half_blocks(), features() * kHalfBlock * 2,
+             [=, layer = unpacked()](int64_t begin, int64_t end, float* scratch) {
+               kernels().half_outputs(layer, panels, count, gelu, out, begin, end, scratch);
+             }}};
+  }
+
+  // The same with a LayerNorm after it.
+  template <typename Before>
+  std::vector<Step> half_steps(Taker& memory, HalfRows x, int64_t count, const LayerNorm& norm,
+                               const Before& before) const {
+    BFloat16* panels = memory.halves(half_panels(count) * kHalfPanel * features());
+    float* sums = memory.floats(kernels().half_sums(count, outputs()));
+    return {packing(x, count, panels, before),
+            {half_blocks(), features() * kHalfBlock * 2,
+             [=, layer = unpacked()](int64_t begin, int64_t end, float*) {
+               kernels().sum_half_outputs(layer, panels, count, sums, begin, end);
+             }},
+            {count, outputs() * 4, [=, layer = unpacked()](int64_t begin, int64_t end, float*) {
+               kernels().norm_half_sums(layer, norm, sums, count, begin, end);
+             }}};
+  }
+
   // Floats of memory for the steps of that many rows, which may serve one layer after the other.
   int64_t panels(int64_t rows) const {
     const int64_t panel = kernels().float_panel;
@@ -109,7 +146,7 @@ class Linear {
              }}};
   }
   std::vector<Step> steps(const float* x, int64_t count, float* panels, float* out) const {
-    return steps(x, count, panels, out, [](int64_t, int64_t) {});
+    return steps(x, count, panels, out, nothing);
   }
 
   // The product of x, float32, in the steps that are its.
@@ -126,6 +163,23 @@ class Linear {
   }
 
  private:
+  static constexpr int64_t kHalfPanel = 16, kHalfBlock = 32;
+
+  static int64_t half_panels(int64_t rows) { return (rows + kHalfPanel - 1) / kHalfPanel; }
+  int64_t half_blocks() const { return (outputs() + kHalfBlock - 1) / kHalfBlock; }
+  HalfLinear unpacked() const {
+    return {halves(weight_), nullptr, bias_ ? halves(*bias_) : nullptr, outputs(), features()};
+  }
+
+  template <typename Before>
+  Step packing(HalfRows x, int64_t count, BFloat16* panels, const Before& before) const {
+    return {half_panels(count), features() * kHalfPanel * 2,
+            [=, width = features()](int64_t begin, int64_t end, float*) {
+              before(begin * kHalfPanel, std::min(end * kHalfPanel, count));
+              kernels().pack_half_rows(x, count, width, panels, begin, end);
+            }};
+  }
+
   // Whether rows are packed; the plain loops of fewer wait for the weight alone.
   static bool packs(int64_t rows) {
     constexpr int64_t kFewest = 4;
@@ -217,6 +271,7 @@ class Residual {
   const int64_t* index() const { return places_.data(); }
 
   // Places, and floats, of what is added to a product's rows from `first` on.
+  const BFloat16* halves() const { return static_cast<const BFloat16*>(rows_.data_ptr()); }
   const int64_t* index_from(int64_t first) const { return index() ? index() + first : nullptr; }
   const float* floats_from(int64_t first) const {
     return rows_.const_data_ptr<float>() + (index() ? 0 : first * rows_.size(1));
@@ -269,7 +324,19 @@ struct FeedForward {
                    {norm_step(norm.over(out, x, nullptr), count)}});
   }
   std::vector<Step> steps(Taker& memory, const float* x, int64_t count, float* panels, float* out) const {
-    return steps(memory, x, count, panels, out, [](int64_t, int64_t) {});
+    return steps(memory, x, count, panels, out, nothing);
+  }
+
+  bool shares_halves(int64_t rows) const { return grow.shares_halves(rows) && shrink.shares_halves(rows); }
+
+  // The same steps for rows of bfloat16, one after the other.
+  template <typename Before>
+  std::vector<Step> half_steps(Taker& memory, const BFloat16* x, int64_t count, BFloat16* out,
+                               const Before& before) const {
+    const int64_t inner = grow.outputs();
+    BFloat16* grown = memory.halves(count * inner);
+    return joined({grow.half_steps(memory, {x, grow.features()}, count, true, grown, before),
+                   shrink.half_steps(memory, {grown, inner}, count, norm.into(out, x, nullptr), nothing)});
   }
 };
 

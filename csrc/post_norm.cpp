@@ -92,9 +92,29 @@ class Rest {
                    feed_forward_.steps(memory, attended, count, panels, out, attend)});
   }
 
+  bool shares_halves(int64_t rows) const { return dense_.shares_halves(rows) && feed_forward_.shares_halves(rows); }
+
+  // The same steps for rows of bfloat16.
+  std::vector<Step> half_steps(Taker& memory, mp::HalfRows context, const mp::BFloat16* residual, const int64_t* index,
+                               int64_t count, mp::BFloat16* out) const {
+    mp::BFloat16* attended = memory.halves(count * width());
+    return joined({dense_.half_steps(memory, context, count, dense_norm_.into(attended, residual, index), mp::nothing),
+                   feed_forward_.half_steps(memory, attended, count, out, mp::nothing)});
+  }
+
   // The result of contexts whose entering states are residual[index].
   Tensor of(const Tensor& context, const Tensor& residual, const std::optional<Tensor>& index = std::nullopt) const {
     const int64_t rows = context.size(0);
+    if (shares_halves(rows)) {
+      const Residual entered(op_, context, rows, width(), residual, index);
+      const Tensor source = mp::with_rows_together(context);
+      Tensor result = torch::stable::new_empty(source, {rows, outputs()});
+      mp::run_shared(context, mp::kernels().half_outputs_scratch, [&](Taker& memory) {
+        return half_steps(memory, {mp::halves(source), source.stride(0)}, entered.halves(), entered.index(), rows,
+                          static_cast<mp::BFloat16*>(result.data_ptr()));
+      });
+      return result;
+    }
     if (!in_steps(rows)) {
       const Tensor attended = mp::linear_add_layer_norm(context, dense_parts_[0], dense_bias_, residual, index,
                                                         dense_norm_parts_[0], dense_norm_parts_[1], dense_eps_);
@@ -151,6 +171,18 @@ Tensor post_norm_layer(const Tensor& x, const Tensor& cu_seqlens, int64_t max_se
   const auto forward = [&](void* projected, void* contexts) {
     return attention.forward(dtype, projected, contexts, sums.mutable_data_ptr<float>());
   };
+  if (projection.shares_halves(rows) && rest.shares_halves(rows)) {
+    const Residual entered(op, x, rows, rest.width(), x, std::nullopt);
+    Tensor result = torch::stable::new_empty(entered.rows(), {rows, rest.outputs()});
+    mp::run_shared(x, std::max(mp::kernels().half_outputs_scratch, attention.scratch()), [&](Taker& memory) {
+      mp::BFloat16 *projected = memory.halves(rows * outputs), *contexts = memory.halves(rows * attention.width());
+      return joined({projection.half_steps(memory, {entered.halves(), x.size(1)}, rows, false, projected, mp::nothing),
+                     {attention.step(forward(projected, contexts))},
+                     rest.half_steps(memory, {contexts, attention.width()}, entered.halves(), nullptr, rows,
+                                     static_cast<mp::BFloat16*>(result.data_ptr()))});
+    });
+    return result;
+  }
   // Where each thread has rows of its own, samples would not fill its panels of rows.
   if (!projection.in_steps(rows) || !rest.in_steps(rows) || !share(rows, projection, rest)) {
     const Tensor projected = mp::linear(x, projections[0], bias);
@@ -193,6 +225,21 @@ Tensor post_norm_first(const Tensor& x, const Tensor& cu_seqlens, int64_t max_se
   const auto forward = [&](void* of_first, void* of_all) {
     return attention.forward(dtype, of_first, of_all, context.data_ptr(), sums.mutable_data_ptr<float>());
   };
+  if (answering.shares_halves(total) && asking.shares_halves(batch) && rest.shares_halves(batch)) {
+    const Residual residual(op, x, batch, rest.width(), entered, std::nullopt);
+    Tensor result = torch::stable::new_empty(source, {batch, rest.outputs()});
+    const mp::BFloat16 *from = mp::halves(source), *first = residual.halves();
+    mp::run_shared(source, std::max(mp::kernels().half_outputs_scratch, attention.scratch()), [&](Taker& memory) {
+      mp::BFloat16 *of_all = memory.halves(total * answering.outputs()),
+                   *of_first = memory.halves(batch * asking.outputs());
+      return joined({answering.half_steps(memory, {from, source.size(1)}, total, false, of_all, mp::nothing),
+                     asking.half_steps(memory, {first, source.size(1)}, batch, false, of_first, mp::nothing),
+                     {attention.step(forward(of_first, of_all))},
+                     rest.half_steps(memory, {mp::halves(context), attention.width()}, first, nullptr, batch,
+                                     static_cast<mp::BFloat16*>(result.data_ptr()))});
+    });
+    return result;
+  }
   if (!answering.in_steps(total) || !asking.in_steps(batch) || !rest.in_steps(batch) ||
       !share(total, answering, rest)) {
     const Tensor of_first = mp::linear(entered, queries[0], asking_bias),

@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "cpu/dtype.h"
 #include "threads.h"
 
 namespace mp {
@@ -23,6 +24,7 @@ class Taker {
     used_ += (static_cast<size_t>(count) + kLine - 1) / kLine * kLine;
     return taken;
   }
+  BFloat16* halves(int64_t count) { return reinterpret_cast<BFloat16*>(floats((count + 1) / 2)); }
   int8_t* bytes(int64_t count) { return reinterpret_cast<int8_t*>(floats((count + 3) / 4)); }
   size_t used() const { return used_; }
 

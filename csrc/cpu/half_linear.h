@@ -60,6 +60,9 @@ struct RowBlocks {
     pack_rows(rows, stride, features, panels, whole * 2);
     if (left) pack_rows(tail, features, features, panels + whole * kBlockSize * features, 2);
   }
+  // Rows that are packed already.
+  RowBlocks(const BFloat16* panels, int64_t count, int64_t features)
+      : rows(nullptr), tail(nullptr), panels(panels), stride(0), count(count), features(features) {}
   int64_t blocks() const { return blocks_of(count); }
   int64_t rows_in(int64_t block) const { return std::min(kBlockSize, count - block * kBlockSize); }
 };
@@ -92,8 +95,8 @@ class Ahead {
 // Sums [32, 32] of a block of rows by a block of outputs from `output` on; x's features are the layer's from `first`
 // on.
 template <typename Meanwhile = Nothing>
-inline void multiply(const HalfLinear& layer, const RowBlocks& x, int64_t block, int64_t output, int64_t first,
-                     float* sums, bool more, Meanwhile&& meanwhile = {}) {
+MP_INLINE void multiply(const HalfLinear& layer, const RowBlocks& x, int64_t block, int64_t output, int64_t first,
+                        float* sums, bool more, Meanwhile&& meanwhile = {}) {
   Ahead ahead(layer, x, block, output, first);
   const bool two_outputs = output + kTileHeight<layer.outputs, two_rows = x.rows_in(block)> kTileHeight;
   const int64_t width = layer.features, row = block * kBlockSize;
@@ -192,13 +195,13 @@ inline void add_product(const HalfLinear& layer, const RowBlocks& x, int64_t fir
       multiply(layer, x, block, output, first, sums, first > 0);
 }
 
-// LayerNorm of sums + bias + residual, rows begin..end of the result.
-inline void norm_sums(const HalfLinear& layer, const LayerNorm& n, float* sums, int64_t begin, int64_t end) {
-  const int64_t height = blocks_of(end - begin), blocks = height * blocks_of(layer.outputs);
-  if (!layer.packed)
-    for (int64_t block = 0; block < blocks; ++block) transpose_block(sums + block * kBlockSums);
+// LayerNorm of sums + bias + residual, rows begin..end of the result. The sums are of `count` rows from `first` on, in
+// blocks of [rows, outputs].
+inline void norm_blocks(const HalfLinear& layer, const LayerNorm& n, const float* sums, int64_t first, int64_t count,
+                        int64_t begin, int64_t end) {
+  const int64_t height = blocks_of(count);
   for (int64_t row = begin; row < end; ++row) {
-    const int64_t block = (row - begin) / kBlockSize, place = (row - begin) % kBlockSize;
+    const int64_t block = (row - first) / kBlockSize, place = (row - first) % kBlockSize;
     const float* own = sums + block * kBlockSums + place * kBlockSize;
     const BFloat16* residual = static_cast<const BFloat16*>(n.residual) + (n.index ? n.index[row] : row) * n.width;
     layer_norm_row<BFloat16>(n, row, [&](int64_t i, auto) {
@@ -206,6 +209,14 @@ inline void norm_sums(const HalfLinear& layer, const LayerNorm& n, float* sums, 
       return layer.bias ? v + load_as_float(layer.bias + i) : v;
     });
   }
+}
+
+// The same for all these rows, whose blocks are [outputs, rows] where the rows were packed.
+inline void norm_sums(const HalfLinear& layer, const LayerNorm& n, float* sums, int64_t begin, int64_t end) {
+  const int64_t blocks = blocks_of(end - begin) * blocks_of(layer.outputs);
+  if (!layer.packed)
+    for (int64_t block = 0; block < blocks; ++block) transpose_block(sums + block * kBlockSums);
+  norm_blocks(layer, n, sums, begin, end - begin, begin, end);
 }
 
 inline size_t linear_scratch(int64_t rows, int64_t features, int64_t grown, int64_t outputs) {
@@ -249,6 +260,56 @@ inline void feed_forward_rows(const HalfLinear& grow, const HalfLinear& shrink, 
     add_product(shrink, grown, first, scratch.sums);
   }
   norm_sums(shrink, n, scratch.sums, begin, end);
+}
+
+// Panels begin..end of rows, those that there are none of filled up with zeros.
+inline void pack_half_rows(HalfRows x, int64_t count, int64_t features, BFloat16* panels, int64_t begin, int64_t end) {
+  for (int64_t panel = begin; panel < end; ++panel) {
+    const BFloat16* rows = x.data + panel * kTileHeight * x.stride;
+    const int64_t left = std::min(kTileHeight, count - panel * kTileHeight);
+    BFloat16* to = panels + panel * kTileHeight * features;
+    if (left == kTileHeight) {
+      pack_rows(rows, x.stride, features, to, 1);
+      continue;
+    }
+    constexpr int64_t kElements = Tiles<BFloat16>::kElements;
+    alignas(kTileBytes) BFloat16 tile[kTileHeight * kElements] = {};
+    for (int64_t i = 0; i < features; i += kElements, to += kTileHeight * kElements) {
+      for (int64_t row = 0; row < left; ++row)
+        std::copy_n(rows + row * x.stride + i, kElements, tile + row * kElements);
+      transpose_tile(tile, kTileBytes, to, kTileBytes);
+    }
+  }
+}
+
+// Blocks begin..end of the outputs of all rows.
+inline void half_outputs(const HalfLinear& layer, const BFloat16* panels, int64_t count, bool gelu, BFloat16* out,
+                         int64_t begin, int64_t end, float* scratch) {
+  const RowBlocks rows(panels, count, layer.features);
+  const int64_t first = begin * kBlockSize, last = std::min(end * kBlockSize, layer.outputs);
+  (gelu ? linear_blocks<true> : linear_blocks<false>)(layer, rows, first, last, scratch, out + first, layer.outputs,
+                                                      false);
+}
+
+inline int64_t half_sums(int64_t count, int64_t outputs) {
+  return blocks_of(count) * blocks_of(outputs) * kBlockSums;
+}
+
+// The same as sums in blocks of [rows, outputs].
+inline void sum_half_outputs(const HalfLinear& layer, const BFloat16* panels, int64_t count, float* sums, int64_t begin,
+                             int64_t end) {
+  const RowBlocks rows(panels, count, layer.features);
+  sums += begin * rows.blocks() * kBlockSums;
+  for (int64_t output = begin * kBlockSize; output < std::min(end * kBlockSize, layer.outputs); output += kBlockSize)
+    for (int64_t block = 0; block < rows.blocks(); ++block, sums += kBlockSums) {
+      multiply(layer, rows, block, output, 0, sums, false);
+      transpose_block(sums);
+    }
+}
+
+inline void norm_half_sums(const HalfLinear& layer, const LayerNorm& n, const float* sums, int64_t count, int64_t begin,
+                           int64_t end) {
+  norm_blocks(layer, n, sums, 0, count, begin, end);
 }
 
 }  // namespace mp::MP_ISA

@@ -159,6 +159,21 @@ const Kernels kKernels = {MP_STRINGIZE(MP_ISA),
                           nullptr,
                           nullptr,
 #endif
+#if defined(__AVX512BF16__) && !defined(__AMX_BF16__)
+                          pack_half_rows,
+                          2 * kBlockSums,
+                          half_outputs,
+                          half_sums,
+                          sum_half_outputs,
+                          norm_half_sums,
+#else
+                          nullptr,
+                          0,
+                          nullptr,
+                          nullptr,
+                          nullptr,
+                          nullptr,
+#endif
                           dequantize_product,
                           gelu_of_product,
                           layer_norm_of_product};

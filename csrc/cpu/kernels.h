@@ -222,6 +222,19 @@ struct Kernels {
   // With GELU between the two layers.
   void (*feed_forward)(const HalfLinear& grow, const HalfLinear& shrink, HalfRows x, const LayerNorm&, int64_t begin,
                        int64_t end, float* scratch);
+  // The same layers of few rows, whose outputs threads share; null in builds where they do not. Rows are packed in
+  // panels of 16, begin..end of them by one call, [panel, features / 2, 16, 2]; outputs are computed in blocks of 32,
+  // begin..end of them: with or without GELU, or as sums of float32, for the LayerNorm of rows begin..end. scratch and
+  // sums: as many floats as half_outputs_scratch and half_sums say.
+  void (*pack_half_rows)(HalfRows x, int64_t count, int64_t features, BFloat16* panels, int64_t begin, int64_t end);
+  size_t half_outputs_scratch;
+  void (*half_outputs)(const HalfLinear&, const BFloat16* panels, int64_t count, bool gelu, BFloat16* out,
+                       int64_t begin, int64_t end, float* scratch);
+  int64_t (*half_sums)(int64_t count, int64_t outputs);
+  void (*sum_half_outputs)(const HalfLinear&, const BFloat16* panels, int64_t count, float* sums, int64_t begin,
+                           int64_t end);
+  void (*norm_half_sums)(const HalfLinear&, const LayerNorm&, const float* sums, int64_t count, int64_t begin,
+                         int64_t end);
   void (*dequantize)(const Int8Product&, float* out, int64_t begin, int64_t end);
   void (*dequantize_gelu)(const Int8Product&, Int8Rows out, int64_t begin, int64_t end);
   // The product takes the place of the norm's x.
