@@ -37,9 +37,8 @@ Tensor linear(const Tensor& x, const Tensor& weight, std::optional<Tensor> bias)
   Tensor result = torch::stable::new_empty(source, {x.size(0), layer.outputs()});
   auto* out = static_cast<BFloat16*>(result.data_ptr());
   if (layer.shares_halves(x.size(0))) {
-    run_shared(x, kernels().half_outputs_scratch, [&](Taker& memory) {
-      return layer.half_steps(memory, rows_of(source), x.size(0), false, out, nothing);
-    });
+    run_shared(x, kernels().half_outputs_scratch,
+               [&](Taker& memory) { return layer.half_steps(memory, rows_of(source), x.size(0), false, out); });
     return result;
   }
   const HalfLinear blocks = layer.blocks_for(x.size(0));
@@ -75,7 +74,7 @@ Tensor linear_add_layer_norm(const Tensor& x, const Tensor& weight, std::optiona
   Tensor result = torch::stable::new_empty(source, {rows, width});
   const LayerNorm step = norm.into(result.data_ptr(), entered.rows().data_ptr(), entered.index());
   if (layer.shares_halves(rows)) {
-    run_shared(x, 0, [&](Taker& memory) { return layer.half_steps(memory, rows_of(source), rows, step, nothing); });
+    run_shared(x, 0, [&](Taker& memory) { return layer.half_steps(memory, rows_of(source), rows, step); });
     return result;
   }
   const HalfLinear blocks = layer.blocks_for(rows);
@@ -112,7 +111,7 @@ Tensor feed_forward(const Tensor& x, const Tensor& grow_weight, std::optional<Te
   if (layers.shares_halves(rows)) {
     Tensor result = torch::stable::new_empty(entered.rows(), {rows, shrink.outputs()});
     run_shared(x, kernels().half_outputs_scratch, [&](Taker& memory) {
-      return layers.half_steps(memory, entered.halves(), rows, static_cast<BFloat16*>(result.data_ptr()), nothing);
+      return layers.half_steps(memory, entered.halves(), rows, static_cast<BFloat16*>(result.data_ptr()));
     });
     return result;
   }

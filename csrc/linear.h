@@ -89,13 +89,10 @@ class Linear {
     return in_blocks() && kernels().pack_half_rows && share_outputs(rows, weight_bytes());
   }
 
-  // The steps of the product of x, `count` rows of bfloat16, with or without GELU, after `before` was done with x's
-  // rows.
-  template <typename Before>
-  std::vector<Step> half_steps(Taker& memory, HalfRows x, int64_t count, bool gelu, BFloat16* out,
-                               const Before& before) const {
+  // The steps of the product of x, `count` rows of bfloat16, with or without GELU.
+  std::vector<Step> half_steps(Taker& memory, HalfRows x, int64_t count, bool gelu, BFloat16* out) const {
     BFloat16* panels = memory.halves(half_panels(count) * kHalfPanel * features());
-    return {packing(x, count, panels, before),
+    return {half_packing(x, count, panels),
             {half_blocks(), features() * kHalfBlock * 2,
              [=, layer = unpacked()](int64_t begin, int64_t end, float* scratch) {
                kernels().half_outputs(layer, panels, count, gelu, out, begin, end, scratch);
@@ -103,12 +100,10 @@ class Linear {
   }
 
   // The same with a LayerNorm after it.
-  template <typename Before>
-  std::vector<Step> half_steps(Taker& memory, HalfRows x, int64_t count, const LayerNorm& norm,
-                               const Before& before) const {
+  std::vector<Step> half_steps(Taker& memory, HalfRows x, int64_t count, const LayerNorm& norm) const {
     BFloat16* panels = memory.halves(half_panels(count) * kHalfPanel * features());
     float* sums = memory.floats(kernels().half_sums(count, outputs()));
-    return {packing(x, count, panels, before),
+    return {half_packing(x, count, panels),
             {half_blocks(), features() * kHalfBlock * 2,
              [=, layer = unpacked()](int64_t begin, int64_t end, float*) {
                kernels().sum_half_outputs(layer, panels, count, sums, begin, end);
@@ -149,7 +144,7 @@ class Linear {
     return steps(x, count, panels, out, nothing);
   }
 
-  // The product of x, float32, in the steps that are its.
+  // The product of x, float32, by the kernels for it or in plain loops.
   torch::stable::Tensor product(const torch::stable::Tensor& x) const {
     if (!in_steps(x.size(0))) return in_loops(x);
     const torch::stable::Tensor source = torch::stable::contiguous(x);
@@ -171,11 +166,9 @@ class Linear {
     return {halves(weight_), nullptr, bias_ ? halves(*bias_) : nullptr, outputs(), features()};
   }
 
-  template <typename Before>
-  Step packing(HalfRows x, int64_t count, BFloat16* panels, const Before& before) const {
+  Step half_packing(HalfRows x, int64_t count, BFloat16* panels) const {
     return {half_panels(count), features() * kHalfPanel * 2,
             [=, width = features()](int64_t begin, int64_t end, float*) {
-              before(begin * kHalfPanel, std::min(end * kHalfPanel, count));
               kernels().pack_half_rows(x, count, width, panels, begin, end);
             }};
   }
@@ -270,8 +263,8 @@ class Residual {
   const torch::stable::Tensor& rows() const { return rows_; }
   const int64_t* index() const { return places_.data(); }
 
-  // Places, and floats, of what is added to a product's rows from `first` on.
   const BFloat16* halves() const { return static_cast<const BFloat16*>(rows_.data_ptr()); }
+  // Places, and floats, of what is added to a product's rows from `first` on.
   const int64_t* index_from(int64_t first) const { return index() ? index() + first : nullptr; }
   const float* floats_from(int64_t first) const {
     return rows_.const_data_ptr<float>() + (index() ? 0 : first * rows_.size(1));
@@ -330,13 +323,11 @@ struct FeedForward {
   bool shares_halves(int64_t rows) const { return grow.shares_halves(rows) && shrink.shares_halves(rows); }
 
   // The same steps for rows of bfloat16, one after the other.
-  template <typename Before>
-  std::vector<Step> half_steps(Taker& memory, const BFloat16* x, int64_t count, BFloat16* out,
-                               const Before& before) const {
+  std::vector<Step> half_steps(Taker& memory, const BFloat16* x, int64_t count, BFloat16* out) const {
     const int64_t inner = grow.outputs();
     BFloat16* grown = memory.halves(count * inner);
-    return joined({grow.half_steps(memory, {x, grow.features()}, count, true, grown, before),
-                   shrink.half_steps(memory, {grown, inner}, count, norm.into(out, x, nullptr), nothing)});
+    return joined({grow.half_steps(memory, {x, grow.features()}, count, true, grown),
+                   shrink.half_steps(memory, {grown, inner}, count, norm.into(out, x, nullptr))});
   }
 };
 

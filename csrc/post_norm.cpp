@@ -98,8 +98,8 @@ class Rest {
   std::vector<Step> half_steps(Taker& memory, mp::HalfRows context, const mp::BFloat16* residual, const int64_t* index,
                                int64_t count, mp::BFloat16* out) const {
     mp::BFloat16* attended = memory.halves(count * width());
-    return joined({dense_.half_steps(memory, context, count, dense_norm_.into(attended, residual, index), mp::nothing),
-                   feed_forward_.half_steps(memory, attended, count, out, mp::nothing)});
+    return joined({dense_.half_steps(memory, context, count, dense_norm_.into(attended, residual, index)),
+                   feed_forward_.half_steps(memory, attended, count, out)});
   }
 
   // The result of contexts whose entering states are residual[index].
@@ -176,7 +176,7 @@ Tensor post_norm_layer(const Tensor& x, const Tensor& cu_seqlens, int64_t max_se
     Tensor result = torch::stable::new_empty(entered.rows(), {rows, rest.outputs()});
     mp::run_shared(x, std::max(mp::kernels().half_outputs_scratch, attention.scratch()), [&](Taker& memory) {
       mp::BFloat16 *projected = memory.halves(rows * outputs), *contexts = memory.halves(rows * attention.width());
-      return joined({projection.half_steps(memory, {entered.halves(), x.size(1)}, rows, false, projected, mp::nothing),
+      return joined({projection.half_steps(memory, {entered.halves(), x.size(1)}, rows, false, projected),
                      {attention.step(forward(projected, contexts))},
                      rest.half_steps(memory, {contexts, attention.width()}, entered.halves(), nullptr, rows,
                                      static_cast<mp::BFloat16*>(result.data_ptr()))});
@@ -232,8 +232,8 @@ Tensor post_norm_first(const Tensor& x, const Tensor& cu_seqlens, int64_t max_se
     mp::run_shared(source, std::max(mp::kernels().half_outputs_scratch, attention.scratch()), [&](Taker& memory) {
       mp::BFloat16 *of_all = memory.halves(total * answering.outputs()),
                    *of_first = memory.halves(batch * asking.outputs());
-      return joined({answering.half_steps(memory, {from, source.size(1)}, total, false, of_all, mp::nothing),
-                     asking.half_steps(memory, {first, source.size(1)}, batch, false, of_first, mp::nothing),
+      return joined({answering.half_steps(memory, {from, source.size(1)}, total, false, of_all),
+                     asking.half_steps(memory, {first, source.size(1)}, batch, false, of_first),
                      {attention.step(forward(of_first, of_all))},
                      rest.half_steps(memory, {mp::halves(context), attention.width()}, first, nullptr, batch,
                                      static_cast<mp::BFloat16*>(result.data_ptr()))});

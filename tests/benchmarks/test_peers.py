@@ -354,7 +354,7 @@ def test_the_page_without_figures_claims_none() -> None:
     assert page.page({**MADE_UP, "cases": {}, "memory": {}, "fitted": {}}) == page.page(None)
 
 
-@pytest.mark.parametrize("kind", ["", "-avx2"])
+@pytest.mark.parametrize("kind", ["", "-avx512", "-avx2"])
 def test_the_page_is_its_figures(kind: str) -> None:
     figures, output = f"benchmarks/peers/figures{kind}.json", f"docs/peers{kind}.md"
     known = document.Document(ROOT / figures).read()
