@@ -74,8 +74,9 @@ class Linear {
   // the rows and to turn their sums.
   HalfLinear blocks_for(int64_t rows) {
     if (rows * (features() + 2 * outputs()) >= outputs() * features()) pack();
-    return {halves(weight_), packed_ ? halves(*packed_) : nullptr, bias_ ? halves(*bias_) : nullptr, outputs(),
-            features()};
+    HalfLinear layer = unpacked();
+    if (packed_) layer.packed = halves(*packed_);
+    return layer;
   }
 
   // Whether rows of float32 are multiplied in steps.

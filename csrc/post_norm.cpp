@@ -77,11 +77,10 @@ class Rest {
                       eps) {}
   int64_t features() const { return dense_.features(); }
   int64_t width() const { return dense_.outputs(); }
-  int64_t outputs() const { return feed_forward_.shrink.outputs(); }
   int64_t weight_bytes() const { return std::max(dense_.weight_bytes(), feed_forward_.weight_bytes()); }
   bool in_steps(int64_t rows) const { return dense_.in_steps(rows) && feed_forward_.in_steps(rows); }
 
-  // The steps from contexts [count, features], whose entering states are residual[index], to out [count, outputs].
+  // The steps from contexts [count, features], whose entering states are residual[index], to out [count, width].
   std::vector<Step> steps(Taker& memory, const float* context, const float* residual, const int64_t* index,
                           int64_t count, float* out) const {
     float* panels = memory.floats(std::max(dense_.panels(count), feed_forward_.panels(count)));
@@ -108,7 +107,7 @@ class Rest {
     if (shares_halves(rows)) {
       const Residual entered(op_, context, rows, width(), residual, index);
       const Tensor source = mp::with_rows_together(context);
-      Tensor result = torch::stable::new_empty(source, {rows, outputs()});
+      Tensor result = torch::stable::new_empty(source, {rows, width()});
       mp::run_shared(context, mp::kernels().half_outputs_scratch, [&](Taker& memory) {
         return half_steps(memory, {mp::halves(source), source.stride(0)}, entered.halves(), entered.index(), rows,
                           static_cast<mp::BFloat16*>(result.data_ptr()));
@@ -123,12 +122,12 @@ class Rest {
     }
     const Residual entered(op_, context, rows, width(), residual, index);
     const Tensor source = torch::stable::contiguous(context);
-    Tensor result = torch::stable::new_empty(source, {rows, outputs()});
+    Tensor result = torch::stable::new_empty(source, {rows, width()});
     const float* from = source.const_data_ptr<float>();
     float* out = result.mutable_data_ptr<float>();
     mp::run_in_steps(rows, source, weight_bytes(), [&](Taker& memory, int64_t first, int64_t count) {
       return steps(memory, from + first * features(), entered.floats_from(first), entered.index_from(first), count,
-                   out + first * outputs());
+                   out + first * width());
     });
     return result;
   }
@@ -173,7 +172,7 @@ Tensor post_norm_layer(const Tensor& x, const Tensor& cu_seqlens, int64_t max_se
   };
   if (projection.shares_halves(rows) && rest.shares_halves(rows)) {
     const Residual entered(op, x, rows, rest.width(), x, std::nullopt);
-    Tensor result = torch::stable::new_empty(entered.rows(), {rows, rest.outputs()});
+    Tensor result = torch::stable::new_empty(entered.rows(), {rows, rest.width()});
     mp::run_shared(x, std::max(mp::kernels().half_outputs_scratch, attention.scratch()), [&](Taker& memory) {
       mp::BFloat16 *projected = memory.halves(rows * outputs), *contexts = memory.halves(rows * attention.width());
       return joined({projection.half_steps(memory, {entered.halves(), x.size(1)}, rows, false, projected),
@@ -191,7 +190,7 @@ Tensor post_norm_layer(const Tensor& x, const Tensor& cu_seqlens, int64_t max_se
     return rest.of(context, x);
   }
   const Residual entered(op, x, rows, rest.width(), x, std::nullopt);
-  Tensor result = torch::stable::new_empty(entered.rows(), {rows, rest.outputs()});
+  Tensor result = torch::stable::new_empty(entered.rows(), {rows, rest.width()});
   const float* from = entered.floats_from(0);
   float* out = result.mutable_data_ptr<float>();
   mp::run_shared(x, std::max(mp::kernels().float_scratch, attention.scratch()), [&](Taker& memory) {
@@ -227,7 +226,7 @@ Tensor post_norm_first(const Tensor& x, const Tensor& cu_seqlens, int64_t max_se
   };
   if (answering.shares_halves(total) && asking.shares_halves(batch) && rest.shares_halves(batch)) {
     const Residual residual(op, x, batch, rest.width(), entered, std::nullopt);
-    Tensor result = torch::stable::new_empty(source, {batch, rest.outputs()});
+    Tensor result = torch::stable::new_empty(source, {batch, rest.width()});
     const mp::BFloat16 *from = mp::halves(source), *first = residual.halves();
     mp::run_shared(source, std::max(mp::kernels().half_outputs_scratch, attention.scratch()), [&](Taker& memory) {
       mp::BFloat16 *of_all = memory.halves(total * answering.outputs()),
@@ -248,7 +247,7 @@ Tensor post_norm_first(const Tensor& x, const Tensor& cu_seqlens, int64_t max_se
     return rest.of(context, entered);
   }
   const Residual residual(op, x, batch, rest.width(), entered, std::nullopt);
-  Tensor result = torch::stable::new_empty(source, {batch, rest.outputs()});
+  Tensor result = torch::stable::new_empty(source, {batch, rest.width()});
   const float *from = source.const_data_ptr<float>(), *first = residual.floats_from(0);
   float *contexts = context.mutable_data_ptr<float>(), *out = result.mutable_data_ptr<float>();
   mp::run_shared(source, std::max(mp::kernels().float_scratch, attention.scratch()), [&](Taker& memory) {

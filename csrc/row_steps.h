@@ -60,6 +60,19 @@ void run_shared(const torch::stable::Tensor& like, size_t scratch, const StepsOf
   run_steps(steps_of(taker), scratch);
 }
 
+// Runs tasks, each by one thread through all its steps, steps_of(memory, task). most(memory): the steps that take the
+// most memory; scratch: floats that steps need beside it.
+template <typename Most, typename StepsOf>
+void run_tasks(int64_t tasks, size_t scratch, const Most& most, const StepsOf& steps_of) {
+  Taker counter(nullptr);
+  most(counter);
+  const size_t floats = counter.used();
+  run_in_order(tasks, floats + scratch, [&](int64_t task, float* memory) {
+    Taker taker(memory);
+    for (const Step& step : steps_of(taker, task)) step.work(0, step.units, memory + floats);
+  });
+}
+
 // Computes rows by steps: steps_of(memory, first, count) are those of some of the rows. scratch_for(rows): memory of a
 // thread for steps of so many. weight_bytes: of the largest weight.
 template <typename ScratchFor, typename StepsOf>
@@ -70,15 +83,11 @@ void run_rows(int64_t count, const torch::stable::Tensor& like, int64_t weight_b
     return;
   }
   const int64_t at_a_time = rows_at_a_time(count, weight_bytes), most = std::min(at_a_time, count);
-  Taker counter(nullptr);
-  steps_of(counter, 0, most);
-  const size_t floats = counter.used();
-  run_in_order((count + at_a_time - 1) / at_a_time, floats + scratch_for(most), [&](int64_t task, float* scratch) {
-    const int64_t first = task * at_a_time;
-    Taker taker(scratch);
-    for (const Step& step : steps_of(taker, first, std::min(at_a_time, count - first)))
-      step.work(0, step.units, scratch + floats);
-  });
+  run_tasks((count + at_a_time - 1) / at_a_time, scratch_for(most), [&](Taker& memory) { steps_of(memory, 0, most); },
+            [&](Taker& memory, int64_t task) {
+              const int64_t first = task * at_a_time;
+              return steps_of(memory, first, std::min(at_a_time, count - first));
+            });
 }
 
 }  // namespace mp

@@ -86,15 +86,12 @@ class SelfAttention {
         return Step{end - begin, 0, [=, this](int64_t, int64_t, float* scratch) { run(f, begin, end, scratch); }};
       });
     };
-    Taker counter(nullptr);
-    steps_from(counter, 0, 0, 0, most);
-    const size_t floats = counter.used();
-    run_in_order(count, floats + std::max(scratch_for(most), scratch()), [&](int64_t task, float* memory) {
-      const int64_t begin = firsts[task], end = firsts[task + 1], first = first_row(begin);
-      Taker taker(memory);
-      for (const Step& step : steps_from(taker, begin, end, first, first_row(end) - first))
-        step.work(0, step.units, memory + floats);
-    });
+    run_tasks(
+        count, std::max(scratch_for(most), scratch()), [&](Taker& memory) { steps_from(memory, 0, 0, 0, most); },
+        [&](Taker& memory, int64_t task) {
+          const int64_t begin = firsts[task], end = firsts[task + 1], first = first_row(begin);
+          return steps_from(memory, begin, end, first, first_row(end) - first);
+        });
   }
 
   // All of it by free threads.

@@ -1,10 +1,10 @@
 """The public functions for linear layers and the steps around them, by the products that are fastest for their tensors.
 
 bfloat16 on a processor with AMX or AVX-512 BF16 is multiplied by kernels of ours: sums become bfloat16 only after the step
-that comes next, and no row depends on its companions, bit by bit. So is float32 on processors with AVX-512 VNNI and no AMX,
-and few rows of it with AVX2 alone, where torch's library spends its time on packing the weight. All else, and whatever
-gradients are wanted of, takes torch's own product; in half precision on a CPU, torch's library compiles a kernel for every
-number of rows that it meets.
+that comes next, and no row depends on its companions, bit by bit. float32 is too, without that promise: all rows on
+processors with AVX-512 VNNI and no AMX, and few rows with AVX2 alone, where torch's library spends its time on packing the
+weight. All else, and whatever gradients are wanted of, takes torch's own product; in half precision on a CPU, torch's
+library compiles a kernel for every number of rows that it meets.
 """
 
 from __future__ import annotations

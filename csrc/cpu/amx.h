@@ -11,8 +11,6 @@
 
 namespace mp::MP_ISA {
 
-constexpr int64_t kWord = 4;  // bytes of a row that one step of a tile's product adds up
-
 // The tiles by their numbers, which must be literals: a block of up to 32 rows and 32 outputs, and its factors.
 #define MP_UPPER_LEFT 0
 #define MP_UPPER_RIGHT 1

@@ -11,6 +11,7 @@
 namespace mp::MP_ISA {
 
 constexpr int64_t kTileHeight = 16, kTileBytes = 64;
+constexpr int64_t kWord = 4;  // bytes of a row that one step of a product adds up
 
 typedef int32_t Words __attribute__((vector_size(64)));
 

@@ -10,7 +10,7 @@
 #include <cstring>
 #include <type_traits>
 
-#include "int8_panels.h"
+#include "blocks.h"
 
 namespace mp::MP_ISA {
 
@@ -39,7 +39,7 @@ template <int kRows, int kPanels>
 inline void multiply_panels(const int8_t* rows, const int32_t* offsets, int64_t features, const int8_t* panels,
                             int32_t* out, int64_t stride) {
   const __m512i half = _mm512_set1_epi8(-128);
-  const int64_t panel = kQuadOutputs * features;
+  const int64_t panel = kTileHeight * features;
   // An address for three rows each, as there are no registers for twelve.
   const int8_t* three[(kRows + 2) / 3];
 #pragma GCC unroll 12
@@ -49,7 +49,7 @@ inline void multiply_panels(const int8_t* rows, const int32_t* offsets, int64_t 
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 2
     for (int p = 0; p < kPanels; ++p) sums[r][p] = _mm512_set1_epi32(offsets[r]);
-  for (int64_t i = 0; i < features; i += kQuad, panels += kQuadBytes) {
+  for (int64_t i = 0; i < features; i += kWord, panels += kTileBytes) {
     __m512i weights[kPanels];
     for (int p = 0; p < kPanels; ++p) {
       weights[p] = _mm512_xor_si512(_mm512_loadu_si512(panels + p * panel), half);
@@ -66,7 +66,7 @@ inline void multiply_panels(const int8_t* rows, const int32_t* offsets, int64_t 
 #pragma GCC unroll 12
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 2
-    for (int p = 0; p < kPanels; ++p) _mm512_storeu_si512(out + r * stride + p * kQuadOutputs, sums[r][p]);
+    for (int p = 0; p < kPanels; ++p) _mm512_storeu_si512(out + r * stride + p * kTileHeight, sums[r][p]);
 }
 
 // All rows by kPanels panels.
@@ -80,7 +80,7 @@ inline void multiply_rows(const int8_t* rows, int64_t count, const int32_t* offs
     row += kRows;
   };
   while (row + kRowsAtOnce <= count) multiply(std::integral_constant<int, kRowsAtOnce>{});
-  if (row + 6 <= count) multiply(std::integral_constant<int, 6>{});
+  if (row + kRowsAtOnce / 2 <= count) multiply(std::integral_constant<int, kRowsAtOnce / 2>{});
   switch (count - row) {
     case 1: multiply(std::integral_constant<int, 1>{}); break;
     case 2: multiply(std::integral_constant<int, 2>{}); break;
@@ -96,7 +96,7 @@ inline void multiply_vnni(const int8_t* rows, int64_t count, int64_t features, c
   auto* offsets = reinterpret_cast<int32_t*>(scratch);
   for (int64_t row = 0; row < count; ++row) offsets[row] = offset_of(rows + row * features, features);
   int64_t output = 0;
-  for (; output + kPanelsAtOnce * kQuadOutputs <= outputs; output += kPanelsAtOnce * kQuadOutputs)
+  for (; output + kPanelsAtOnce * kTileHeight <= outputs; output += kPanelsAtOnce * kTileHeight)
     multiply_rows<kPanelsAtOnce>(rows, count, offsets, features, packed + output * features, out + output, stride);
   if (output < outputs)
     multiply_rows<1>(rows, count, offsets, features, packed + output * features, out + output, stride);

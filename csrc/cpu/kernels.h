@@ -200,45 +200,48 @@ struct Kernels {
   // Row begin..end of the result each; index: row of the source for each, or null for the same row.
   void (*quantize_rows)(const float* x, const int64_t* index, int64_t width, Int8Rows out, int64_t begin, int64_t end);
   void (*dequantize_rows)(Int8Rows, const int64_t* index, int64_t width, float* out, int64_t begin, int64_t end);
-  // Exact products of int8 matrices; null in builds that have none, which leave them to torch. A weight [outputs,
-  // features] is packed into as many bytes, 16 outputs at a time, of which packs begin..end are written here: in each,
-  // int8_group features of one output after the other, [features / int8_group, 16, int8_group]. `stride`: elements of
-  // `out` from one row to the next. scratch: as many floats as int8_scratch says for that number of rows.
-  int64_t int8_group;
-  bool (*takes_int8_weight)(int64_t outputs, int64_t features);
-  void (*pack_int8_weight)(const int8_t* weight, int64_t features, int8_t* packed, int64_t begin, int64_t end);
-  size_t (*int8_scratch)(int64_t count, int64_t features);
-  void (*multiply_int8)(const int8_t* rows, int64_t count, int64_t features, const int8_t* packed, int64_t outputs,
-                        int32_t* out, int64_t stride, float* scratch);
-  // Linear layers of bfloat16; null in builds that have none. A weight is packed as one of int8 is. scratch: as many
-  // floats as linear_scratch says for that number of rows, features of x, features between the two layers, and outputs.
-  bool (*takes_half_weight)(int64_t outputs, int64_t features);
-  void (*pack_half_weight)(const BFloat16* weight, int64_t features, BFloat16* packed, int64_t begin, int64_t end);
-  size_t (*linear_scratch)(int64_t rows, int64_t features, int64_t grown, int64_t outputs);
-  void (*linear)(const HalfLinear&, HalfRows x, BFloat16* out, int64_t begin, int64_t end, float* scratch);
-  // The product takes the place of the norm's x.
-  void (*linear_add_layer_norm)(const HalfLinear&, HalfRows x, const LayerNorm&, int64_t begin, int64_t end,
-                                float* scratch);
-  // With GELU between the two layers.
-  void (*feed_forward)(const HalfLinear& grow, const HalfLinear& shrink, HalfRows x, const LayerNorm&, int64_t begin,
-                       int64_t end, float* scratch);
-  // The same layers of few rows, whose outputs threads share; null in builds where they do not. Rows are packed in
-  // panels of 16, begin..end of them by one call, [panel, features / 2, 16, 2]; outputs are computed in blocks of 32,
-  // begin..end of them: with or without GELU, or as sums of float32, for the LayerNorm of rows begin..end. scratch and
-  // sums: as many floats as half_outputs_scratch and half_sums say.
-  void (*pack_half_rows)(HalfRows x, int64_t count, int64_t features, BFloat16* panels, int64_t begin, int64_t end);
-  size_t half_outputs_scratch;
-  void (*half_outputs)(const HalfLinear&, const BFloat16* panels, int64_t count, bool gelu, BFloat16* out,
-                       int64_t begin, int64_t end, float* scratch);
-  int64_t (*half_sums)(int64_t count, int64_t outputs);
-  void (*sum_half_outputs)(const HalfLinear&, const BFloat16* panels, int64_t count, float* sums, int64_t begin,
-                           int64_t end);
-  void (*norm_half_sums)(const HalfLinear&, const LayerNorm&, const float* sums, int64_t count, int64_t begin,
-                         int64_t end);
   void (*dequantize)(const Int8Product&, float* out, int64_t begin, int64_t end);
   void (*dequantize_gelu)(const Int8Product&, Int8Rows out, int64_t begin, int64_t end);
   // The product takes the place of the norm's x.
   void (*dequantize_add_layer_norm)(const Int8Product&, const LayerNorm&, int64_t begin, int64_t end);
+  // Exact products of int8 matrices; null in builds that have none, which leave them to torch. A weight [outputs,
+  // features] is packed into as many bytes, 16 outputs at a time, of which packs begin..end are written here: in each,
+  // int8_group features of one output after the other, [features / int8_group, 16, int8_group]. `stride`: elements of
+  // `out` from one row to the next. scratch: as many floats as int8_scratch says for that number of rows.
+  int64_t int8_group = 0;
+  bool (*takes_int8_weight)(int64_t outputs, int64_t features) = nullptr;
+  void (*pack_int8_weight)(const int8_t* weight, int64_t features, int8_t* packed, int64_t begin,
+                           int64_t end) = nullptr;
+  size_t (*int8_scratch)(int64_t count, int64_t features) = nullptr;
+  void (*multiply_int8)(const int8_t* rows, int64_t count, int64_t features, const int8_t* packed, int64_t outputs,
+                        int32_t* out, int64_t stride, float* scratch) = nullptr;
+  // Linear layers of bfloat16; null in builds that have none. A weight is packed as one of int8 is. scratch: as many
+  // floats as linear_scratch says for that number of rows, features of x, features between the two layers, and outputs.
+  bool (*takes_half_weight)(int64_t outputs, int64_t features) = nullptr;
+  void (*pack_half_weight)(const BFloat16* weight, int64_t features, BFloat16* packed, int64_t begin,
+                           int64_t end) = nullptr;
+  size_t (*linear_scratch)(int64_t rows, int64_t features, int64_t grown, int64_t outputs) = nullptr;
+  void (*linear)(const HalfLinear&, HalfRows x, BFloat16* out, int64_t begin, int64_t end, float* scratch) = nullptr;
+  // The product takes the place of the norm's x.
+  void (*linear_add_layer_norm)(const HalfLinear&, HalfRows x, const LayerNorm&, int64_t begin, int64_t end,
+                                float* scratch) = nullptr;
+  // With GELU between the two layers.
+  void (*feed_forward)(const HalfLinear& grow, const HalfLinear& shrink, HalfRows x, const LayerNorm&, int64_t begin,
+                       int64_t end, float* scratch) = nullptr;
+  // The same layers of few rows, whose outputs threads share; null in builds where they do not. Rows are packed in
+  // panels of 16, begin..end of them by one call, [panel, features / 2, 16, 2]; outputs are computed in blocks of 32,
+  // begin..end of them: with or without GELU, or as sums of float32, for the LayerNorm of rows begin..end. scratch and
+  // sums: as many floats as half_outputs_scratch and half_sums say.
+  void (*pack_half_rows)(HalfRows x, int64_t count, int64_t features, BFloat16* panels, int64_t begin,
+                         int64_t end) = nullptr;
+  size_t half_outputs_scratch = 0;
+  void (*half_outputs)(const HalfLinear&, const BFloat16* panels, int64_t count, bool gelu, BFloat16* out,
+                       int64_t begin, int64_t end, float* scratch) = nullptr;
+  int64_t (*half_sums)(int64_t count, int64_t outputs) = nullptr;
+  void (*sum_half_outputs)(const HalfLinear&, const BFloat16* panels, int64_t count, float* sums, int64_t begin,
+                           int64_t end) = nullptr;
+  void (*norm_half_sums)(const HalfLinear&, const LayerNorm&, const float* sums, int64_t count, int64_t begin,
+                         int64_t end) = nullptr;
 };
 
 // The builds that this library contains and this processor can run, best first; null-terminated.

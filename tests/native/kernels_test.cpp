@@ -382,6 +382,43 @@ void test_half_layers(const mp::Kernels& kernels, int64_t rows, int64_t width, i
     expect_close("bfloat16 layer", kernels, out, want_out, 0.03);
     expect_close("bfloat16 feed-forward", kernels, norms, want_normed, 0.05);
   }
+  if (!kernels.pack_half_rows) return;
+  // The same bits where threads share the outputs.
+  const int64_t row_panels = (rows + 15) / 16, blocks = (grown + 31) / 32, width_blocks = (width + 31) / 32;
+  const auto packed_rows = [&](const mp::BFloat16* from, int64_t features) {
+    std::vector<mp::BFloat16> panels(row_panels * 16 * features);
+    kernels.pack_half_rows({from, features}, rows, features, panels.data(), 0, 1);
+    kernels.pack_half_rows({from, features}, rows, features, panels.data(), 1, row_panels);
+    return panels;
+  };
+  const mp::HalfLinear growing{grow.data(), nullptr, grow_bias.data(), grown, width};
+  const mp::HalfLinear shrinking{shrink.data(), nullptr, bias.data(), width, grown};
+  const auto panels = packed_rows(x.data(), width);
+  std::vector<mp::BFloat16> shared(rows * grown), shared_norms(normed.size());
+  std::vector<float> block(kernels.half_outputs_scratch), sums(kernels.half_sums(rows, width));
+  const auto grow_all = [&](bool gelu) {
+    kernels.half_outputs(growing, panels.data(), rows, gelu, shared.data(), 0, 1, block.data());
+    kernels.half_outputs(growing, panels.data(), rows, gelu, shared.data(), 1, blocks, block.data());
+  };
+  const auto as_floats = [](const std::vector<mp::BFloat16>& halves) {
+    std::vector<float> floats;
+    for (const mp::BFloat16 v : halves) floats.push_back(mp::to_float(v));
+    return floats;
+  };
+  const auto as_wanted = [&](const std::vector<mp::BFloat16>& halves) {
+    const std::vector<float> floats = as_floats(halves);
+    return std::vector<double>(floats.begin(), floats.end());
+  };
+  grow_all(false);
+  expect_close("bfloat16 layer, shared", kernels, as_floats(shared), as_wanted(half_out), 0);
+  grow_all(true);
+  const auto inner_panels = packed_rows(shared.data(), grown);
+  mp::LayerNorm shared_norm = norm;
+  shared_norm.out = shared_norms.data();
+  kernels.sum_half_outputs(shrinking, inner_panels.data(), rows, sums.data(), 0, 1);
+  kernels.sum_half_outputs(shrinking, inner_panels.data(), rows, sums.data(), 1, width_blocks);
+  kernels.norm_half_sums(shrinking, shared_norm, sums.data(), rows, 0, rows);
+  expect_close("bfloat16 norm, shared", kernels, as_floats(shared_norms), as_wanted(normed), 0);
 }
 
 }  // namespace
