@@ -55,7 +55,7 @@ def test_auto_is_float32_where_nothing_was_tuned(folder: Path, monkeypatch: pyte
     assert "ask for it with --precision bfloat16" in str(precisions.choose_precision("auto", closed, "cpu").advice)
     assert Classifier.load(folder, "float32").precision.advice is None, "it was asked for"
     assert precisions.choose_precision("auto", read_config(folder), "cuda").advice is None
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     assert "tune the exits with --precision int8" in str(Classifier.load(folder).precision.advice)
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
     assert Classifier.load(folder).precision.advice is None
