@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from operator import attrgetter, is_
+from operator import attrgetter, itemgetter
 from types import MethodType
 from typing import Any, ClassVar, Protocol
 
@@ -222,6 +222,12 @@ def why_modules_now(device: torch.device) -> str | None:
     return None
 
 
+TRAINING, DTYPE = itemgetter("training"), attrgetter("dtype")
+OBJECTS = itemgetter("_modules", "_forward_hooks", "_forward_pre_hooks")
+TENSORS = itemgetter("_parameters", "_buffers")
+SELDOM = "forward", "_is_fsdp_managed_module"  # entries of a module's dictionary that are there for a reason
+
+
 class PlainModules:
     """A module and its parts, which :func:`why_modules` found plain, and all that the finding rests on, to look at soon.
 
@@ -230,37 +236,34 @@ class PlainModules:
     modules: the module first.
     """
 
-    # Entries of a module's dictionary that the finding rests on: itself, or that it is not there.
-    ENTRIES = (
-        *("training", "_modules", "_parameters", "_buffers", "_forward_hooks", "_forward_pre_hooks"),
-        *("forward", "_is_fsdp_managed_module"),
-    )
-
     def __init__(self, modules: Sequence[nn.Module]) -> None:
         self.modules = modules
-        own: list[dict[str, Any]] = [module.__dict__ for module in modules]
-        self.own, self.names = [entries for entries in own for _ in self.ENTRIES], self.ENTRIES * len(own)
-        self.members = [entries[kind] for entries in own for kind in ("_modules", "_parameters", "_buffers")]
-        self.hooks = [entries[kind] for entries in own for kind in ("_forward_hooks", "_forward_pre_hooks")]
-        self.parameters = [x for entries in own for x in entries["_parameters"].values() if x is not None]
+        self.own: list[dict[str, Any]] = [module.__dict__ for module in modules]
+        self.twice, self.names = [entries for entries in self.own for _ in SELDOM], SELDOM * len(modules)
+        self.tensors = [x for x in _members(TENSORS, self.own) if x is not None]
         self.found = self._now()
 
     def hold(self, whole: nn.Module) -> bool:
         """Whether they are that module and its parts, and nothing has changed; False: it must be looked at anew."""
-        if self.modules[0] is not whole:  # as copies for several devices hold what the original holds
-            return False
-        now = self._now()
-        return not any(self.hooks) and len(now) == len(self.found) and all(map(is_, now, self.found))
+        # The first is another one in copies for several devices, which hold what the original holds.
+        return self.modules[0] is whole and self._now() == self.found
 
     def _now(self) -> list[Any]:
-        """All objects that are to stay the same."""
+        """All that is to stay the same: a hook adds to it, and tensors, whose values nobody wants compared, have numbers."""
         return [
             *map(type, self.modules),
-            *map(dict.get, self.own, self.names),
-            *chain.from_iterable(map(dict.values, self.members)),
-            *map(type, self.parameters),
-            *map(attrgetter("dtype"), self.parameters),
+            *map(TRAINING, self.own),
+            *map(dict.get, self.twice, self.names),
+            *_members(OBJECTS, self.own),
+            *map(id, _members(TENSORS, self.own)),
+            *map(type, self.tensors),
+            *map(DTYPE, self.tensors),
         ]
+
+
+def _members(kinds: Callable[[Any], tuple[Any, ...]], own: Sequence[dict[str, Any]]) -> Iterator[Any]:
+    """All that modules hold of some kinds, from their dictionaries."""
+    return chain.from_iterable(map(dict.values, filter(None, chain.from_iterable(map(kinds, own)))))
 
 
 def why_modules(modules: Iterable[nn.Module], plain: frozenset[type], complete: bool = True) -> str | None:

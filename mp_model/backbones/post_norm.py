@@ -107,13 +107,14 @@ class PostNormLayer(RaggedLayer):
     def block(self, device: torch.device) -> Block:
         if self._why_called(device) is not None:
             return ModuleBlock(self)
-        parts, projections = self.parts(), self._packed()
-        if projections is None:
-            if why_apart(parts.projections) is not None:
-                return ModuleBlock(self)
-            self.projections = projections = Projections(parts.projections)
-        weights = self.weights
-        if weights is None or weights.packed is not projections or weights.parts != parts:
+        parts, weights = self.parts(), self.weights
+        # Weights outlive no change of the modules, so that the projections' parameters are the objects that they were.
+        if weights is None or weights.parts != parts or not weights.packed.hold_own():
+            projections = self._packed()
+            if projections is None:
+                if why_apart(parts.projections) is not None:
+                    return ModuleBlock(self)
+                self.projections = projections = Projections(parts.projections)
             self.weights = weights = Weights(parts, projections)
         prepared = Int8PostNormBlock if type(parts.query) is Int8Linear else PostNormBlock
         return prepared(weights, self.relation())

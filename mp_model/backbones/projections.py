@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import chain
-from operator import attrgetter
+from operator import is_
 from typing import Any
 
 import torch
@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from torch.utils.dlpack import from_dlpack, to_dlpack  # type: ignore[attr-defined]
 
 from .int8 import outputs_of
-
-KIND = attrgetter("layout", "dtype", "device")  # all that two tensors must agree in before their memory can be compared
 
 
 class Projections:
@@ -38,8 +36,8 @@ class Projections:
         for name, own in parameters.items():
             for parameter, part in zip(own, self.parts[name], strict=True):
                 parameter.data = part
+        self._own = list(chain.from_iterable(parameters.values()))
         self._all_parts = list(chain.from_iterable(self.parts.values()))
-        self._kinds = list(map(KIND, self._all_parts))
 
     def rows(self, outputs: slice) -> dict[str, Tensor]:
         """The parameters of a range of outputs, by their names."""
@@ -48,10 +46,17 @@ class Projections:
     def hold(self, linears: Sequence[nn.Module]) -> bool:
         """Whether the modules' parameters still lie in this piece."""
         parameters = _parameters_of(linears)
-        if parameters.keys() != self.parts.keys():
+        same = parameters.keys() == self.parts.keys() and all(
+            map(is_, chain.from_iterable(parameters.values()), self._own)
+        )
+        return same and self.hold_own()
+
+    def hold_own(self) -> bool:
+        """The same, where the modules' parameters are known to be the objects that they were."""
+        try:
+            return all(map(Tensor.is_set_to, self._all_parts, self._own))
+        except RuntimeError:  # their dtype or device is not that of the piece
             return False
-        own = list(chain.from_iterable(parameters.values()))
-        return list(map(KIND, own)) == self._kinds and all(map(Tensor.is_set_to, self._all_parts, own))
 
 
 def _parameters_of(linears: Sequence[nn.Module]) -> dict[str, list[Any]]:
