@@ -163,6 +163,7 @@ peers: $(READY) ## measure other engines beside ours on a CPU, and write docs/pe
 	test -d .venv/torchao/torchao || $(BIN)/python -m pip install --quiet --no-deps --target .venv/torchao torchao || \
 		echo "torchao is not measured: it cannot be installed"
 	PYTHONPATH=benchmarks $(BIN)/python -m peers $(OPTIONS)
+	$(BIN)/python benchmarks/report.py > /dev/null
 
 # On a lent machine without .venv: a python3 that has torch.
 gpu: ## measure everything on a GPU, in three parts of ten minutes; without one, try all that needs none

@@ -1,20 +1,32 @@
-"""The page docs/performance.md, written and printed from the figures of benchmarks/figures.json."""
+"""The page docs/performance.md and the README's table on other engines, from the figures that are kept here."""
 
 from __future__ import annotations
 
+import ast
+import itertools
 import json
 from pathlib import Path
 from typing import Any
 
+from peers.summary import in_short, summary
+
+HERE = Path(__file__).parent
+
+BEGIN, END = "<!-- printed by `make peers` -->\n", "<!-- end of what `make peers` prints -->\n"
 HEAD = """# Performance on a CPU
 
-Printed by `make benchmark`, which runs `pytest benchmarks/ --benchmark-only` and this report. Why some targets were missed
-in particular runs stands in [findings](findings.md).
+Printed by `benchmarks/report.py`, at the end of `make benchmark`, which measures ours, and of `make peers`, which measures
+other engines beside ours. Why some targets were missed in particular runs stands in [findings](findings.md).
 
-How it is measured: the things compared take turns within one process, round after round; a figure is the median of the
-rounds' ratios, with the lowest and highest round beside it. Models have BERT-base's shapes and random weights in
-float32. Texts are as long as AG News': log-normal, mean 55 tokens, at most 100; 96 of them in batches of 32. "Time ratio
-over FLOPs ratio" is the share of the saved work (executed, heads and decisions included) that becomes saved time.
+## Other engines beside ours
+"""
+OURS = """## Ours
+
+`make benchmark` runs `pytest benchmarks/ --benchmark-only`. The things compared take turns within one process, round after
+round; a figure is the median of the rounds' ratios, with the lowest and highest round beside it. Models have BERT-base's
+shapes and random weights in float32. Texts are as long as AG News': log-normal, mean 55 tokens, at most 100; 96 of them in
+batches of 32. "Time ratio over FLOPs ratio" is the share of the saved work (executed, heads and decisions included) that
+becomes saved time.
 """
 
 
@@ -39,16 +51,32 @@ def page(known: dict[str, Any]) -> str:
     known: ``machine``, facts about the processor and the software by name; ``figures``, by case.
     """
     machine = ", ".join(f"{name} {value}" for name, value in known["machine"].items())
-    lines = [HEAD, f"Measured with: {machine}.", ""]
-    lines += ["| ratio | median | rounds | wanted | | behind it |", "| --- | --- | --- | --- | --- | --- |"]
-    lines += [_row(figure) for _, figure in sorted(known["figures"].items())]
+    lines = [HEAD, *summary(), OURS, f"Measured with: {machine}."]
+    for name, cases in itertools.groupby(sorted(known["figures"].items()), key=lambda case: case[0].split("::")[0]):
+        lines += ["", f"### {_title(name)}", ""]
+        lines += ["| ratio | median | rounds | wanted | | behind it |", "| --- | --- | --- | --- | --- | --- |"]
+        lines += [_row(figure) for _, figure in cases]
     return "\n".join(lines) + "\n"
 
 
+def _title(name: str) -> str:
+    """A file of benchmarks says in its docstring what they are about."""
+    said = ast.get_docstring(ast.parse((HERE / name).read_text()))
+    assert said is not None
+    return said.splitlines()[0].removesuffix(".")
+
+
+def with_short(readme: str) -> str:
+    """A README's text with the table on other engines in its place."""
+    before, _, rest = readme.partition(BEGIN)
+    return f"{before}{BEGIN}{chr(10).join(in_short())}{END}{rest.partition(END)[2]}"
+
+
 def main() -> None:
-    """Writes the page and prints it."""
-    text = page(json.loads((Path(__file__).parent / "figures.json").read_text()))
-    (Path(__file__).parent.parent / "docs" / "performance.md").write_text(text)
+    """Writes the page and the README's table, and prints the page."""
+    text, readme = page(json.loads((HERE / "figures.json").read_text())), HERE.parent / "README.md"
+    (HERE.parent / "docs" / "performance.md").write_text(text)
+    readme.write_text(with_short(readme.read_text()))
     print(text)
 
 
