@@ -19,14 +19,15 @@ HERE = Path(__file__).parent
 BATCH_SIZE = 32
 BASE, QUANTISED = f"{OURS}, float32", "ONNX Runtime, int8"
 PROCESSORS = {"avx2": "AVX2 alone", "avx512_bf16": "AVX-512 VNNI and BF16", "amx": "AMX"}  # by the build of our kernels
-HEAD = f"""Measured by `make peers`, on a processor of each kind. Texts a second of ours over those of the fastest of ONNX Runtime,
-OpenVINO, transformers, transformers compiled and torchao in the same precision; nothing is pruned, nobody leaves, batches
-of {BATCH_SIZE}, medians of rounds. Wanted on one thread, sorted: 1.35 in float32, 1.30 in bfloat16, 1.90 over ONNX Runtime in int8, and
-int8 3.60 times as fast as our float32 (MiniLM: 3.00). The pages have every engine, other batches, memory, and the settings.
+HEAD = f"""Measured by `make peers`, on a processor of each kind. Texts a second of ours over those of the fastest of \
+ONNX Runtime, OpenVINO, transformers, transformers compiled and torchao in the same precision; nothing is pruned, \
+nobody leaves, batches of {BATCH_SIZE}, medians of rounds. Wanted on one thread, sorted: 1.35 in float32, 1.30 in bfloat16, 1.90 over \
+ONNX Runtime in int8, and int8 3.60 times as fast as our float32 (MiniLM: 3.00). The pages have every engine, other batches, \
+memory, and the settings.
 """
-FITTED_HEAD = """A fitted pyramid through `Classifier`, its texts a second over those of other engines with its backbone and last head, in
-batches of similar length; *apart* from tokenisation, and with it *included*. Wanted, apart and on one thread: 25 over transformers
-and 8 over ONNX Runtime.
+FITTED_HEAD = """A fitted pyramid through `Classifier`, its texts a second over those of other engines with its backbone \
+and last head, in batches of similar length; *apart* from tokenisation, and with it *included*. Wanted, apart and on one \
+thread: 25 over transformers and 8 over ONNX Runtime.
 """
 
 
@@ -55,6 +56,8 @@ def in_short() -> list[str]:
         cases = [
             _row(f"docs/{page}", known, case) for case in _cases(known, next(iter(MODELS))) if case["threads"] == 1
         ]
+        if not cases:
+            continue
         rows.append([cases[0][0], *(" / ".join(filter(None, cells)) for cells in list(zip(*cases, strict=True))[3:])])
     heads = (*(f"{x}, over the best" for x in PRECISIONS), f"int8, over {QUANTISED.partition(',')[0]}")
     return table(("processor with", *heads, *(f"our {x}, over our float32" for x in PRECISIONS[1:])), rows)
@@ -67,7 +70,8 @@ def _cases(known: Mapping[str, Any], model: str) -> list[dict[str, Any]]:
 
 
 def _processor(page: str, known: Mapping[str, Any]) -> str:
-    return f"[{PROCESSORS[known['machine']['kernels']]}]({page})"
+    kernels = known["machine"]["kernels"]
+    return f"[{PROCESSORS.get(kernels, kernels)}]({page})"
 
 
 def _row(page: str, known: Mapping[str, Any], case: Mapping[str, Any]) -> list[str]:
