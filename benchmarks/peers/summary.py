@@ -21,9 +21,9 @@ BASE, QUANTISED = f"{OURS}, float32", "ONNX Runtime, int8"
 PROCESSORS = {"avx2": "AVX2 alone", "avx512_bf16": "AVX-512 VNNI and BF16", "amx": "AMX"}  # by the build of our kernels
 HEAD = f"""Measured by `make peers`, on a processor of each kind. Texts a second of ours over those of the fastest of \
 ONNX Runtime, OpenVINO, transformers, transformers compiled and torchao in the same precision; nothing is pruned, \
-nobody leaves, batches of {BATCH_SIZE}, medians of rounds. Wanted on one thread, sorted: 1.35 in float32, 1.30 in bfloat16, 1.90 over \
-ONNX Runtime in int8, and int8 3.60 times as fast as our float32 (MiniLM: 3.00). The pages have every engine, other batches, \
-memory, and the settings.
+nobody leaves, batches of {BATCH_SIZE}, medians of rounds. Wanted on one thread, sorted: 1.35 in float32, 1.30 in \
+bfloat16, 1.90 over ONNX Runtime in int8, and int8 3.60 times as fast as our float32 (MiniLM: 3.00). The pages have \
+every engine, other batches, memory, and the settings.
 """
 FITTED_HEAD = """A fitted pyramid through `Classifier`, its texts a second over those of other engines with its backbone \
 and last head, in batches of similar length; *apart* from tokenisation, and with it *included*. Wanted, apart and on one \
