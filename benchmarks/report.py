@@ -8,11 +8,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from mp_model.data.files import whole_file
 from peers.summary import in_short, summary
+from readme import Place
 
 HERE = Path(__file__).parent
 
-BEGIN, END = "<!-- printed by `make peers` -->\n", "<!-- end of what `make peers` prints -->\n"
+PLACE = Place("<!-- printed by `make peers` -->\n", "<!-- end of what `make peers` prints -->\n")
 HEAD = """# Performance on a CPU
 
 Printed by `benchmarks/report.py`, at the end of `make benchmark`, which measures ours, and of `make peers`, which measures
@@ -60,23 +62,18 @@ def page(known: dict[str, Any]) -> str:
 
 
 def _title(name: str) -> str:
-    """A file of benchmarks says in its docstring what they are about."""
+    """The heading for a file of benchmarks: the first line of its docstring."""
     said = ast.get_docstring(ast.parse((HERE / name).read_text()))
     assert said is not None
     return said.splitlines()[0].removesuffix(".")
 
 
-def with_short(readme: str) -> str:
-    """A README's text with the table on other engines in its place."""
-    before, _, rest = readme.partition(BEGIN)
-    return f"{before}{BEGIN}{chr(10).join(in_short())}{END}{rest.partition(END)[2]}"
-
-
 def main() -> None:
     """Writes the page and the README's table, and prints the page."""
-    text, readme = page(json.loads((HERE / "figures.json").read_text())), HERE.parent / "README.md"
-    (HERE.parent / "docs" / "performance.md").write_text(text)
-    readme.write_text(with_short(readme.read_text()))
+    text = page(json.loads((HERE / "figures.json").read_text()))
+    with whole_file(HERE.parent / "docs" / "performance.md") as stream:
+        stream.write(text)
+    PLACE.fill(HERE.parent / "README.md", in_short())
     print(text)
 
 

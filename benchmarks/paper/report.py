@@ -9,6 +9,7 @@ from typing import Any
 from mp_model.data.files import whole_file
 from mp_model.measuring.tuning import frontier
 from mp_model.reporting.plots import plot_buckets, plot_trade_off
+from readme import Place
 
 from . import tables
 from .plan import BACKBONES
@@ -18,7 +19,7 @@ from .summary import CHOSEN, paper_table, readme_block, set_table, summary, titl
 BARELY = 0.1  # over the most frequent label, below which a classifier has hardly learned
 CURVES = ("fastbert", "mp", "pyramid", "tfidf", "layer-0")
 FIRST_PAGE = "results.md"
-BEGIN, END = "<!-- printed by `make paper` -->\n", "<!-- end of what is printed -->\n"
+PLACE = Place("<!-- printed by `make paper` -->\n", "<!-- end of what is printed -->\n")
 
 HEAD = """# The paper's experiments
 
@@ -61,18 +62,7 @@ def write_report(document: dict[str, Any], folder: Path) -> None:
             stream.write(text)
     for picture, _, result in _sets(document):
         _plots(picture, result, folder / "results")
-    readme = folder.parent / "README.md"
-    text = readme.read_text(encoding="utf-8") if readme.exists() else ""
-    if BEGIN in text:
-        with whole_file(readme) as stream:
-            stream.write(with_block(text, document))
-
-
-def with_block(text: str, document: dict[str, Any]) -> str:
-    """A README's text with the table in its place."""
-    before, _, rest = text.partition(BEGIN)
-    lines = "\n".join(readme_block(document))
-    return f"{before}{BEGIN}{lines}\n{END}{rest.partition(END)[2]}"
+    PLACE.fill(folder.parent / "README.md", readme_block(document))
 
 
 def _sets(document: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:

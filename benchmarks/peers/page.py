@@ -87,9 +87,14 @@ def is_ours(way: str) -> bool:
     return way.rpartition(", ")[0] in (OURS, FITTED)
 
 
+def ratios_of(slower: Sequence[float], faster: Sequence[float]) -> list[float]:
+    """The rounds' ratios of two ways' times."""
+    return [a / b for a, b in zip(slower, faster, strict=True)]
+
+
 def ratio(slower: Sequence[float], faster: Sequence[float]) -> str:
     """The median of the rounds' ratios, with the lowest and the highest."""
-    ratios = [a / b for a, b in zip(slower, faster, strict=True)]
+    ratios = ratios_of(slower, faster)
     return f"**{statistics.median(ratios):.2f}** ({min(ratios):.2f} to {max(ratios):.2f})"
 
 

@@ -10,14 +10,15 @@ from typing import Any
 
 from mp_model.checkpoints.precisions import PRECISIONS
 
-from .fitted import FITTED, PEERS
-from .page import best_peer, precision_of, table
+from .fitted import FITTED
+from .page import best_peer, precision_of, ratios_of, table
 from .plan import MODELS, ORDERS
 from .ways import OURS, REFERENCE
 
 HERE = Path(__file__).parent
 BATCH_SIZE = 32
 BASE, QUANTISED = f"{OURS}, float32", "ONNX Runtime, int8"
+BESIDE_FITTED = (REFERENCE, QUANTISED, "OpenVINO, int8")
 PROCESSORS = {"avx2": "AVX2 alone", "avx512_bf16": "AVX-512 VNNI and BF16", "amx": "AMX"}  # by the build of our kernels
 HEAD = f"""Measured by `make peers`, on a processor of each kind. Texts a second of ours over those of the fastest of \
 ONNX Runtime, OpenVINO, transformers, transformers compiled and torchao in the same precision; nothing is pruned, \
@@ -45,7 +46,7 @@ def summary() -> list[str]:
         over = [f"our {precision} over our float32" for precision in PRECISIONS[1:]]
         rows = (_row(page, known, case) for page, known in kept for case in _cases(known, model))
         lines += [f"{title}:", "", *table((*heads, *over), rows)]
-    heads = ("processor", "model", *(f"over {way}" for way in (REFERENCE, *PEERS[1:3])))
+    heads = ("processor", "model", *(f"over {way}" for way in BESIDE_FITTED))
     return [*lines, FITTED_HEAD, *table(heads, (row for page, known in kept for row in _fitted(page, known)))]
 
 
@@ -56,9 +57,9 @@ def in_short() -> list[str]:
         cases = [
             _row(f"docs/{page}", known, case) for case in _cases(known, next(iter(MODELS))) if case["threads"] == 1
         ]
-        if not cases:
-            continue
-        rows.append([cases[0][0], *(" / ".join(filter(None, cells)) for cells in list(zip(*cases, strict=True))[3:])])
+        if cases:
+            (processor, *_), _, _, *columns = zip(*cases, strict=True)
+            rows.append([processor, *(" / ".join(filter(None, cells)) for cells in columns)])
     heads = (*(f"{x}, over the best" for x in PRECISIONS), f"int8, over {QUANTISED.partition(',')[0]}")
     return table(("processor with", *heads, *(f"our {x}, over our float32" for x in PRECISIONS[1:])), rows)
 
@@ -90,7 +91,7 @@ def _fitted(page: str, known: Mapping[str, Any]) -> Iterator[list[str]]:
         mine = next(way for way in part["ways"] if way.startswith(f"{FITTED}, "))
         cells = [
             ", ".join(f"{_over(part['ways'], way, mine, kind)} {kind}" for kind in ("apart", "included"))
-            for way in (REFERENCE, *PEERS[1:3])
+            for way in BESIDE_FITTED
         ]
         yield [_processor(page, known), name, *cells]
 
@@ -101,4 +102,4 @@ def _over(
     """The median of the rounds' ratios of one way's speed over another's; empty where one of both was not counted."""
     if other is None or any(kind not in ways.get(way, {}) for way in (other, mine)):
         return ""
-    return f"{statistics.median(a / b for a, b in zip(ways[other][kind], ways[mine][kind], strict=True)):.2f}"
+    return f"{statistics.median(ratios_of(ways[other][kind], ways[mine][kind])):.2f}"

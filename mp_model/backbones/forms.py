@@ -239,7 +239,7 @@ class PlainModules:
     def __init__(self, modules: Sequence[nn.Module]) -> None:
         self.modules = modules
         self.own: list[dict[str, Any]] = [module.__dict__ for module in modules]
-        self.twice, self.names = [entries for entries in self.own for _ in SELDOM], SELDOM * len(modules)
+        self.repeated, self.names = [entries for entries in self.own for _ in SELDOM], SELDOM * len(modules)
         self.tensors = [x for x in _members(TENSORS, self.own) if x is not None]
         self.found = self._now()
 
@@ -253,7 +253,7 @@ class PlainModules:
         return [
             *map(type, self.modules),
             *map(TRAINING, self.own),
-            *map(dict.get, self.twice, self.names),
+            *map(dict.get, self.repeated, self.names),
             *_members(OBJECTS, self.own),
             *map(id, _members(TENSORS, self.own)),
             *map(type, self.tensors),

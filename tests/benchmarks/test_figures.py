@@ -53,5 +53,5 @@ def test_the_page_on_performance_is_its_figures() -> None:
     report = importlib.import_module("report")
     assert (ROOT / "docs" / "performance.md").read_text() == report.page(json.loads(FIGURES.read_text()))
     readme = (ROOT / "README.md").read_text()
-    assert report.BEGIN in readme
-    assert readme == report.with_short(readme)
+    assert report.PLACE.begin in readme
+    assert readme == report.PLACE.filled(readme, report.in_short())

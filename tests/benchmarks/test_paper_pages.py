@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from paper.report import BEGIN, END, pages, with_block
+from paper.report import PLACE, pages
 from paper.summary import better_than_ours, readme_block, set_table, standing
 from paper.tables import guarantees_table, losses_table
 
@@ -39,8 +39,8 @@ def test_the_pages_are_their_figures() -> None:
 
 def test_the_first_table_of_the_readme_is_its_figures() -> None:
     text = (ROOT / "README.md").read_text()
-    assert (text.count(BEGIN), text.count(END)) == (1, 1)
-    assert with_block(text, DOCUMENT) == text
+    assert (text.count(PLACE.begin), text.count(PLACE.end)) == (1, 1)
+    assert PLACE.filled(text, readme_block(DOCUMENT)) == text
 
 
 def test_the_readme_shows_twelve_layers_beside_the_paper(result: dict[str, Any]) -> None:
@@ -54,12 +54,13 @@ def test_the_readme_shows_twelve_layers_beside_the_paper(result: dict[str, Any])
     assert readme_block(both)[0].startswith("MPNet-base (12 layers) on AG News")
     assert sum("the paper's own figures, on BERT-base" in line for line in readme_block(both)) == 1
     assert readme_block(both)[-len(readme_block(six)) :] == readme_block(six)
-    text = f"Before.\n{BEGIN}old\n{END}After.\n"
-    filled = with_block(text, six)
-    assert filled.startswith(f"Before.\n{BEGIN}MiniLM-L6")
-    assert filled.endswith(f"\n{END}After.\n")
+    text = f"Before.\n{PLACE.begin}old\n{PLACE.end}After.\n"
+    filled = PLACE.filled(text, readme_block(six))
+    assert filled.startswith(f"Before.\n{PLACE.begin}MiniLM-L6")
+    assert filled.endswith(f"\n{PLACE.end}After.\n")
     assert "old" not in filled
-    assert with_block(filled, six) == filled
+    assert PLACE.filled(filled, readme_block(six)) == filled
+    assert PLACE.filled("No place.\n", readme_block(six)) == "No place.\n"
 
 
 def test_what_was_not_measured_has_no_column(result: dict[str, Any]) -> None:
